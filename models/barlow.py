@@ -1,0 +1,21 @@
+from torch import nn
+
+from losses.barlow import barlow_twins_loss
+from models.heads import mlp, width
+
+
+class BarlowTwins(nn.Module):
+    """Barlow Twins (Zbontar et al., 2021): backbone and a projector of three layers on both views."""
+
+    def __init__(self, backbone, hidden=1024, out=1024, lambda_=0.005):
+        super().__init__()
+        self.backbone, self.lambda_, self.out = backbone, lambda_, out
+        self.projector = mlp([width(backbone), hidden, hidden, out])
+
+    def forward(self, view1, view2):
+        z1, z2 = self.projector(self.backbone(view1)), self.projector(self.backbone(view2))  # (N, out)
+        return barlow_twins_loss(z1, z2, lambda_=self.lambda_)
+
+    def chance_loss(self, batch_size):
+        """Expected loss of unrelated views with decorrelated columns: E[C_ij^2] = 1 / N."""
+        return self.out * (1 + 1 / batch_size + self.lambda_ * (self.out - 1) / batch_size)

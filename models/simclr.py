@@ -1,0 +1,23 @@
+import math
+
+from torch import nn
+
+from losses.simclr import nt_xent_loss
+from models.heads import mlp, width
+
+
+class SimCLR(nn.Module):
+    """SimCLR (Chen et al., 2020): backbone and a projector of two layers on both views."""
+
+    def __init__(self, backbone, hidden=512, out=128, temperature=0.2):
+        super().__init__()
+        self.backbone, self.temperature = backbone, temperature
+        self.projector = mlp([width(backbone), hidden, out], last_norm=True)
+
+    def forward(self, view1, view2):
+        z1, z2 = self.projector(self.backbone(view1)), self.projector(self.backbone(view2))  # (N, out)
+        return nt_xent_loss(z1, z2, temperature=self.temperature)
+
+    def chance_loss(self, batch_size):
+        """Cross-entropy of a uniform guess among the 2N - 1 other views."""
+        return math.log(2 * batch_size - 1)
