@@ -1,0 +1,243 @@
+"""Bad files: what is found, to which file it is put down, and what the manifest remembers."""
+
+import io
+import os
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from data import check
+from data.check import check_files
+
+
+def encoded(format: str, mode: str = "RGB", seed: int = 0, **options) -> bytes:
+    """A smooth 48 x 32 image with some noise, as a file of that format."""
+    rng, buffer = np.random.default_rng(seed), io.BytesIO()
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((48, 32), Image.Resampling.BICUBIC))
+    noisy = np.clip(smooth + rng.normal(0, 6, (32, 48, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(noisy).convert(mode).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+JPEG = encoded("JPEG", quality=95)
+
+
+def flipped(data: bytes, position: int, bit: int = 3) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+def pillow_decodes(data: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except OSError:
+        return False
+    return True
+
+
+def write(root, contents: dict[str, bytes]) -> list[str]:
+    for name, data in contents.items():
+        (root / name).write_bytes(data)
+    return list(contents)
+
+
+def overwrite_unseen(path, data: bytes) -> None:
+    """New content of the same length under the old modification time."""
+    before = path.stat()
+    assert len(data) == before.st_size
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "images").mkdir()
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return tmp_path / "run" / "files.csv"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_good_files_of_every_format_are_good(root, manifest, workers):
+    files = write(root, {
+        "a.jpg": JPEG, "progressive.jpeg": encoded("JPEG", progressive=True), "grey.jpg": encoded("JPEG", "L"),
+        "cmyk.jpg": encoded("JPEG", "CMYK"), "trailing.jpg": JPEG + b"some camera's notes", "b.png": encoded("PNG"),
+        "c.tif": encoded("TIFF", compression="tiff_lzw"), "d.tiff": encoded("TIFF"), "e.bmp": encoded("BMP"),
+        "f.webp": encoded("WEBP"), "png inside.jpg": encoded("PNG")})
+    table = check_files(root, files, manifest, workers)
+    assert list(table) == ["file", "bytes", "mtime_ns", "width", "height", "problem"]
+    assert table["file"].tolist() == files
+    assert (table["problem"] == "").all()
+    assert (table["width"] == 48).all() and (table["height"] == 32).all()
+    assert table["bytes"].tolist() == [(root / file).stat().st_size for file in files]
+    assert table["mtime_ns"].tolist() == [(root / file).stat().st_mtime_ns for file in files]
+
+
+def test_each_kind_of_damage_is_named(root, manifest):
+    png = encoded("PNG")
+    corpus = {
+        "empty.jpg": (b"", "empty"),
+        "zeros.jpg": (bytes(500), "only zeros"),
+        "page.jpg": (b"<!DOCTYPE html><title>404</title>", "<!DOCTYPE html"),
+        "gif.jpg": (encoded("GIF"), "GIF8"),
+        "half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
+        "no end marker.jpg": (JPEG[:-2], "truncated"),
+        "header only.jpg": (JPEG[:30], "truncated"),
+        "zero tail.jpg": (JPEG[:-400] + bytes(400), "truncated"),
+        "hole.jpg": (JPEG[: len(JPEG) // 2] + JPEG[len(JPEG) // 2 + 300 :], "Corrupt JPEG data"),
+        "checksum of pixels.png": (flipped(png, png.index(b"IEND") - 6), "broken PNG"),
+        "pixels.png": (flipped(png, len(png) // 2), "broken PNG"),
+        "header.png": (flipped(png, 18), "not a valid"),
+        "half.png": (png[: len(png) // 2], ""),
+        "half.tif": (encoded("TIFF")[:2000], ""),
+        "half lzw.tif": (encoded("TIFF", compression="tiff_lzw")[:1000], ""),
+        "half.bmp": (encoded("BMP")[:1000], "truncated"),
+        "half.webp": (encoded("WEBP")[:200], ""),
+    }
+    files = write(root, {name: data for name, (data, _) in corpus.items()})
+    (root / "folder.jpg").mkdir()
+    words = [word for _, word in corpus.values()] + ["unreadable", "missing"]
+    table = check_files(root, files + ["folder.jpg", "absent.jpg"], manifest, 2)
+    for file, problem, word in zip(table["file"], table["problem"], words, strict=True):
+        assert problem and word in problem, f"{file}: {problem!r}"
+
+
+def test_flipped_bits_that_pillow_decodes_in_silence_are_found_and_put_down_to_their_file(root, manifest):
+    first = JPEG.index(b"\xff\xda") + 14  # past the header of the scan
+    damaged = [flipped(JPEG, position) for position in np.linspace(first, len(JPEG) - 3, 60).astype(int)]
+    files = write(root, {f"{i:02d} {kind}.jpg": data for i, bad in enumerate(damaged)
+                         for kind, data in (("bad", bad), ("good", JPEG))})
+    table = check_files(root, files, manifest, 1)
+    problem = table["problem"].to_numpy()
+    silent = [text for text, data in zip(problem[0::2], damaged) if pillow_decodes(data)]
+    assert sum(text.startswith("Corrupt JPEG data") for text in silent) >= 10
+    assert (problem[1::2] == "").all()
+
+
+def test_what_libtiff_prints_is_not_put_down_to_the_jpeg_after_it(root, manifest):
+    tiff = encoded("TIFF", compression="tiff_lzw")
+    files = write(root, {"a.tif": tiff[:60] + b"\xaa" * 300 + tiff[360:], "b.jpg": JPEG})
+    problems = check_files(root, files, manifest, 1)["problem"]
+    assert "LZW" in problems[0] or "code" in problems[0]
+    assert problems[1] == ""
+
+
+def test_odd_names_are_read_and_remembered(root, manifest):
+    names = ["a b.jpg", "100%_(+36.5,-3.2).jpg", "it's \"here\".jpg", "Almería_Ñ_北.jpg", "NA", "-1.50", "#.jpg", "a;c\t"]
+    if sys.platform == "linux":
+        names.append(os.fsdecode(b"caf\xe9.jpg"))  # a Latin-1 name, as old archives hold
+    (root / "a class").mkdir()
+    files = write(root, {f"a class/{name}": JPEG for name in names} | {"NA": JPEG, "1": JPEG[:-9]})
+    first = check_files(root, files, manifest, 1)
+    assert first["file"].tolist() == files and (first["problem"] == "").tolist() == [True] * (len(files) - 1) + [False]
+    for file in files:
+        overwrite_unseen(root / file, bytes((root / file).stat().st_size))
+    pd.testing.assert_frame_equal(check_files(root, np.array(files), manifest, 1), first)
+
+
+def test_only_changed_files_are_decoded_again(root, manifest):
+    files = write(root, {"a.jpg": JPEG, "b.jpg": JPEG, "c.jpg": JPEG[:-2]})
+    check_files(root, files, manifest, 1)
+    for file in files[:2]:
+        overwrite_unseen(root / file, bytes(len(JPEG)))
+    overwrite_unseen(root / "c.jpg", JPEG[:-4] + b"\xff\xd9")
+    assert (check_files(root, files, manifest, 1)["problem"] == "").tolist() == [True, True, False]
+    os.utime(root / "b.jpg")
+    assert (check_files(root, files, manifest, 1)["problem"] == "").tolist() == [True, False, False]
+    (root / "c.jpg").write_bytes(JPEG)
+    (root / "b.jpg").unlink()
+    assert check_files(root, files, manifest, 1)["problem"].tolist() == ["", "missing", ""]
+    (root / "b.jpg").write_bytes(JPEG)
+    assert check_files(root, files, manifest, 1)["problem"].tolist() == ["", "", ""]
+
+
+def test_checking_some_files_keeps_what_is_known_of_the_others(root, manifest):
+    files = write(root, {"a.jpg": JPEG, "b.jpg": JPEG})
+    check_files(root, files, manifest, 1)
+    (root / "a.jpg").write_bytes(JPEG[:-2])
+    assert check_files(root, ["a.jpg"], manifest, 1)["file"].tolist() == ["a.jpg"]
+    overwrite_unseen(root / "b.jpg", bytes(len(JPEG)))
+    assert (check_files(root, files, manifest, 1)["problem"] == "").tolist() == [False, True]
+
+
+def test_an_unreadable_file_is_tried_again(root, manifest):
+    files = write(root, {"a.jpg": JPEG})
+    table = check_files(root, files, manifest, 1)
+    table.assign(problem="unreadable: Permission denied").to_csv(manifest, index=False)
+    assert check_files(root, files, manifest, 1)["problem"].tolist() == [""]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda text: "",
+    lambda text: "\0\1\2",
+    lambda text: "epoch,loss\n1,2.5\n",
+    lambda text: text[:-10],
+    lambda text: text[:-len(",Image is incomplete or truncated\n")],
+    lambda text: text + '"',
+    lambda text: text + text.split("\n", 1)[1],
+    lambda text: text.replace("mtime_ns", "time"),
+    lambda text: text.replace(",48,", ",x,"),
+])
+def test_a_damaged_manifest_is_rebuilt(root, manifest, damage):
+    files = write(root, {"a.jpg": JPEG, "b.jpg": JPEG[:-2]})
+    table = check_files(root, files, manifest, 1)
+    good = manifest.read_text()
+    assert damage(good) != good
+    manifest.write_text(damage(good))
+    pd.testing.assert_frame_equal(check_files(root, files, manifest, 1), table)
+    assert manifest.read_text() == good
+
+
+def test_an_interrupted_write_leaves_the_old_manifest(root, manifest, monkeypatch):
+    files = write(root, {"a.jpg": JPEG})
+    check_files(root, files, manifest, 1)
+    before = manifest.read_bytes()
+    os.utime(root / "a.jpg")
+    to_csv = pd.DataFrame.to_csv
+
+    def stop_half_way(table, path, **options):
+        to_csv(table.head(0), path, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", stop_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        check_files(root, files, manifest, 1)
+    assert manifest.read_bytes() == before
+
+
+def test_the_calling_process_keeps_its_random_state_and_its_stderr(root, manifest, capfd):
+    weights = torch.randn(600, 600, requires_grad=True)
+    (weights @ weights).sum().backward()  # starts torch's threads before the workers are forked
+    state = torch.get_rng_state()
+    table = check_files(root, write(root, {"hole.jpg": JPEG[:700] + JPEG[900:]}), manifest, 0)
+    assert "Corrupt JPEG data" in table["problem"][0]
+    os.write(2, b"still here")
+    assert capfd.readouterr().err == "still here"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_files_make_an_empty_table(root, manifest):
+    assert check_files(root, [], manifest, 2).empty
+
+
+def test_the_command_lists_the_bad_files(root, monkeypatch, capsys):
+    def command(*arguments) -> int:
+        monkeypatch.setattr(sys, "argv", ["check", *map(str, arguments), "--workers", "1"])
+        return check.main()
+
+    write(root, {"a.jpg": JPEG, "b.jpg": JPEG})
+    assert command(root) == 0
+    (root / "b.jpg").write_bytes(b"")
+    assert command(root) == 1
+    assert "b.jpg: empty" in capsys.readouterr().out
+    assert pd.read_csv(root.with_name("images.check.csv"))["file"].tolist() == ["a.jpg", "b.jpg"]
+    assert command(root / "nowhere") == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert command(root, "--manifest", root / "a.jpg" / "files.csv") == 2
