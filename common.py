@@ -23,7 +23,7 @@ from data.tables import DataError, Table, load_table
 from models.backbone import WeightsError
 
 PACKAGES = ["torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "scikit-learn"]
-ABOUT = {"versions", "commit", "device_name"}  # what config.yaml says beside the flags
+ABOUT = {"versions", "commit", "device_name", "mean", "std"}  # what config.yaml says beside the flags
 
 
 class ConfigError(ValueError):

@@ -85,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(args.out or f"runs/{args.method}")
     if args.batch_size % ranks:
         raise ConfigError(f"--batch-size {args.batch_size} does not divide among {ranks} ranks")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file, not a directory")
     out.mkdir(parents=True, exist_ok=True)
 
     # Data: a table, its training rows, and a labelled sample for the k-NN check

@@ -67,7 +67,7 @@ class MoCo(nn.Module):
             keys = torch.cat(shares)
         keys = keys[-len(self.queue):]
         rows = (self.cursor + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[rows] = keys
+        self.queue[rows] = keys.type_as(self.queue)
         self.cursor.copy_((self.cursor + len(keys)) % len(self.queue))
 
     def chance_loss(self, batch_size):

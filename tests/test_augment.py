@@ -1,0 +1,134 @@
+"""The views: every operator against torchvision's on the same parameters, and the distribution they are drawn from."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms.v2 import functional as TF
+
+from data.augment import Recipe, color_jitter, draw, gaussian_blur, random_boxes, resized_crop, view
+from data.loader import Plan, TorchLoader
+
+MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.1, 0.15)
+
+
+def images(n=8, height=48, width=40, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=g)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("height, width, size", [(64, 64, 64), (100, 80, 32), (40, 50, 64)])
+def test_crop_resize_and_flip(height, width, size):
+    x, d = images(8, height, width).float() / 255, draw(8, height, width, generator())
+    ours = resized_crop(x, d.box, d.flip, size)
+    for i in range(8):
+        expected = TF.resized_crop(x[i], *d.box[i].tolist(), [size, size], antialias=True)
+        expected = TF.horizontal_flip(expected) if d.flip[i, 0] else expected
+        expected = TF.vertical_flip(expected) if d.flip[i, 1] else expected
+        assert torch.allclose(ours[i], expected, atol=1e-4)
+    assert d.flip.any() and not d.flip.all()
+
+
+@pytest.mark.parametrize("operator, adjust", list(enumerate([TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation])))
+@pytest.mark.parametrize("dark", [1.0, 0.2])
+def test_each_jitter_operator(operator, adjust, dark):
+    x = images().float() / 255 * dark
+    factor = torch.ones(8, 3)
+    factor[:, operator] = torch.linspace(0.2, 1.8, 8)
+    ours = color_jitter(x, factor, torch.tensor([[0, 1, 2]] * 8))
+    for i in range(8):
+        assert torch.allclose(ours[i], adjust(x[i], factor[i, operator].item()), atol=1e-5)
+
+
+def test_jitter_keeps_each_images_own_order():
+    x, d = images().float() / 255, draw(8, 48, 40, generator(1), Recipe(jitter=0.8, jitter_probability=1))
+    ours = color_jitter(x, d.factor, d.order)
+    assert len({tuple(o) for o in d.order.tolist()}) > 1
+    for i in range(8):
+        expected = x[i]
+        for k in d.order[i].tolist():
+            expected = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation][k](expected, d.factor[i, k].item())
+        assert torch.allclose(ours[i], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size, taps", [(64, 7), (96, 23)])
+def test_blur(size, taps):
+    x = images(4, size, size).float() / 255
+    sigma = torch.tensor([0.0, 0.1, 0.9, 2.0])
+    ours = gaussian_blur(x, sigma, taps)
+    assert torch.equal(ours[0], x[0])
+    for i in range(1, 4):
+        assert torch.allclose(ours[i], TF.gaussian_blur(x[i], [taps, taps], [sigma[i].item()] * 2), atol=1e-5)
+
+
+def test_view_is_normalised_channels_last_and_untouched_by_autocast():
+    x, d = images(), draw(8, 48, 40, generator())
+    plain = view(x, d, 32, MEAN, STD)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = view(x, d, 32, MEAN, STD)
+    assert torch.equal(plain, inside) and plain.dtype == torch.float32
+    assert plain.is_contiguous(memory_format=torch.channels_last) and plain.shape == (8, 3, 32, 32)
+    identity = d._replace(box=torch.tensor([[0, 0, 48, 40]] * 8), flip=torch.zeros(8, 2, dtype=torch.bool),
+                          factor=torch.ones(8, 3), sigma=torch.zeros(8))
+    flat = view(torch.full_like(x, 51), identity, 32, MEAN, STD)
+    assert torch.allclose(flat[0, :, 0, 0], (0.2 - torch.tensor(MEAN)) / torch.tensor(STD), atol=1e-5)
+
+
+def test_crops_are_distributed_as_torchvisions():
+    n = 4000
+    ours = random_boxes(n, 60, 90, generator()).double()
+    crop, blank = RandomResizedCrop(32, (0.2, 1)), [torch.zeros(3, 60, 90)]
+    theirs = [crop.make_params(blank) for _ in range(n)]
+    theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in theirs]).double()
+    for k in range(4):
+        a, b = ours[:, k].sort()[0].numpy(), theirs[:, k].sort()[0].numpy()
+        grid = np.unique(np.concatenate([a, b]))
+        ks = np.abs(np.searchsorted(a, grid, "right") - np.searchsorted(b, grid, "right")).max() / n
+        assert ks < 1.95 * (2 / n) ** 0.5, f"column {k}: Kolmogorov-Smirnov distance {ks}"  # p < 0.001 each
+    assert (ours[:, 0] + ours[:, 2] <= 60).all() and (ours[:, 1] + ours[:, 3] <= 90).all()
+
+
+def test_probabilities_and_ranges_of_the_recipe():
+    n, d = 20000, draw(20000, 64, 64, generator())
+    jittered, blurred = (d.factor != 1).any(1), d.sigma > 0
+    for share, expected in ((jittered, 0.8), (blurred, 0.5), (d.flip[:, 0], 0.5), (d.flip[:, 1], 0.5)):
+        assert float(share.float().mean()) == pytest.approx(expected, abs=4 * (expected * (1 - expected) / n) ** 0.5)
+    factors, sigmas = d.factor[jittered], d.sigma[blurred]
+    assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4 and abs(factors.mean() - 1) < 0.005
+    assert 0.1 <= sigmas.min() < 0.12 and 1.98 < sigmas.max() <= 2.0
+    assert np.bincount(d.order[:, 0], minlength=3).min() > 0.32 * n
+
+
+@pytest.mark.parametrize("images, batch, ranks", [(100, 32, 1), (100, 32, 2), (99, 33, 3), (64, 64, 1)])
+def test_plan_shows_every_image_once_an_epoch_in_a_new_order(images, batch, ranks):
+    plans = [Plan(images, batch, 8, 8, seed=1, rank=r, ranks=ranks) for r in range(ranks)]
+    epochs = [[np.concatenate([rows for rows, *_ in p.epoch(e)]) for p in plans] for e in range(2)]
+    for parts in epochs:
+        seen = np.concatenate(parts)
+        assert len(seen) == images and len(set(seen.tolist())) == images
+    assert not np.array_equal(*(np.concatenate(parts) for parts in epochs))
+    sizes = [len(rows) for rows, *_ in plans[0].epoch(0)]
+    assert len(sizes) == plans[0].steps() and max(sizes) <= plans[0].largest() <= -(-batch // ranks) and max(sizes) - min(sizes) <= 1
+
+
+def test_ranks_together_are_one_process():
+    whole = list(Plan(96, 32, 48, 40, seed=4).epoch(3))
+    shares = [list(Plan(96, 32, 48, 40, seed=4, rank=r, ranks=2).epoch(3)) for r in range(2)]
+    for one, *parts in zip(whole, *shares):
+        assert np.array_equal(one[0], np.concatenate([p[0] for p in parts]))
+        for k in (1, 2):
+            for field, *halves in zip(one[k], *(p[k] for p in parts)):
+                assert torch.equal(field, torch.cat(halves))
+
+
+def test_loader_goes_on_exactly_and_gives_new_crops_every_epoch():
+    loader = TorchLoader(images(24), Plan(24, 8, 48, 40), 32, MEAN, STD, torch.device("cpu"))
+    whole, tail = list(loader.epoch(1)), list(loader.epoch(1, start=2))
+    assert len(whole) == 3 and len(tail) == 1 and all(torch.equal(a, b) for a, b in zip(whole[2], tail[0]))
+    assert not torch.equal(whole[0][0], whole[0][1]), "two views of an image differ"
+    first = {e: {int(r): d.box[i].tolist() for rows, d, _ in loader.plan.epoch(e) for i, r in enumerate(rows)} for e in (0, 1)}
+    assert sum(first[0][r] != first[1][r] for r in range(24)) > 20
