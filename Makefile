@@ -20,4 +20,4 @@ demo: install
 	@echo "Next: . $(VENV)/bin/activate && python train_ssl.py --method simclr --data YOUR_PATCHES --size 64"
 
 test: install
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile

@@ -10,8 +10,8 @@ and curve.png. The same command on a directory that holds a checkpoint goes on f
 """
 
 import argparse
+import importlib.util
 import inspect
-import math
 import signal
 import time
 from pathlib import Path
@@ -20,8 +20,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torchvision
-from sklearn.metrics import f1_score
-from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -34,6 +32,7 @@ from data.splits import stratified_subset
 from data.tables import DataError
 from models import METHODS
 from models.backbone import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, build_backbone, extract_features
+from models.diagnostics import effective_rank, feature_std, knn_macro_f1
 from models.sync_norm import synchronise
 
 BANK, QUERIES, DIAGNOSED = 5000, 2000, 1024  # images: k-NN neighbours, k-NN queries, collapse diagnostics
@@ -80,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.data is None:
         args = built_in_settings(parser, argv)
     device, rank, ranks = common.start_ranks(args.device)
+    args.precision = common.resolve_precision(args.precision, device)
     lead = rank == 0
     say = print if lead else lambda *_: None
     out = Path(args.out or f"runs/{args.method}")
@@ -115,11 +115,10 @@ def main(argv: list[str] | None = None) -> None:
         else:
             from data.dali import DaliLoader
             loader = DaliLoader(table.root, files, plan, args.size, mean, std, device, workers=args.workers,
-                                cache_mb=args.dali_cache)
+                                half=device.type == "cuda" and args.precision != "fp32", cache_mb=args.dali_cache)
 
     # Model, optimiser, precision
     torch.manual_seed(args.seed)
-    args.precision = common.resolve_precision(args.precision, device)
     dtype = common.DTYPES[args.precision]
     method = build_method(args)
     if ranks > 1:
@@ -214,11 +213,12 @@ def main(argv: list[str] | None = None) -> None:
             clock = time.perf_counter()
         check_finite(first_bad, epoch)
         seconds = time.perf_counter() - began
-        last = epoch + 1 == args.epochs
+        knn = len(queries) > 0 and (epoch + 1 == args.epochs or (epoch + 1) % args.knn_every == 0)
+        rows = np.arange(len(probe) if knn else min(len(bank), DIAGNOSED))
+        features = extract_features(method.backbone, probe, args.size, mean, std, dtype=dtype, rows=rows)
         row = {"epoch": epoch + 1, "loss": mean_over_ranks(loss_sum / steps, ranks),
                "chance_loss": method.chance_loss(args.batch_size), "lr": rate,
-               **diagnose(method.backbone, probe, len(bank), table.labels[sample], args, mean, std, dtype,
-                          knn=last or (epoch + 1) % args.knn_every == 0),
+               **diagnose(features, table.labels[sample], len(bank), knn),
                "images_per_s": plan.images / seconds, "data_wait": waited / seconds, "seconds": seconds}
         log.append(row)
         save(epoch + 1, 0)
@@ -242,11 +242,22 @@ def built_in_settings(parser, argv):
     return args
 
 
-def choose_loader(loader, device, size):
-    """(torch or dali, the reason)."""
+def choose_loader(loader: str, device: torch.device, size: int) -> tuple[str, str]:
+    """(torch or dali, the reason) for `size` bytes of decoded pixels."""
+    try:
+        dali = importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:
+        dali = False
+    if loader == "dali" and not dali:
+        raise ConfigError("--loader dali: NVIDIA DALI is not installed (Linux only, see requirements.txt); --loader torch needs none")
     if loader != "auto":
         return loader, "as asked"
-    return "torch", "decoded once and kept"
+    if device.type == "cpu":
+        return "torch", "on a CPU, decoding once is faster than DALI's decoding in every epoch"
+    if size < 0.5 * torch.cuda.mem_get_info(device)[0]:
+        return "torch", f"the decoded pixels, {size / 1e9:.1f} GB, fit on the GPU"
+    return ("dali", "the decoded pixels do not fit on the GPU, which decodes faster than a CPU sends") if dali else \
+        ("torch", "DALI is not installed; the decoded pixels come from the CPU's memory or disk")
 
 
 def build_method(args: argparse.Namespace) -> torch.nn.Module:
@@ -307,26 +318,11 @@ def mean_over_ranks(value: torch.Tensor, ranks: int) -> float:
     return float(value) / ranks
 
 
-def diagnose(backbone, probe, bank, labels, args, mean, std, dtype, knn: bool) -> dict:
-    """Spread of the features of `bank` training images and, if asked, k-NN macro F1 of the labelled images behind them.
-
-    feature_std: standard deviation of the unit-length features over the images, averaged over the dimensions, times
-    sqrt(dimensions): 1 when they point everywhere, 0 when they have collapsed. effective_rank: exp of the entropy of the
-    normalised singular values of the centred features (O. Roy and M. Vetterli, 2007).
-    """
-    knn = knn and bank < len(probe)
-    rows = np.arange(len(probe) if knn else min(bank, DIAGNOSED))
-    features = extract_features(backbone, probe, args.size, mean, std, dtype=dtype, rows=rows)
+def diagnose(features, labels, bank: int, knn: bool) -> dict:
+    """Health of the features of `bank` training images and, if asked, k-NN of the held-out ones behind them."""
     some = features[: min(bank, DIAGNOSED)]
-    unit = torch.nn.functional.normalize(some, dim=1)
-    p = torch.linalg.svdvals(some - some.mean(0))
-    p = p / p.sum().clamp_min(1e-12)
-    found = {"feature_std": float(unit.std(0).mean() * math.sqrt(unit.shape[1])),
-             "effective_rank": float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum())), "knn_macro_f1": None}
-    if knn:
-        neighbours = KNeighborsClassifier(min(20, bank), metric="cosine").fit(features[:bank], labels[:bank])
-        found["knn_macro_f1"] = f1_score(labels[bank:], neighbours.predict(features[bank:]), average="macro")
-    return found
+    f1 = knn_macro_f1(features[:bank], labels[:bank], features[bank:], labels[bank:]) if knn else None
+    return {"feature_std": feature_std(some), "effective_rank": effective_rank(some), "knn_macro_f1": f1}
 
 
 def describe(row: dict, epochs: int) -> str:
@@ -373,8 +369,7 @@ def profile(args, loader, train_step, device, out, lead) -> None:
     def batches(n):
         epoch = 0
         while True:
-            for views in loader.epoch(epoch):
-                yield views
+            yield from loader.epoch(epoch)
             epoch += 1
 
     def rate(steps):

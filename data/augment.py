@@ -80,15 +80,15 @@ def view(images: torch.Tensor, draw: Draw, size: int, mean, std) -> torch.Tensor
         x = resized_crop(images.float() / 255, draw.box, draw.flip, size)
         x = color_jitter(x, draw.factor, draw.order)
         x = gaussian_blur(x, draw.sigma, size // 10 | 1)
-        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
-        return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+        return x.sub_(per_channel(mean, x)).div_(per_channel(std, x)).contiguous(memory_format=torch.channels_last)
 
 
 def resized_crop(x: torch.Tensor, box: torch.Tensor, flip: torch.Tensor, size: int) -> torch.Tensor:
     """Crop, resize to size x size (bilinear with antialiasing) and flip images x (n, C, H, W)."""
-    top, left, height, width = box.unbind(1)
-    rows = resize_matrix(top, height, flip[:, 1], x.shape[2], size).to(x.device, non_blocking=True)  # (n, size, H)
-    columns = resize_matrix(left, width, flip[:, 0], x.shape[3], size).to(x.device, non_blocking=True)  # (n, size, W)
+    top, left, height, width = box.to(x.device, non_blocking=True).unbind(1)
+    horizontal, vertical = flip.to(x.device, non_blocking=True).unbind(1)
+    rows = resize_matrix(top, height, vertical, x.shape[2], size)  # (n, size, H)
+    columns = resize_matrix(left, width, horizontal, x.shape[3], size)  # (n, size, W)
     x = x.flatten(1, 2) @ columns.mT  # (n, C * H, size)
     return rows[:, None] @ x.unflatten(1, (-1, rows.shape[2]))
 
@@ -99,10 +99,10 @@ def resize_matrix(start: torch.Tensor, length: torch.Tensor, flip: torch.Tensor,
     The filter is the triangle of antialiased bilinear interpolation: one source pixel wide, wider when shrinking.
     """
     step = length[:, None, None] / size
-    target = torch.arange(size)[None, :, None]
+    target = torch.arange(size, device=start.device)[None, :, None]
     target = torch.where(flip[:, None, None], size - 1 - target, target)
     centre = start[:, None, None] + (target + 0.5) * step
-    source = torch.arange(pixels)[None, None, :]
+    source = torch.arange(pixels, device=start.device)[None, None, :]
     weight = (1 - (source + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
     weight = weight * ((source >= start[:, None, None]) & (source < (start + length)[:, None, None]))
     return weight / weight.sum(2, keepdim=True)
@@ -114,7 +114,7 @@ def color_jitter(x: torch.Tensor, factor: torch.Tensor, order: torch.Tensor) -> 
     All three blend the image with a reference, x <- factor x + (1 - factor) reference, which is black, the mean grey
     and the grey image.
     """
-    grey_weight = torch.tensor(GREY, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+    grey_weight = per_channel(GREY, x)
     for turn in order.unbind(1):
         own = factor.gather(1, turn[:, None])[:, 0]  # the factor of each image's operator in this turn
         weights = torch.stack([own, (1 - own) * (turn == CONTRAST), (1 - own) * (turn == SATURATION)])
@@ -127,16 +127,20 @@ def color_jitter(x: torch.Tensor, factor: torch.Tensor, order: torch.Tensor) -> 
 
 def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, taps: int) -> torch.Tensor:
     """Blur x (n, C, S, S) with a Gaussian of `taps` (odd) coefficients, reflected at the borders, where sigma > 0."""
-    blurred = sigma.nonzero()[:, 0]
+    blurred = sigma.nonzero()[:, 0]  # on the CPU, so the GPU is not waited for
     if len(blurred) == 0:
         return x
-    offset = torch.arange(taps) - taps // 2
-    kernel = torch.exp(-0.5 * (offset / sigma[blurred, None]).square())
+    sigma, blurred = (t.to(x.device, non_blocking=True) for t in (sigma[blurred], blurred))
+    size, offset = x.shape[-1], torch.arange(taps, device=x.device) - taps // 2
+    target = torch.arange(size, device=x.device)
+    kernel = torch.exp(-0.5 * (offset / sigma[:, None]).square())
     kernel = kernel / kernel.sum(1, keepdim=True)  # (m, taps)
-    size = x.shape[-1]
-    source = (torch.arange(size)[None] + offset[:, None]).abs()
+    source = (target + offset[:, None]).abs()
     source = size - 1 - (size - 1 - source).abs()  # (taps, size), reflected
-    shift = torch.nn.functional.one_hot(source, size).to(x.dtype).flatten(1)  # (taps, size * size)
-    matrix = (kernel @ shift).view(-1, 1, size, size).to(x.device, non_blocking=True)
-    blurred = blurred.to(x.device, non_blocking=True)
+    shift = (source[..., None] == target).to(x.dtype).flatten(1)  # (taps, size * size)
+    matrix = (kernel @ shift).view(-1, 1, size, size)
     return x.index_copy(0, blurred, matrix @ x[blurred] @ matrix.mT)
+
+
+def per_channel(values, x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=x.dtype).view(1, 3, 1, 1).to(x.device, non_blocking=True)

@@ -66,7 +66,7 @@ class TorchLoader:
     def batches(self, epoch, start):
         if self.pixels.device == self.device:  # nothing to copy, so nothing to prefetch
             for rows, *draws in self.plan.epoch(epoch, start):
-                yield self.pixels[torch.from_numpy(rows).to(self.device)], draws
+                yield self.pixels[torch.from_numpy(rows).to(self.device, non_blocking=True)], draws
             return
 
         def fetch(rows, *draws):  # in a thread: reading pages and pinning must not hold up the next launch
