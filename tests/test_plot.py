@@ -1,0 +1,381 @@
+"""plot.py: aggregates against hand-made numbers, the files it writes, and what it says of incomplete input."""
+import csv
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, refused
+
+import plot
+from plots import figures, numbers, tables
+
+matplotlib.use("Agg")
+HEADER = ["task", "data", "init", "mode", "ratio", "seed", "epoch", "split", "metric", "class", "value", "lr", "momentum",
+          "weight_decay", "epochs", "batch_size", "images", "seconds", "commit"]
+PAPER = ROOT / "results" / "paper"
+LONG = ["Combinations of Croplands and Natural Vegetation, or Greenhouses among Woody Croplands",
+        *(f"Dense Evergreen Needleleaf Forests {i}" for i in range(28))]
+
+
+def row(task, init, mode, ratio, seed, metric, name, value, split="test", epoch=1, data="land", images=100, lr=0.1):
+    return [task, data, init, mode, ratio, seed, epoch, split, metric, name, value, lr, 0.9, 0, 1, 64, images, 1.0, "abc"]
+
+
+def write_rows(path, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([HEADER, *rows])
+    return path
+
+
+def results(tmp_path, rows):
+    return numbers.at_chosen_epoch(numbers.read_results([write_rows(tmp_path / "results.csv", rows)]))
+
+
+def scene_rows(inits, ratios, seeds, classes, modes=("linear", "finetune")):
+    """Scene results whose value is a known function of its cell, with the macro F1 as the mean of the classes."""
+    rows = []
+    for mode, (k, init), ratio, seed in ((m, i, r, s) for m in modes for i in enumerate(inits) for r in ratios for s in seeds):
+        f1 = [round(0.3 + 0.1 * k + 0.001 * ratio + 0.01 * seed + 0.02 * (c % 5) - 0.03 * (seed * c % 3), 5)
+              for c in range(len(classes))]
+        for metric in numbers.F1:
+            rows.append(row("scene", init, mode, ratio, seed, metric, "all", np.mean(f1)))
+        rows += [row("scene", init, mode, ratio, seed, "f1", name, value) for name, value in zip(classes, f1)]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A small study on disk: both tasks, two seeds with a hole, one pretraining run and its embeddings."""
+    root = tmp_path_factory.mktemp("study")
+    rows = scene_rows(["random", "imagenet", "barlow"], [5, 100], [1, 2], ["a & b", "c_d", "50%"])
+    rows = [r for r in rows if not (r[2] == "barlow" and r[3] == "finetune" and r[4] == 5 and r[5] == 2)]
+    fractions = [row("fraction", init, "finetune", ratio, seed, "rmse", name, 0.1 + 0.01 * k + 0.001 * seed * k + ratio / 1e4)
+                 for k, init in enumerate(["random", "barlow"]) for ratio in (5, 100) for seed in (1, 2)
+                 for name in ("all", "x", "y")]
+    write_rows(root / "results.csv", rows + fractions)
+    run = root / "runs" / "barlow"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump({"method": "barlow", "size": 224, "device": "auto", "device_name": "H200"}))
+    (run / "log.csv").write_text("epoch,loss,chance_loss,effective_rank,knn_macro_f1,images_per_s,seconds\n"
+                                 "1,20,128,5,,1000,90\n2,10,128,9,0.5,1000,90\n")
+    rng = np.random.default_rng(0)
+    for k, init in enumerate(["barlow", "random"]):
+        labels = np.arange(60) % 3
+        np.savez(root / f"embeddings_{k}.npz", features=rng.normal(size=(60, 8)) + 5 * k * labels[:, None], labels=labels,
+                 classes=np.array(["a & b", "c_d", "50%"]), init=np.array(init))
+    return root
+
+
+@pytest.fixture(scope="module")
+def drawn(study):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(figures.RC, "savefig.dpi", 100)
+        flags = ["--runs", study / "runs" / "barlow", "--results", study / "results.csv", "--out", study / "figures"]
+        plot.main([str(flag) for flag in flags])
+    return study / "figures"
+
+
+# The paper's numbers
+
+
+def paper(number):
+    return pd.read_csv(PAPER / f"table{number}.csv", dtype={"class": str})
+
+
+@pytest.mark.parametrize("number, metric, per_class", [(5, "rmse", "rmse"), (6, "f1_macro", "f1")])
+def test_the_papers_means_are_the_means_of_its_classes(number, metric, per_class):
+    table = paper(number)
+    cells = table[(table.metric == per_class) & (table["class"] != "all")].groupby(["ratio", "init"])["mean"]
+    overall = table[(table.metric == metric) & (table["class"] == "all")].set_index(["ratio", "init"])["mean"]
+    gap = (cells.mean() - overall).abs()
+    assert (cells.count() == 10).all() and len(gap) == 15
+    # Both sides are rounded to .0005. One row of Table VI is further off in the paper's text itself.
+    assert set(gap.index[gap > 0.001 + 1e-9]) == ({(25, "imagenet")} if number == 6 else set())
+
+
+def test_the_paper_tables_give_what_its_text_quotes(tmp_path):
+    """Section V-C: fine-tuning averages .083/.099/.078 and .643/.530/.653, and Barlow Twins ahead of random in every class."""
+    for number, task, quoted in ((5, "fraction", (0.083, 0.099, 0.078)), (6, "scene", (0.643, 0.530, 0.653))):
+        rows = [row(task, init, mode, ratio, 1, metric, name, mean)
+                for init, mode, ratio, metric, name, mean, _ in paper(number).to_numpy()]
+        lines = numbers.comparison(results(tmp_path, rows), task, "imagenet").set_index(["ratio", "init", "baseline"])
+        line, other = lines.loc[("mean", "barlow", "random")], lines.loc[("mean", "barlow", "imagenet")]
+        assert np.round([line.value, line.baseline_value, other.baseline_value], 3) == pytest.approx(quoted)
+        assert line.cells == 50 and (task != "fraction" or line.wins == 50)
+
+
+def test_the_paper_beside_itself_differs_by_nothing(tmp_path, capsys):
+    rows = [row("fraction", init, mode, ratio, 1, metric, name, mean, data="any/name", images=15_038 * ratio // 100)
+            for init, mode, ratio, metric, name, mean, _ in paper(5).to_numpy()]
+    configs = {"bt": {"method": "barlow", "data": "/data/Sentinel2GlobalLULC_full", "lr": 2e-4, "hidden": 256}}
+    found = {stem: thing.numbers for stem, _, thing in plot.compare_paper(results(tmp_path, rows), configs)}
+    assert len(found["compare-table5"]) == 165 and (found["compare-table5"].difference == 0).all()
+    flags = found["compare-table3"]
+    assert dict(zip(flags.hyperparameter, flags.difference)) == pytest.approx({"hidden": 0, "lr": 1e-4})
+    assert re.findall(r"Table (\w+)", capsys.readouterr().out) == ["IV", "VI"]
+
+
+def test_other_data_is_not_compared(tmp_path):
+    rows = [row("fraction", "random", "finetune", 100, 1, "rmse", "all", 0.1, data="eurosat_mixed", images=2100)]
+    assert not list(plot.compare_paper(results(tmp_path, rows), {"barlow": {"method": "barlow", "lr": 1e-4, "data": None}}))
+
+
+# Aggregates
+
+
+def test_the_epoch_is_chosen_by_the_mean_validation_over_the_seeds(tmp_path):
+    val = {1: (0.2, 0.5), 2: (0.3, 0.3), 3: (0.1, 0.9)}  # seed 1 alone would take epoch 3, the mean takes epoch 2
+    rows = [row("fraction", "random", "linear", 5, seed, "rmse", "all", value, "val", epoch)
+            for epoch, values in val.items() for seed, value in enumerate(values)]
+    rows += [row("fraction", "random", "linear", 5, seed, "rmse", "all", 10 * epoch + seed, "test", epoch)
+             for epoch in val for seed in (0, 1)]
+    rows += [row("fraction", "random", "linear", 5, 0, "rmse", "all", 0.01, split, 4) for split in ("val", "test")]  # one seed only
+    assert sorted(results(tmp_path, rows).value) == [20, 21]
+
+
+def test_without_validation_the_last_epoch_counts(tmp_path):
+    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch, epoch=epoch)
+            for seed in (0, 1) for epoch in (1, 7 + seed)]
+    assert sorted(results(tmp_path, rows).value) == [7, 8]
+
+
+def test_an_epoch_of_its_own_for_each_seed_is_kept(tmp_path):
+    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch, split, epoch)
+            for seed, epoch in enumerate((4, 4, 9)) for split in ("val", "test")]
+    assert sorted(results(tmp_path, rows).value) == [4, 4, 9]
+
+
+def test_of_several_settings_one_counts(tmp_path, capsys):
+    """Three seeds at rate .1, two at .2 that are better: never a mixture; with as many seeds, the better on validation."""
+    def cells(lr, value, seeds):
+        return [row("scene", "random", "linear", 5, seed, "f1_macro", "all", value, split, 1, lr=lr)
+                for seed in seeds for split in ("val", "test")]
+
+    assert set(results(tmp_path, cells(0.1, 0.5, (1, 2, 3)) + cells(0.2, 0.6, (1, 2))).value) == {0.5}
+    assert "1 cells were run with several settings" in capsys.readouterr().err
+    assert set(results(tmp_path, cells(0.1, 0.5, (1, 2)) + cells(0.2, 0.6, (1, 2))).value) == {0.6}
+
+
+def test_mean_std_and_n_over_the_seeds(tmp_path):
+    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", value) for seed, value in enumerate((0.1, 0.2, 0.6))]
+    line = numbers.over_seeds(results(tmp_path, rows)).iloc[0]
+    assert (line["mean"], line["std"], line.n) == pytest.approx((0.3, math.sqrt((0.04 + 0.01 + 0.09) / 2), 3))
+
+
+def test_comparison_by_hand(tmp_path):
+    """Two classes, two ratios, a seed that the baseline lacks; the t distribution of one degree of freedom by hand."""
+    ours = {(5, 1): (0.10, 0.20), (5, 2): (0.12, 0.22), (5, 3): (0.9, 0.9), (10, 1): (0.08, 0.10), (10, 2): (0.08, 0.12)}
+    base = {(5, 1): (0.14, 0.20), (5, 2): (0.20, 0.22), (10, 1): (0.10, 0.12), (10, 2): (0.06, 0.20)}
+    rows = [row("fraction", init, "finetune", ratio, seed, "rmse", name, value)
+            for init, cells in (("barlow", ours), ("imagenet", base)) for (ratio, seed), (x, y) in cells.items()
+            for name, value in (("all", (x + y) / 2), ("x", x), ("y", y))]
+    lines = numbers.comparison(results(tmp_path, rows), "fraction", None).set_index("ratio")
+    five, mean = lines.loc[5], lines.loc["mean"]
+    assert (five.n, five.value, five.baseline_value) == pytest.approx((2, 0.16, 0.19))
+    assert (five.difference, five.improvement) == pytest.approx((-0.03, 100 * 0.03 / 0.19))
+    t = 0.03 / (np.std([-0.02, -0.04], ddof=1) / math.sqrt(2))
+    assert five.p == pytest.approx(1 - 2 / math.pi * math.atan(t))
+    assert (mean.n, mean.cells) == (2, 4)
+    assert mean.difference == pytest.approx(((0.12 - 0.14) + (0.135 - 0.17)) / 2)
+    assert mean.wins == 1  # class means: 5 % x and y lose to seed 3, 10 % x ties, 10 % y wins
+
+
+@pytest.mark.parametrize("a, b", [([0.1], [0.2]), ([0.1, 0.2], [0.2, 0.3])])
+def test_p_is_undefined_for_one_pair_or_equal_differences(a, b):
+    assert math.isnan(numbers.paired_p(np.array(a), np.array(b)))
+
+
+def test_class_differences_use_the_seeds_both_have(study):
+    test = numbers.at_chosen_epoch(numbers.read_results([study / "results.csv"]))
+    test = test[(test.task == "scene") & (test["mode"] == "finetune")]
+    cells = numbers.class_differences(test, "scene", "barlow", "imagenet")
+    assert list(cells["class"].unique()) == ["a & b", "c_d", "50%"]
+    assert dict(cells.groupby("ratio").n.max()) == {5: 1, 100: 2}
+    assert cells.difference.to_numpy() == pytest.approx(0.1)
+
+
+def test_the_best_of_each_ratio_is_bold(tmp_path):
+    rows = scene_rows(["random", "barlow"], [5, 100], [1, 2], ["x", "y"], ["finetune"])
+    table = tables.class_table(numbers.over_seeds(results(tmp_path, rows)), "scene", "finetune")
+    assert list(table.shown.columns) == ["Ratio (%)", "Initialisation", "n", "Micro F1", "Macro F1", "Weighted F1", "0", "1"]
+    assert table.bold[:, 3:].all(axis=1).tolist() == [False, True, False, True] and not table.bold[:, :3].any()
+    fraction = [row("fraction", init, "finetune", 5, 1, "rmse", "all", value)
+                for init, value in (("random", 0.2), ("barlow", 0.1), ("moco", 0.1001))]
+    table = tables.class_table(numbers.over_seeds(results(tmp_path, fraction)), "fraction", "finetune")
+    assert table.bold[:, 3].tolist() == [False, True, True] and table.shown.RMSE.tolist() == ["0.200", "0.100", "0.100"]
+
+
+def test_training_times(study):
+    configs, logs = numbers.read_runs([study / "runs" / "barlow"])
+    line = numbers.training_times(logs, configs, images=3_600_000).iloc[0]
+    assert (line.hours, line.scaled_hours, line.device) == (pytest.approx(0.05), pytest.approx(1.0), "H200")
+    assert [figures.duration(h) for h in (64, 1431, 0.5, 0)] == ["2 d 16 h", "59 d 15 h", "30 min 0 s", "0 s"]
+
+
+# Files
+
+
+def test_everything_is_drawn_and_no_figure_is_blank(drawn):
+    stems = {"curves", "fig9", "fig3", "fig4-land", "fig5-land-barlow", "fig8a-land-barlow", "fig6-land", "fig7-land-barlow",
+             "fig8b-land-barlow"}
+    assert {p.stem for p in drawn.glob("*.png")} == {p.stem for p in drawn.glob("*.pdf")} == stems
+    for path in drawn.glob("*.png"):
+        pixels = plt.imread(path)[..., :3]
+        colours = np.unique((pixels * 9).astype(int) @ [100, 10, 1])
+        assert 0.01 < (pixels.min(axis=2) < 0.9).mean() < 0.9 and len(colours) > 5, path
+        assert pixels.shape[1] in (350, 716), path  # one and two columns at 100 dpi
+    made = {p.stem for p in drawn.glob("*.tex")}
+    assert {"table4-land", "table5-land-finetune", "table6-land-linear", "table6-land-finetune", "comparison-scene-land"} <= made
+    assert made == {p.stem for p in drawn.glob("*.md")} and not list(drawn.glob(".*"))
+    assert set(pd.read_csv(drawn / "index.csv").stem) == stems | made
+
+
+def test_latex_is_balanced_and_escaped(drawn):
+    for path in drawn.glob("*.tex"):
+        text = path.read_text(encoding="utf-8")
+        bare = re.sub(r"\\[&%$#_{}]", "", text)
+        assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0 and text.isascii(), path
+        assert re.findall(r"\\begin{(.*?)}", text) == re.findall(r"\\end{(.*?)}", text)[::-1]
+        body = bare[bare.index(r"\toprule"):bare.index(r"\bottomrule")]
+        columns = len(re.search(r"begin{tabular}{(l+)}", text)[1])
+        assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {columns - 1}, path
+        assert not re.search("[_#%]", bare.split(r"\label")[0].split(r"\caption")[1])
+    assert r"0 a \& b; 1 c\_d; 2 50\%" in (drawn / "table6-land-finetune.tex").read_text()
+
+
+def test_special_characters_in_latex():
+    assert tables.escape("a&b_c%{~}^\\ 1 ± 2 − x") == \
+        r"a\&b\_c\%\{\textasciitilde{}\}\textasciicircum{}\textbackslash{} 1 $\pm$ 2 $-$ x"
+
+
+def test_the_same_input_gives_the_same_bytes_without_torch(study, drawn):
+    code = "import sys, plot; plot.figures.RC['savefig.dpi'] = 100; plot.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    again = study / "again"
+    flags = ["--runs", study / "runs" / "barlow", "--results", study / "results.csv", "--out", again]
+    subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, check=True, capture_output=True, timeout=600,
+                   env={**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"})
+    assert sorted(p.name for p in again.iterdir()) == sorted(p.name for p in drawn.iterdir())
+    assert [p.name for p in drawn.iterdir() if p.read_bytes() != (again / p.name).read_bytes()] == []
+
+
+# Layout
+
+
+def boxes(figure):
+    """Corners (x0, y0, x1, y1) of every text that is drawn, in pixels, and the page."""
+    figure.canvas.draw()
+    axis = [a for axes in figure.axes for a in (axes.xaxis, axes.yaxis)]
+    inside = {id(tick) for a in axis for tick in a._update_ticks()}  # the ticks that matplotlib draws
+    beyond = {label for a in axis for tick in a.get_major_ticks() + a.get_minor_ticks() if id(tick) not in inside
+              for label in (tick.label1, tick.label2)}
+    found = [t.get_window_extent() for t in figure.findobj(matplotlib.text.Text)
+             if t.get_visible() and t.get_text().strip() and t not in beyond]
+    return np.array([[b.x0, b.y0, b.x1, b.y1] for b in found]), figure.bbox
+
+
+@pytest.mark.parametrize("kind", ["classes", "differences", "ratios"])
+def test_no_text_is_cut_or_overlaps_with_29_long_classes(tmp_path, kind):
+    inits = ["random", "imagenet", "barlow", "moco", "simclr", "simsiam"]
+    test = results(tmp_path, scene_rows(inits, [1, 5, 10, 25, 50, 100] if kind == "differences" else [5, 100], [1, 2], LONG))
+    summary, styles = numbers.over_seeds(test), figures.styles_of(inits, {})
+    with plt.rc_context(figures.RC):
+        if kind == "classes":
+            tuned = summary[summary["mode"] == "finetune"]
+            figure = figures.class_figure(tuned, "scene", "barlow", ["random", "imagenet"], styles)
+        elif kind == "differences":
+            cells = numbers.class_differences(test[test["mode"] == "finetune"], "scene", "barlow", "imagenet")
+            figure = figures.difference_figure(cells, "scene", "barlow", "imagenet")
+        else:
+            figure = figures.ratio_figure(summary, "scene", styles)
+        found, page = boxes(figure)
+    x0, y0, x1, y1 = found.T
+    assert len(found) > 8 and min(x0.min(), y0.min()) > -1 and x1.max() < page.x1 + 1 and y1.max() < page.y1 + 1
+    wide = np.minimum.outer(x1, x1) - np.maximum.outer(x0, x0)
+    high = np.minimum.outer(y1, y1) - np.maximum.outer(y0, y0)
+    overlap = np.triu((wide > 1) & (high > 2), 1)  # pixels at 100 dpi; line boxes may touch
+    assert not overlap.any(), [found[i].round() for i in np.argwhere(overlap)[:3]]
+    plt.close(figure)
+
+
+def test_spread_keeps_29_labels_on_one_point_apart():
+    places = figures.spread(np.full((29, 2), 0.5), 0.085, 0.065)
+    gaps = np.abs(places[:, None] - places[None])
+    apart = (gaps[..., 0] >= 0.085 - 1e-9) | (gaps[..., 1] >= 0.065 - 1e-9)
+    assert apart[~np.eye(29, dtype=bool)].all() and places.min() > 0 and places.max() < 1
+
+
+def test_an_initialisation_keeps_its_colour(study):
+    few = figures.styles_of(["barlow"], {})
+    configs = {"long": {"method": "barlow"}, "moco": {"method": "moco"}}
+    many = figures.styles_of(["random", "imagenet", "barlow", "moco", "long"], configs)
+    assert few["barlow"] == many["barlow"] and len(set(map(str, many.values()))) == 5
+    assert figures.styles_of(["bt"], {"bt": {"method": "barlow"}})["bt"] == few["barlow"]
+
+
+def test_a_collapsed_network_is_drawn_as_one_point():
+    assert (figures.flatten(np.ones((10, 4))) == 0.5).all()
+
+
+# Incomplete input
+
+
+def test_missing_cells_come_with_their_command(study, capsys):
+    test = numbers.at_chosen_epoch(numbers.read_results([study / "results.csv"]))
+    configs, logs = numbers.read_runs([study / "runs" / "barlow"])
+    lines = list(plot.missing(test, configs, logs, []))
+    weights = f"{study}/runs/barlow/backbone.pth"
+    assert f"1 of 4 cells of Barlow Twins, fine-tuning, land: python transfer.py --config {study}/config.yaml --out {study} " \
+           f"--task scene --data PATH/land --init {weights} --mode finetune --ratios 5 --seeds 1 --seed 2" in lines
+    assert [re.search(r"--method (\w+)", line)[1] for line in lines if "train_ssl" in line] == ["moco", "simclr", "simsiam"]
+    assert any(line.startswith("fig3") and "--save-embeddings" in line for line in lines)
+    assert any("--task fraction" in line and line.endswith("--init imagenet") for line in lines)
+    assert len(lines) == 6
+
+
+def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
+    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", 0.5) for seed in range(6)]
+    rows[1][10] = "oops"
+    rows[2] = rows[2][:9]
+    rows[3] += ["one", "too many"]
+    rows[4][5] = ""
+    path = write_rows(tmp_path / "results.csv", rows)
+    path.write_text(path.read_text() + "\n")  # a blank line is no row
+    assert numbers.read_results([path]).seed.tolist() == [0, 5]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in said] == [f"{path}:{n}" for n in (3, 4, 5, 6)]
+    assert "value 'oops' is not a number" in said[0] and "expected 19 fields" in said[2] and "seed is empty" in said[3]
+
+
+def test_repeated_rows_count_once(tmp_path, capsys):
+    rows = [row("scene", "random", "linear", 5, 1, "f1_macro", "all", v) for v in (0.5, 0.7)]
+    assert results(tmp_path, rows).value.tolist() == [0.7] and "1 results stand more than once" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_readable_config_is_still_drawn(tmp_path, capsys):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "log.csv").write_text("epoch,loss\n1,2\n")
+    (tmp_path / "odd" / "config.yaml").write_text("a: [1\n")
+    plot.main(["--runs", str(tmp_path / "odd"), "--results", "--out", str(tmp_path / "figures"), "--format", "png"])
+    assert (tmp_path / "figures" / "curves.png").exists() and "config.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--runs", "nowhere", "--results", "nothing.csv"], "nothing to draw"),
+    (["--points", "many"], "--points"),
+    (["--no-such-flag"], "--no-such-flag")])
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, plot.main, *flags) and not Path("figures").exists()
+
+
+def test_an_unknown_reference_is_refused(study, capsys):
+    assert "random, imagenet, barlow" in refused(capsys, plot.main, "--results", study / "results.csv", "--reference", "byol")
