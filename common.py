@@ -338,5 +338,9 @@ def open_table(args: argparse.Namespace, layout: str, report: Path) -> tuple[Tab
 def built_in_scenes(args: argparse.Namespace, layout: str) -> Path:
     root = Path(args.cache) / f"scenes-{layout}-{args.scenes}-{args.size}"
     if not root.exists():
-        write_scenes(root, layout=layout, count=args.scenes, size=args.size, seed=0)
+        try:
+            write_scenes(root, layout=layout, count=args.scenes, size=args.size, seed=0)
+        except OSError:
+            if not root.exists():  # else another process was faster
+                raise
     return root

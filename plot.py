@@ -172,7 +172,7 @@ def save(out: Path, stem: str, caption: str, thing: Figure | Table, formats: lis
     plt.close(thing)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="*", type=Path, default=sorted(Path("runs").glob("*")), help="(runs/*)")
     parser.add_argument("--results", nargs="*", type=Path, help="of transfer.py (results.csv and runs/*/results.csv)")
@@ -183,7 +183,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compare-paper", action="store_true", help="our numbers beside the paper's Tables III-VI")
     parser.add_argument("--points", type=int, default=2000, help="images per t-SNE")
     parser.error = fail
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    args = flags().parse_args(argv)
     if args.results is None:
         args.results = [Path("results.csv"), *sorted(Path("runs").glob("*/results.csv"))]
     return args
