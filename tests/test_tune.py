@@ -57,8 +57,8 @@ try:
     fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
     note("overlap", "two processes\n")
-note("pids", f"{os.getpid()}\n")
 signal.signal(signal.SIGTERM, lambda *_: (note("saved", ""), sys.exit(143)))
+note("pids", f"{os.getpid()}\n")
 write("config.yaml", json.dumps({**vars(args), "torch": "0", "commit": "none"}))
 if args.lr == 6:
     sys.exit("error: the loss is not finite at epoch 1, step 3: lower --lr")
