@@ -1,0 +1,84 @@
+"""predict.py: the numbers of transfer.py on the same images, and a map of a built-in scene against its truth."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import refused
+from PIL import Image
+
+import predict
+import transfer
+from data.synthetic import MIXED_CLASSES, mixed_scene
+
+TILE = 48
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A large built-in scene, and tiles cut from it that a model learns from, in Land-1.0's layout."""
+    folder = tmp_path_factory.mktemp("world")
+    pixels, class_map = mixed_scene(240, 336, np.random.default_rng(5), region=90)
+    Image.fromarray(pixels).save(folder / "scene.png")
+    (folder / "land" / "CSV").mkdir(parents=True)
+    corners = np.random.default_rng(0).integers(0, [240 - TILE, 336 - TILE], (300, 2))
+    for split, part in (("train", corners[:220]), ("val", corners[220:260]), ("test", corners[260:])):
+        images = folder / "land" / "RGB Images" / split
+        images.mkdir(parents=True)
+        rows = []
+        for i, (top, left) in enumerate(part):
+            window = np.s_[top : top + TILE, left : left + TILE]
+            Image.fromarray(pixels[window]).save(images / f"{i:03d}.png")
+            shares = np.bincount(class_map[window].ravel(), minlength=10) / TILE**2
+            rows.append([i, "", "", f"{i:03d}.png", "N2", *shares, MIXED_CLASSES[shares.argmax()]])
+        header = ["ID", "Latitude", "Longitude", "Filename", "Level", *MIXED_CLASSES, "Class_max"]
+        pd.DataFrame(rows, columns=header).to_csv(folder / "land" / "CSV" / f"csv_{split}.csv", index=False)
+    transfer.main(["--data", str(folder / "land"), "--size", "64", "--ratios", "100", "--seeds", "1", "--save-model", "--device", "cpu",
+                   "--precision", "fp32", "--workers", "1", "--out", str(folder / "out"), "--cache", str(folder / "cache")])
+    return folder, class_map
+
+
+def test_images_get_the_numbers_of_transfer(world, tmp_path):
+    folder, _ = world
+    predict.main([str(folder / "out" / "model-fraction-random.pth"), str(folder / "land" / "RGB Images" / "test"),
+                  "--out", str(tmp_path / "new" / "p.csv"), "--device", "cpu"])
+    found = pd.read_csv(tmp_path / "new" / "p.csv")
+    assert len(found) == 40 and found.file[3].endswith("003.png")
+    fractions = found[MIXED_CLASSES].to_numpy()
+    assert np.allclose(fractions.sum(1), 1, atol=1e-3) and (found["class"] == np.array(MIXED_CLASSES)[fractions.argmax(1)]).all()
+    truth = pd.read_csv(folder / "land" / "CSV" / "csv_test.csv")[MIXED_CLASSES].to_numpy()
+    results = pd.read_csv(folder / "out" / "results.csv")
+    rmse = results[(results.split == "test") & (results.metric == "rmse") & (results["class"] == "all")].value.item()
+    assert np.sqrt(((fractions - truth) ** 2).mean(0)).mean() == pytest.approx(rmse, abs=2e-4)
+
+
+def test_map_of_a_scene_against_its_truth(world, tmp_path):
+    folder, class_map = world
+    predict.main([str(folder / "out" / "model-fraction-random.pth"), str(folder / "scene.png"), "--stride", "24",
+                  "--out", str(tmp_path / "scene.csv"), "--device", "cpu"])
+    found = pd.read_csv(tmp_path / "scene.csv")
+    assert len(found) == 9 * 13 and found.row.max() == 240 - TILE and found.column.max() == 336 - TILE
+
+    def error(top, left):
+        windows = [class_map[r : r + TILE, c : c + TILE].ravel() for r, c in zip(top, left)]
+        truth = np.array([np.bincount(w, minlength=10) / TILE**2 for w in windows])
+        return np.sqrt(((found[MIXED_CLASSES].to_numpy() - truth) ** 2).mean()), truth.std(0)
+
+    rmse, spread = error(found.row, found.column)
+    assert rmse < 0.75 * np.sqrt((spread**2).mean())  # of the best constant answer
+    assert rmse < 0.75 * error(found.row.max() - found.row, found.column.max() - found.column)[0]  # of a map upside down
+    with Image.open(tmp_path / "scene-map.png") as image:
+        assert image.width > 800 and np.asarray(image.convert("RGB")).std() > 20
+
+
+def test_bad_input(world, tmp_path, capsys):
+    folder, _ = world
+    model, image = folder / "out" / "model-fraction-random.pth", folder / "scene.png"
+    (tmp_path / "noise.png").write_bytes(b"nothing")
+    (tmp_path / "empty").mkdir()
+    for arguments, part in (([tmp_path / "none.pth", image], "none.pth: not a model of transfer.py --save-model ([Errno 2] No such file"),
+                            ([image, image], "scene.png: not a model of transfer.py --save-model"),
+                            ([model, tmp_path / "none.png"], "none.png: not a readable image ([Errno 2] No such file"),
+                            ([model, tmp_path / "noise.png"], "noise.png: not a readable image"),
+                            ([model, tmp_path / "empty"], "empty: holds no images")):
+        assert part in refused(capsys, predict.main, *arguments, "--out", tmp_path / "p.csv", "--device", "cpu")
+    assert not (tmp_path / "p.csv").exists()

@@ -1,0 +1,364 @@
+"""transfer.py: metrics, heads, frozen backbones, tables that survive kills and ranks, and input that is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
+
+import transfer
+from conftest import ROOT, refused
+from models.probe import PENALTIES, linear_heads, neighbour_votes, principal_axes, probabilities
+from scores import CELL, COLUMNS, Results, fraction_metrics, scene_metrics
+
+CLASSES = list("abcdefghij")
+QUICK = ["--size", "32", "--epochs", "1", "--batch-size", "16", "--ratios", "50", "100", "--seeds", "2", "--device", "cpu",
+         "--precision", "fp32", "--workers", "1"]
+
+
+def write_land(root: Path, counts={"train": 60, "val": 20, "test": 30}) -> Path:
+    """Land-1.0's layout: images of two stripes in the colours of their classes, whose fractions the CSV holds."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(30, 225, (10, 3))
+    (root / "CSV").mkdir(parents=True)
+    for split, n in counts.items():
+        (root / "RGB Images" / split).mkdir(parents=True)
+        rows = []
+        for i in range(n):
+            first, second, width = i % 10, (i + 1 + rng.integers(9)) % 10, int(rng.integers(18, 32))
+            pixels = np.repeat(colours[[first] * width + [second] * (32 - width)][None], 32, 0) + rng.normal(0, 20, (32, 32, 3))
+            Image.fromarray(np.uint8(pixels.clip(0, 255))).save(root / "RGB Images" / split / f"{i}.png")
+            fractions = np.zeros(10)
+            fractions[first], fractions[second] = width / 32, 1 - width / 32
+            rows.append([i, "", "", f"{i}.png", "N2", *fractions, CLASSES[first]])
+        header = ["ID", "Latitude", "Longitude", "Filename", "Level", *CLASSES, "Class_max"]
+        pd.DataFrame(rows, columns=header).to_csv(root / "CSV" / f"csv_{split}.csv", index=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def land(tmp_path_factory):
+    return write_land(tmp_path_factory.mktemp("data") / "land")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("data") / "folders", np.random.default_rng(0)
+    for k, name in enumerate(("1_sea", "2_sand", "10_wood")):
+        (root / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.normal(60 + 60 * k, 40, (32, 32, 3))
+            Image.fromarray(np.uint8(pixels.clip(0, 255))).save(root / name / f"{i}.png")
+    return root
+
+
+def run(data, out, *flags, base=QUICK):
+    transfer.main(["--data", str(data), "--out", str(out), "--cache", str(Path(data).parent / "cache"), *base, *map(str, flags)])
+    return pd.read_csv(Path(out) / "results.csv")
+
+
+def values(results):
+    """What must not depend on when and where a cell ran, in the order of the cells."""
+    return results.drop(columns=["seconds", "commit"]).sort_values([*CELL, "epoch", "split", "metric", "class"]).reset_index(drop=True)
+
+
+# Metrics and heads
+
+
+def test_fraction_metrics():
+    truth = np.array([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0]])
+    predicted = np.array([[0.8, 0.2, 0], [0, 0.4, 0.6], [0.5, 0.5, 0]])
+    found = fraction_metrics(truth, predicted, ["x", "y", "z"])
+    per_class = np.sqrt([0.04 / 3, (0.04 + 0.36) / 3, 0.36 / 3])
+    assert [found["rmse", c] for c in "xyz"] == pytest.approx(per_class)
+    assert per_class == pytest.approx(metrics.root_mean_squared_error(truth, predicted, multioutput="raw_values"))
+    assert found["rmse", "all"] == pytest.approx(metrics.root_mean_squared_error(truth, predicted))
+    assert found["rmse_pooled", "all"] == pytest.approx(np.sqrt(((truth - predicted) ** 2).mean()))
+    assert found["rmse", "all"] < found["rmse_pooled", "all"] - 0.01  # mean of roots and root of mean differ
+    assert found["mae", "all"] == pytest.approx(metrics.mean_absolute_error(truth, predicted))
+    assert found["r2", "all"] == pytest.approx(metrics.r2_score(truth, predicted))
+
+
+def test_scene_metrics():
+    found = scene_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ["x", "y", "z"])
+    assert found["f1", "x"] == pytest.approx(0.8) and found["f1", "y"] == pytest.approx(2 / 3) and found["f1", "z"] == 0
+    assert found["f1_macro", "all"] == pytest.approx((0.8 + 2 / 3) / 3)  # a class that never occurs counts
+    assert found["f1_micro", "all"] == 0.75 and found["f1_weighted", "all"] == pytest.approx(0.75 * 0.8 + 0.25 * 2 / 3)
+    truth, predicted = np.random.default_rng(0).integers(0, [[4], [5]], (2, 200))
+    found = scene_metrics(truth, predicted, CLASSES)
+    for average in ("micro", "macro", "weighted"):
+        own = metrics.f1_score(truth, predicted, labels=range(10), average=average, zero_division=0)
+        assert found[f"f1_{average}", "all"] == pytest.approx(own)
+    own = metrics.f1_score(truth, predicted, labels=range(10), average=None, zero_division=0)
+    assert [found["f1", c] for c in CLASSES] == pytest.approx(own)
+
+
+def test_linear_heads_are_the_minima():
+    torch.manual_seed(0)
+    x = torch.randn(150, 12) @ torch.randn(12, 12) * 3 + 5
+    labels = (x @ torch.randn(12, 4) + 4 * torch.randn(150, 4)).argmax(1)
+    targets, axes = F.one_hot(labels, 4).float(), principal_axes(x)
+    z = (x - x.mean(0)) / x.std(0)
+    for penalty, weight, bias in linear_heads(x, targets, axes, "softmax"):
+        own = LogisticRegression(C=1 / penalty, max_iter=5000, tol=1e-8).fit(z.numpy(), labels.numpy()).predict_proba(z.numpy())
+        assert np.abs(own - probabilities(F.linear(x, weight, bias), "softmax").numpy()).max() < 0.02
+    soft = torch.softmax(torch.randn(150, 4), 1)
+    for penalty, weight, bias in linear_heads(x, soft, axes, "bce"):
+        w, b = (weight * x.std(0)).requires_grad_(), (bias + weight @ x.mean(0)).requires_grad_()
+        loss = F.binary_cross_entropy_with_logits(F.linear(z, w, b), soft) * 4 + penalty / 300 * w.square().sum()
+        assert max(g.abs().max() for g in torch.autograd.grad(loss, [w, b])) < 5e-3
+
+
+def test_predictions_are_on_the_simplex():
+    logits = 30 * torch.randn(50, 10)
+    for loss in ("softmax", "bce"):
+        p = probabilities(logits, loss)
+        assert (p >= 0).all() and torch.allclose(p.sum(1), torch.ones(50))
+    assert torch.allclose(probabilities(torch.tensor([[0.0, 0.0, 20]]), "bce"), torch.tensor([[0.25, 0.25, 0.5]]), atol=1e-6)
+
+
+def test_neighbour_votes():
+    bank = torch.tensor([[1.0, 0], [2, 0.1], [0, 1], [0.1, 3]])
+    votes = neighbour_votes(bank, torch.eye(2)[[0, 0, 1, 1]], torch.tensor([[9.0, 1], [1, 9]]), k=2)
+    assert votes.tolist() == [[2, 0], [0, 2]]
+
+
+# The table
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    """The same weights as a backbone.pth of train_ssl.py and as a snapshot of the paper's authors."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(3)
+    backbone = torchvision.models.resnet18()
+    backbone.fc = torch.nn.Identity()
+    (folder / "barlow").mkdir()
+    torch.save(backbone.state_dict(), folder / "barlow" / "backbone.pth")
+    numbered = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    state = {f"backbone.{numbered[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in backbone.state_dict().items()}
+    torch.save({"MODEL": state | {"projection_head.0.weight": torch.zeros(2, 2)}, "EPOCHS": 3}, folder / "authors.pt")
+    return folder
+
+
+def test_table_of_linear_cells(land, snapshot, tmp_path, monkeypatch, capsys):
+    built = []
+
+    def build(*args):
+        backbone = transfer_build(*args)
+        built.append((backbone, {k: v.clone() for k, v in backbone.state_dict().items()}))
+        return backbone
+
+    transfer_build = transfer.build_backbone
+    monkeypatch.setattr(transfer, "build_backbone", build)
+    inits = ["random", "channels", snapshot / "barlow" / "backbone.pth", snapshot / "authors.pt"]
+    results = run(land, tmp_path, "--init", *inits)
+    assert list(results) == COLUMNS and set(results.init) == {"random", "channels", "barlow", "authors"}
+    assert len(results.drop_duplicates(CELL)) == 4 * 2 * 2 and not results.duplicated([*CELL, "split", "metric", "class"]).any()
+    assert set(results[(results.split == "test") & (results["class"] == "all")].metric) == {"rmse", "rmse_pooled", "mae", "r2"}
+    assert set(results[results.metric == "rmse"]["class"]) == {"all", *CLASSES}
+    assert set(results.images) == {30, 60} and (results.lr == 0).all() and results.weight_decay.isin(PENALTIES).all()
+    for init in ("random", "barlow"):  # the seed redraws the subset, and for random the backbone too
+        spread = results[(results.init == init) & (results.metric == "rmse") & (results["class"] == "all") & (results.split == "test")]
+        assert spread[spread.ratio == 50].value.nunique() == 2
+        assert spread[spread.ratio == 100].value.nunique() == (2 if init == "random" else 1)
+    same = [values(results[results.init == init]).drop(columns="init") for init in ("barlow", "authors")]
+    pd.testing.assert_frame_equal(*same)
+    for backbone, before in built:
+        assert backbone.training and all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+    bytes_before, _ = (tmp_path / "results.csv").read_bytes(), capsys.readouterr()
+    monkeypatch.setattr(transfer, "extract_features", None)  # nothing is left to do
+    run(land, tmp_path, "--init", *inits)
+    assert (tmp_path / "results.csv").read_bytes() == bytes_before
+    text = capsys.readouterr().out
+    assert "0 cells in" in text and "16 were there" in text and "±" in text and "\033" not in text
+
+
+def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_path):
+    results = run(folders, tmp_path, "--task", "scene", "--mode", "finetune", "--ratios", 100, "--seeds", 1, "--epochs", 3,
+                  "--augment", "--save-model", "--precision", "bf16")
+    assert results.epoch.nunique() == 1 and results.epoch.iloc[0] in (1, 2, 3)
+    model = torch.load(tmp_path / "model-scene-random.pth", weights_only=True)
+    torch.manual_seed(0)
+    start = transfer.build_backbone("resnet18").state_dict()
+    assert not torch.equal(model["state"]["0.conv1.weight"], start["conv1.weight"])
+    assert not torch.equal(model["state"]["0.bn1.running_mean"], start["bn1.running_mean"])
+    val = results[(results.split == "val") & (results.metric == "f1_macro")].value.item()
+    assert model["score"] == pytest.approx(val, rel=1e-5) and model["classes"] == ["1_sea", "2_sand", "10_wood"]
+
+
+def test_scenes_with_neighbours_confusion_and_embeddings(folders, tmp_path):
+    results = run(folders, tmp_path, "--task", "scene", "--ratios", 100, "--seeds", 1, "--init", "channels", "random", "--save-embeddings")
+    test = results[(results.split == "test")]
+    assert set(test[test["class"] == "all"].metric) == {"f1_micro", "f1_macro", "f1_weighted", "knn_f1_macro"}
+    assert list(test[(test.metric == "f1") & (test.init == "random")]["class"]) == ["1_sea", "2_sand", "10_wood"]
+    assert test[(test.init == "channels") & (test.metric == "f1_macro")].value.item() > 0.8
+    confusion = pd.read_csv(tmp_path / "confusion" / "folders-channels-linear-100-0.csv", index_col=0)
+    assert list(confusion) == list(confusion.index) == ["1_sea", "2_sand", "10_wood"] and confusion.to_numpy().sum() == 9
+    micro = np.trace(confusion.to_numpy()) / 9
+    assert test[(test.init == "channels") & (test.metric == "f1_micro")].value.item() == pytest.approx(micro, rel=1e-5)
+    with np.load(tmp_path / "embeddings-random.npz") as saved:
+        assert saved["features"].shape == (9, 512) and saved["labels"].shape == (9,) and str(saved["init"]) == "random"
+        assert list(saved["classes"]) == ["1_sea", "2_sand", "10_wood"]
+
+
+def test_paper_protocol_has_a_common_epoch(land, tmp_path, capsys):
+    flags = transfer.read_flags(transfer.flags(), ["--data", str(land), "--protocol", "paper", "--seeds", "2"])
+    assert (flags.loss, flags.probe, flags.epoch_choice, flags.batch_size, flags.epochs, flags.lr) == ("bce", "sgd", "common", 64, 100, 0.1)
+    assert flags.seeds == [0, 1] and flags.ratios == [1, 5, 10, 25, 50, 100] and flags.size == 224
+    results = run(land, tmp_path, "--protocol", "paper", "--epochs", 12, "--ratios", 50, "--init", "channels")
+    overall = results[(results["class"] == "all") & (results.metric == "rmse")]
+    assert sorted(results.epoch.unique()) == list(range(1, 13)) and (results.lr == 0.1).all()
+    best = overall[overall.split == "val"].groupby("epoch").value.mean().idxmin()
+    mean = overall[(overall.split == "test") & (overall.epoch == best)].value.mean()
+    assert f"{mean:.4f} ±" in capsys.readouterr().out
+
+
+# Kills and ranks
+
+
+CELLS = ["--mode", "finetune", "linear", "--ratios", "50", "100", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def whole(land, tmp_path_factory):
+    return values(run(land, tmp_path_factory.mktemp("whole"), *CELLS))
+
+
+def start(land, out, *launcher):
+    command = [sys.executable, *launcher, ROOT / "transfer.py", "--data", land, "--out", out, "--cache", land.parent / "cache", *QUICK, *CELLS]
+    return subprocess.Popen([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_and_started_again(land, whole, tmp_path, monkeypatch):
+    process = start(land, tmp_path)
+    file, deadline = tmp_path / "results.csv", time.monotonic() + 300
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = pd.read_csv(file)
+    cells = len(kept.drop_duplicates(CELL))
+    assert 0 < cells < 8, "the kill came too early or too late to show anything"
+    ran, finetune = [], transfer.finetune
+    monkeypatch.setattr(transfer, "finetune", lambda init, todo, *a: ran.extend(todo) or finetune(init, todo, *a))
+    again = run(land, tmp_path, *CELLS)
+    pd.testing.assert_frame_equal(again[: len(kept)], kept)
+    assert len(ran) == 4 - len(kept[kept["mode"] == "finetune"].drop_duplicates(CELL))
+    pd.testing.assert_frame_equal(values(again), whole)
+
+
+def test_two_ranks_equal_one_process(land, whole, tmp_path):
+    process = start(land, tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    pd.testing.assert_frame_equal(values(pd.read_csv(tmp_path / "results.csv")), whole)
+
+
+def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path):
+    def child(name, act):
+        if not (pid := os.fork()):
+            with Results(tmp_path).claim(name, wait=False) as mine:
+                os._exit(act(mine))
+        return pid
+
+    def answer(name):
+        return os.waitstatus_to_exitcode(os.waitpid(child(name, int), 0)[1])
+
+    with Results(tmp_path).claim("cell"):
+        assert answer("cell") == 0 and answer("another cell") == 1
+    assert answer("cell") == 1
+    reader, writer = os.pipe()
+    holder = child("cell", lambda mine: os.write(writer, b"!") and time.sleep(60) or 0)
+    os.read(reader, 1)
+    assert answer("cell") == 0
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    assert answer("cell") == 1
+
+
+# Input that is wrong: one line, exit code 2
+
+
+def bad(capsys, data, out, *flags) -> str:
+    return refused(capsys, lambda argv: run(data, out, *argv), *flags)
+
+
+def edit(row, column, value):
+    def change(root):
+        csv = pd.read_csv(root / "CSV" / "csv_val.csv")
+        csv[csv.columns[column]] = csv[csv.columns[column]].astype(object)
+        csv.iloc[row, column] = value
+        csv.to_csv(root / "CSV" / "csv_val.csv", index=False)
+    return change
+
+
+def cut_columns(root):
+    file = root / "CSV" / "csv_test.csv"
+    pd.read_csv(file).iloc[:, :9].to_csv(file, index=False)
+
+
+def empty_class(root):
+    file = root / "CSV" / "csv_train.csv"
+    csv = pd.read_csv(file)
+    csv["a"], csv["b"] = 0.0, csv.b + csv.a
+    csv.to_csv(file, index=False)
+
+
+@pytest.mark.parametrize("change, parts", [
+    (edit(4, 5, 0.7), ["csv_val.csv, line 6", "sum to 1"]), (edit(0, 5, -0.1), ["csv_val.csv, line 2", "-0.1"]),
+    (edit(2, 7, "nan"), ["csv_val.csv, line 4"]), (edit(3, 3, "gone.png"), ["csv_val.csv, line 5", "gone.png is missing"]),
+    (cut_columns, ["csv_test.csv", "9 columns"]), (empty_class, ["--ratios 50", "class a"])])
+def test_bad_tables(tmp_path, capsys, change, parts):
+    root = write_land(tmp_path / "land", {"train": 20, "val": 10, "test": 10})
+    change(root)
+    error = bad(capsys, root, tmp_path / "out")
+    assert all(part in error for part in parts), error
+
+
+def test_bad_weights_names_and_settings(land, folders, snapshot, tmp_path, capsys):
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "odd.pth")
+    (tmp_path / "noise.pth").write_bytes(b"nothing")
+    state = torch.load(snapshot / "barlow" / "backbone.pth")
+    state["bn1.weight"][3] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    out = tmp_path / "out"
+    assert "no such weights file" in bad(capsys, land, out, "--init", tmp_path / "none.pth")
+    assert "not a readable weights file" in bad(capsys, land, out, "--init", tmp_path / "noise.pth")
+    assert "bn1.weight is missing" in bad(capsys, land, out, "--init", tmp_path / "odd.pth")
+    assert "bn1.weight holds numbers that are not finite" in bad(capsys, land, out, "--init", tmp_path / "nan.pth")
+    assert "both called random" in bad(capsys, land, out, "--init", "random", "random")
+    assert "class fractions" in bad(capsys, folders, out)
+    assert "--seeds 0" in bad(capsys, land, out, "--seeds", 0)
+    assert "add --mode linear" in bad(capsys, land, out, "--init", "channels", "--mode", "finetune")
+    assert not (out / "results.csv").exists()
+
+    run(land, out, "--init", "channels")
+    before = (out / "results.csv").read_bytes()
+    error = bad(capsys, land, out, "--init", "channels", "--loss", "bce", "--size", 16)
+    assert "fraction linear: loss was softmax, is bce; fraction linear: size was 32, is 16" in error
+    assert (out / "results.csv").read_bytes() == before
+    (out / "results.csv").write_text("a,b\n1,2\n")
+    assert "results.csv" in bad(capsys, land, out, "--init", "channels")
+    assert (out / "results.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_weights_of_imagenet_bring_their_statistics(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    args = transfer.flags().parse_args(["--init", str(tmp_path / "resnet18-f37072fd.pth"), "random"])
+    file, random = transfer.open_inits(args)
+    assert file.imagenet and file.name == "resnet18-f37072fd" and not random.imagenet
+    assert transfer.statistics(file, None) == (transfer.IMAGENET_MEAN, transfer.IMAGENET_STD)
