@@ -63,8 +63,8 @@ def main() -> None:
 
 
 def measure(args, loader: str, out: Path) -> dict:
-    command = ["--data", args.data, "--method", args.method, "--size", args.size, "--batch-size", args.batch_size, "--cache", args.cache,
-               "--workers", args.workers, "--device", args.device]
+    command = ["--data", args.data, "--method", args.method, "--size", args.size, "--batch-size", args.batch_size,
+               "--cache", args.cache, "--workers", args.workers, "--device", args.device]
     if loader == "usual":
         command = [__file__, *command, "--only-usual", "--steps", args.steps, "--out", out]
     else:
@@ -102,8 +102,9 @@ def usual_stack(args) -> dict:
     torch.manual_seed(args.seed)
     model = METHODS[args.method](build_backbone()).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
-    batches = torch.utils.data.DataLoader(data, args.batch_size, num_workers=args.workers, drop_last=True, pin_memory=device.type == "cuda",
-                                          sampler=torch.utils.data.RandomSampler(data, True, args.batch_size * (args.steps + 3)))
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=args.batch_size * (args.steps + 3))
+    batches = torch.utils.data.DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers, drop_last=True,
+                                          pin_memory=device.type == "cuda")
     waited, stream = 0.0, iter(batches)
     for step in range(args.steps + 3):
         if step == 3:  # the loader's queue has filled and the operators are warm

@@ -74,8 +74,9 @@ def number(kind, low=None, high=None, above=None):
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number")
         if low is not None and value < low or above is not None and value <= above or high is not None and value > high:
-            bounds = [f"{word} {bound}" for word, bound in (("at least", low), ("above", above), ("at most", high)) if bound is not None]
-            raise argparse.ArgumentTypeError(f"{text} must be {' and '.join(bounds)}")
+            bounds = {"at least": low, "above": above, "at most": high}
+            said = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+            raise argparse.ArgumentTypeError(f"{text} must be {said}")
         return value
 
     convert.kind = kind

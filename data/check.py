@@ -138,7 +138,7 @@ def _decode_other(data: bytes) -> tuple[int, int, str]:
         return 0, 0, f"not a valid JPEG, PNG, TIFF, BMP or WebP file: begins with {data[:16]!r}"
     except Exception as error:  # Pillow's decoders raise many types, and libtiff prints what it means
         return 0, 0, _message() or f"{type(error).__name__}: {error}"
-    return *image.size, ""
+    return *image.size, f"mode {image.mode}: only 8-bit images load" if image.mode.startswith(("I", "F")) else ""
 
 
 def _message() -> str:

@@ -156,6 +156,17 @@ def test_profile_names_the_bottleneck(tiny, tmp_path, capsys):
     assert (tmp_path / "run" / "trace.json").stat().st_size > 1000 and not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+def test_auto_chooses_a_loader_and_says_why(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(train_ssl.importlib.util, "find_spec", lambda name: object())
+    assert [train_ssl.choose_loader("auto", cpu, size, 10**6)[0] for size in (64, 224)] == ["torch", "dali"]
+    assert train_ssl.choose_loader("torch", cpu, 224, 10**6) == ("torch", "as asked")
+    monkeypatch.setattr(train_ssl.importlib.util, "find_spec", lambda name: None)
+    assert train_ssl.choose_loader("auto", cpu, 224, 10**6) == ("torch", "DALI is not installed")
+    with pytest.raises(common.ConfigError, match="not installed"):
+        train_ssl.choose_loader("dali", cpu, 224, 10**6)
+
+
 def test_built_in_scenes_and_the_command_line(tmp_path):
     done = script("train_ssl.py", "--method", "barlow", "--scenes", "120", "--size", "32", "--epochs", "1", "--batch-size", "48",
                   "--hidden", "16", "--out-dim", "16", "--out", tmp_path / "run", "--cache", tmp_path / "cache")
