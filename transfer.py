@@ -33,18 +33,11 @@ from data.augment import Recipe, draw, view
 from data.pixels import channel_statistics, common_size, load_pixels
 from data.splits import stratified_subset
 from data.tables import DataError
-from models.backbone import (
-    ARCHITECTURES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    WeightsError,
-    build_backbone,
-    extract_features,
-    prepare,
-    read_weights,
-)
+from models.backbone import (ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, WeightsError, build_backbone, extract_features,
+                             prepare, read_weights)
 from models.probe import linear_heads, neighbour_votes, principal_axes, probabilities
-from scores import CELL, COLUMNS, HEADLINE, OPTIMISATION, Metrics, Results, measure, summary, write_confusion, write_embeddings
+from scores import (CELL, COLUMNS, HEADLINE, OPTIMISATION, Metrics, Results, measure, summary, write_confusion,
+                    write_embeddings)
 
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
 EVAL_BATCH = 256

@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import ROOT, refused
 from PIL import Image
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
 import transfer
+from conftest import ROOT, refused
 from models.probe import PENALTIES, linear_heads, neighbour_votes, principal_axes, probabilities
 from scores import CELL, COLUMNS, Results, fraction_metrics, scene_metrics
 
