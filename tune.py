@@ -586,6 +586,7 @@ def main() -> None:
     if store:
         store.add("ended", 1)
     if RANK == 0:
+        write_tables(search, results)  # another rank's last rung may have come before the promotions to it
         report(search, results)
         while store and store.add("ended", 0) < WORLD:  # the store may live in this process
             time.sleep(0.2)
