@@ -110,7 +110,8 @@ def draw_map(file: Path, pixels, found: np.ndarray, classes: list[str], tile, to
     aspect = min(max(pixels.shape[1] / pixels.shape[2], 0.3), 3)
     figure = Figure(figsize=(12, 8 * aspect + 1.5), layout="constrained")
     axes = figure.subplots(3, 4)
-    axes[0, 0].imshow(pixels.permute(1, 2, 0))
+    thin = max(1, max(pixels.shape) // 1500)
+    axes[0, 0].imshow(pixels[:, ::thin, ::thin].permute(1, 2, 0), extent=(0, pixels.shape[2], pixels.shape[1], 0))
     axes[0, 0].set_title("scene")
     axes[0, 1].pcolormesh(x, y, found[..., shown].argmax(2), cmap=ListedColormap(COLOURS), vmin=0, vmax=PANELS - 1)
     axes[0, 1].set_title("largest fraction")
@@ -120,7 +121,7 @@ def draw_map(file: Path, pixels, found: np.ndarray, classes: list[str], tile, to
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], aspect="equal", xlim=(0, pixels.shape[2]), ylim=(pixels.shape[1], 0))
     for axis in axes.flat[2 + len(shown):]:
-        axis.remove()
+        axis.set_axis_off()
     figure.colorbar(mesh, ax=axes, shrink=0.4, label="fraction of the patch")
     figure.legend(handles=[Patch(color=c, label=classes[k]) for c, k in zip(COLOURS, shown)], loc="outside lower center", ncols=5)
     with common.replacing(file) as partial:

@@ -15,7 +15,7 @@ from sklearn import metrics
 from common import ConfigError, replacing, write_csv, write_yaml
 
 CELL = ["task", "data", "init", "mode", "ratio", "seed"]
-OPTIMISATION = ["lr", "momentum", "weight_decay", "epochs", "batch_size"]  # 0 where the head is solved for
+OPTIMISATION = ["lr", "momentum", "weight_decay", "epochs", "batch_size"]  # 0 where the head is solved for; weight_decay: the penalty found
 COLUMNS = [*CELL, "epoch", "split", "metric", "class", "value", *OPTIMISATION, "images", "seconds", "commit"]
 HEADLINE = {"fraction": ("rmse", -1), "scene": ("f1_macro", +1)}  # chooses on val; +1: higher is better
 
@@ -67,7 +67,7 @@ class Results:
     def __init__(self, out: Path):
         self.file = out / "results.csv"
         self.read()
-        self.lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)  # one descriptor: closing any drops a process's locks
+        self.lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # one descriptor: closing any drops a process's locks
 
     @contextlib.contextmanager
     def claim(self, name: str, wait: bool = True):

@@ -33,11 +33,10 @@ from data.augment import Recipe, draw, view
 from data.pixels import channel_statistics, common_size, load_pixels
 from data.splits import stratified_subset
 from data.tables import DataError
-from models.backbone import (ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, WeightsError, build_backbone, extract_features,
-                             prepare, read_weights)
+from models import backbone as backbones
+from models.backbone import WeightsError, build_backbone, extract_features, prepare, read_weights
 from models.probe import linear_heads, neighbour_votes, principal_axes, probabilities
-from scores import (CELL, COLUMNS, HEADLINE, OPTIMISATION, Metrics, Results, measure, summary, write_confusion,
-                    write_embeddings)
+from scores import CELL, COLUMNS, HEADLINE, OPTIMISATION, Metrics, Results, measure, summary, write_confusion, write_embeddings
 
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
 EVAL_BATCH = 256
@@ -84,7 +83,7 @@ def flags() -> common.Parser:
     group.add_argument("--task", choices=list(HEADLINE), default="fraction")
     group.add_argument("--init", nargs="+", default=["random"], metavar="NAME_OR_FILE",
                        help="random, imagenet, channels, or files of weights, named in results.csv by their run directory")
-    group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
+    group.add_argument("--arch", choices=list(backbones.ARCHITECTURES), default="resnet18")
     group.add_argument("--mode", nargs="+", choices=["linear", "finetune"], default=["linear"])
     group.add_argument("--ratios", nargs="+", type=number(float, above=0, high=100), default=[5, 10, 25, 50, 100], metavar="PERCENT",
                        help="of the training images, the same share of each class")
@@ -113,13 +112,15 @@ def read_flags(parser: common.Parser, argv: list[str] | None):
         parser.set_defaults(size=64, epochs=10, scenes=1000, seeds=[3])
     args = common.parse(parser, argv)
     seeds = range(args.seed, args.seed + args.seeds[0]) if len(args.seeds) == 1 else args.seeds
-    args.seeds, args.ratios, args.mode = (list(dict.fromkeys(values)) for values in (seeds, args.ratios, args.mode))
-    if not args.seeds:
+    args.seed_list, args.ratios, args.mode = (list(dict.fromkeys(values)) for values in (seeds, args.ratios, args.mode))
+    args.loss = args.loss if args.task == "fraction" else "softmax"
+    args.out = args.out or "runs/transfer"
+    if not args.seed_list:
         raise ConfigError("--seeds 0 leaves nothing to do")
     if args.save_embeddings and "linear" not in args.mode:
         raise ConfigError("--save-embeddings keeps the features of --mode linear: add it")
-    args.out = args.out or "runs/transfer"
-    args.loss = args.loss if args.task == "fraction" else "softmax"
+    if set(args.init) == {"channels"} and "linear" not in args.mode:
+        raise ConfigError("--init channels has no backbone to fine-tune: add --mode linear")
     return args
 
 
@@ -127,55 +128,55 @@ def main(argv: list[str] | None = None) -> None:
     parser = flags()
     args = read_flags(parser, argv)
     device, rank, ranks = common.start_ranks(args.device)
+    say = print if rank == 0 else lambda *_: None
     args.device, args.precision = device.type, common.resolve_precision(args.precision, device)
+    if args.data is None:
+        say(f"no --data: {args.scenes} built-in scenes of {args.size} px, {args.epochs} epochs, {len(args.seed_list)} seeds")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     results, inits = Results(out), open_inits(args)
     with common.rank_zero_first(rank, ranks):
         data = open_data(args, out)
     results.check_settings(settings(inits, data, args))
-    cells = [Cell(init, mode, ratio, seed) for init in inits for mode in args.mode for seed in args.seeds for ratio in args.ratios
-             if (init.source, mode) != ("channels", "finetune")]
-    if not cells:
-        raise ConfigError("--init channels is not fine-tuned: add --mode linear")
     if rank == 0:
         common.write_yaml(out / "config.yaml", common.flags_of(args, parser) | common.about(device))
-        splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.rows.items())
-        print(f"{args.task}: {len(cells)} cells on {data.name} ({splits} images), {args.size} px, {device}, {args.precision}"
-              + (f"; no --data: built-in scenes, {args.epochs} epochs, {len(args.seeds)} seeds" if args.data is None else ""))
 
-    keys = {cell: key_of(cell, data, args) for cell in cells}
-    costs = {keys[cell]: cost_of(cell, data, args) for cell in cells}
-    units = {}  # a unit of work shares one backbone: all probes of the same features, or one fine-tuning
-    for cell in cells:
-        alone = cell.mode == "finetune" or cell.init.source == "random"
-        units.setdefault((cell.init, cell.mode, cell.seed if alone else None, cell.mode == "finetune" and cell.ratio), []).append(cell)
-    truth, commit = data.targets[data.rows["test"]].numpy(), common.git_commit()
+    # A unit of work shares one backbone: the probes of the same features, or one fine-tuning
+    units = {}
+    for init, mode in ((i, m) for i in inits for m in args.mode if (i.source, m) != ("channels", "finetune")):
+        for seed, ratio in ((s, r) for s in args.seed_list for r in args.ratios):
+            drawn = seed if init.source == "random" or mode == "finetune" else None
+            units.setdefault((init, mode, drawn, ratio if mode == "finetune" else None), []).append(Cell(init, mode, ratio, seed))
+    keys = {cell: key_of(cell, data, args) for cells in units.values() for cell in cells}
+    costs = {key: cost_of(cell, data, args) for cell, key in keys.items()}
+    splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.rows.items())
+    say(f"{args.task}: {len(keys)} cells on {data.name} ({splits} images), {args.size} px, {device}, {args.precision}")
+
+    truth, commit = data.targets[data.rows["test"]].argmax(1).numpy(), common.git_commit()
     before, began = results.done() & costs.keys(), time.perf_counter()
     bar = tqdm(total=sum(costs.values()), initial=sum(costs[k] for k in before), smoothing=0, disable=None if rank == 0 else True,
                bar_format="{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]")
     for wait in (False, True):  # first what no other process is at, then what others have left
-        for (init, mode, *own), members in units.items():
-            with results.claim(f"{args.task} {data.name} {init.name} {mode} {own}", wait) as mine:
+        for (init, mode, drawn, ratio), cells in units.items():
+            with results.claim(f"{args.task} {data.name} {init.name} {mode} {drawn} {ratio}", wait) as mine:
                 if not mine:
                     continue
                 done, work = results.done(), probe if mode == "linear" else finetune
-                todo = [cell for cell in members if keys[cell] not in done]
-                for cell, outcome, seconds in work(init, todo, data, args, device, bar.update):
+                todo = [cell for cell in cells if keys[cell] not in done]
+                for cell, outcome, seconds in work(init, drawn, todo, data, args, device, bar.update):
                     if args.task == "scene":
-                        file = f"{data.name}-{init.name}-{mode}-{cell.ratio:g}-{cell.seed}.csv"
-                        write_confusion(out / "confusion" / file, truth.argmax(1), outcome.predicted.argmax(1), data.classes)
+                        file = out / "confusion" / f"{data.name}-{init.name}-{mode}-{cell.ratio:g}-{cell.seed}.csv"
+                        write_confusion(file, truth, outcome.predicted.argmax(1), data.classes)
                     if outcome.state:
                         save_best_model(out, cell, outcome, data, args, results)
                     results.add(rows_of(cell, outcome, data, args, seconds, commit))
                     done = results.done() & costs.keys()
-                    bar.set_postfix_str(f"{len(done)}/{len(cells)} cells", refresh=False)
+                    bar.set_postfix_str(f"{len(done)}/{len(keys)} cells", refresh=False)
                     bar.update(sum(costs[k] for k in done) - bar.n)
     bar.close()
-    if rank == 0:
-        rows = results.read()
-        print(f"{len(cells) - len(before)} cells in {time.perf_counter() - began:.0f} s, {len(before)} were there: {results.file}")
-        print(summary(rows[results.keys(rows).isin(set(keys.values()))], args.task, args.epoch_choice == "common"))
+    rows = results.read()
+    say(f"{len(keys) - len(before)} cells in {time.perf_counter() - began:.0f} s, {len(before)} were there: {results.file}")
+    say(summary(rows[results.keys(rows).isin(set(keys.values()))], args.task, args.epoch_choice == "common"))
     if ranks > 1:
         dist.destroy_process_group()
 
@@ -213,10 +214,10 @@ def open_data(args, out: Path) -> Data:
     rows = {split: np.flatnonzero(table.split == split) for split in ("train", "val", "test")}
     if empty := [split for split in rows if not len(rows[split])]:
         raise DataError(f"{table.root}: no image is in the {empty[0]} split")
-    one_hot = F.one_hot(torch.from_numpy(table.labels), len(table.classes)).float() if args.task == "scene" else None
-    targets = torch.from_numpy(table.fractions) if one_hot is None else one_hot
+    fractions = np.eye(len(table.classes), dtype=np.float32)[table.labels] if args.task == "scene" else table.fractions
+    targets = torch.from_numpy(fractions)
     subsets = {}
-    for ratio, seed in ((r, s) for r in args.ratios for s in args.seeds):
+    for ratio, seed in ((r, s) for r in args.ratios for s in args.seed_list):
         subset = rows["train"][stratified_subset(table.labels[rows["train"]], ratio / 100, seed)]
         if absent := [table.classes[k] for k in np.flatnonzero((targets[subset].sum(0) == 0) & (targets.sum(0) > 0))]:
             raise DataError(f"{table.root}: --ratios {ratio:g} leaves {len(subset)} training images (seed {seed}), none of them with "
@@ -225,7 +226,8 @@ def open_data(args, out: Path) -> Data:
     pixels = load_pixels(table.root, table.files, *common_size(checked), cache=Path(args.cache), workers=args.workers,
                          stamp=str(checked.mtime_ns.max()))
     name = Path(args.data).resolve().name if args.data else "built-in"
-    digest = hashlib.sha256("\0".join([*table.files, *table.split]).encode() + targets.numpy().tobytes()).hexdigest()[:12]
+    labels = table.labels if table.fractions is None else table.fractions  # the same for both tasks
+    digest = hashlib.sha256("\0".join([*table.files, *table.split]).encode() + labels.tobytes()).hexdigest()[:12]
     return Data(name, pixels, targets, table.classes, rows, subsets, *channel_statistics(pixels[rows["train"]]), digest)
 
 
@@ -238,19 +240,21 @@ def settings(inits: list[Init], data: Data, args) -> dict[str, dict]:
 
 
 def statistics(init: Init, data: Data) -> tuple:
-    return (IMAGENET_MEAN, IMAGENET_STD) if init.imagenet else (data.mean, data.std)
+    return (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if init.imagenet else (data.mean, data.std)
 
 
 # The two modes: (cell, outcome, seconds) of each cell of a unit
 
 
-def probe(init: Init, cells: list[Cell], data: Data, args, device, advance) -> Iterator[tuple[Cell, Outcome, float]]:
-    """Every image goes once through the frozen backbone, in eval mode; the heads of all cells train on its features."""
+def probe(init: Init, drawn: int | None, cells: list[Cell], data: Data, args, device, _) -> Iterator[tuple[Cell, Outcome, float]]:
+    """Every image goes once through the frozen backbone, in eval mode; the heads of all cells train on its features.
+    `drawn`: the seed of a random backbone."""
     embeddings = Path(args.out) / f"embeddings-{init.name}.npz"
-    if not cells and (not args.save_embeddings or embeddings.exists()):
+    wanted = args.save_embeddings and drawn in (None, args.seed_list[0]) and (cells or not embeddings.exists())
+    if not cells and not wanted:
         return
     began = time.perf_counter()
-    torch.manual_seed(cells[0].seed if cells else args.seeds[0])
+    torch.manual_seed(drawn or 0)
     if init.source == "channels":
         backbone, features = None, channel_features(data.pixels)
     else:
@@ -258,7 +262,7 @@ def probe(init: Init, cells: list[Cell], data: Data, args, device, advance) -> I
         features = extract_features(backbone, data.pixels, args.size, *statistics(init, data), dtype=common.DTYPES[args.precision])
     if not features.isfinite().all():
         raise ConfigError(f"--init {init.source}: its features are not finite with --precision {args.precision}: try fp32")
-    if args.save_embeddings and not embeddings.exists():
+    if wanted:
         test = data.rows["test"]
         write_embeddings(embeddings, features[test].numpy(), data.targets[test].argmax(1).numpy(), data.classes, init.name)
     features, targets, solved = features.to(device), data.targets.to(device), {}
@@ -294,7 +298,7 @@ def channel_features(pixels: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.cat([x.mean(2), x.std(2)], 1) for x in (p.flatten(2).float() for p in pixels.split(EVAL_BATCH))])
 
 
-def finetune(init: Init, cells: list[Cell], data: Data, args, device, advance) -> Iterator[tuple[Cell, Outcome, float]]:
+def finetune(init: Init, _, cells: list[Cell], data: Data, args, device, advance) -> Iterator[tuple[Cell, Outcome, float]]:
     """Backbone and head train on the decoded images, which lie on the device where they fit."""
     pixels, scene = data.pixels, args.task == "scene"
     if device.type == "cuda" and pixels.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
@@ -378,7 +382,8 @@ def optimisation(mode: str, args) -> dict[str, float]:
     """Columns of results.csv: how the head, or all of the model, was trained; 0 where the head was solved for."""
     if mode == "linear" and args.probe == "lbfgs":
         return dict.fromkeys(OPTIMISATION, 0)
-    return {name: getattr(args, name) for name in OPTIMISATION} | ({"lr": args.linear_lr} if mode == "linear" and args.linear_lr else {})
+    lr = args.linear_lr if mode == "linear" and args.linear_lr else args.lr
+    return {name: getattr(args, name) for name in OPTIMISATION} | {"lr": lr}
 
 
 def cost_of(cell: Cell, data: Data, args) -> int:
@@ -386,7 +391,7 @@ def cost_of(cell: Cell, data: Data, args) -> int:
     images = args.epochs * (3 * len(data.subsets[cell.ratio, cell.seed]) + len(data.rows["val"]))
     if cell.mode == "finetune":
         return images
-    sharing = len(args.ratios) * (1 if cell.init.source == "random" else len(args.seeds))
+    sharing = len(args.ratios) * (1 if cell.init.source == "random" else len(args.seed_list))
     return len(data.targets) // sharing + (images // 100 if args.probe == "sgd" else 0)
 
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import ROOT, refused
 from PIL import Image
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
 import transfer
-from conftest import ROOT, refused
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.probe import PENALTIES, linear_heads, neighbour_votes, principal_axes, probabilities
 from scores import CELL, COLUMNS, Results, fraction_metrics, scene_metrics
 
@@ -184,6 +185,8 @@ def test_table_of_linear_cells(land, snapshot, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results.csv").read_bytes() == bytes_before
     text = capsys.readouterr().out
     assert "0 cells in" in text and "16 were there" in text and "±" in text and "\033" not in text
+    both = run(land, tmp_path, "--init", "channels", "--task", "scene")
+    assert (tmp_path / "results.csv").read_bytes().startswith(bytes_before) and set(both.task) == {"fraction", "scene"}
 
 
 def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_path):
@@ -217,7 +220,7 @@ def test_scenes_with_neighbours_confusion_and_embeddings(folders, tmp_path):
 def test_paper_protocol_has_a_common_epoch(land, tmp_path, capsys):
     flags = transfer.read_flags(transfer.flags(), ["--data", str(land), "--protocol", "paper", "--seeds", "2"])
     assert (flags.loss, flags.probe, flags.epoch_choice, flags.batch_size, flags.epochs, flags.lr) == ("bce", "sgd", "common", 64, 100, 0.1)
-    assert flags.seeds == [0, 1] and flags.ratios == [1, 5, 10, 25, 50, 100] and flags.size == 224
+    assert flags.seed_list == [0, 1] and flags.ratios == [1, 5, 10, 25, 50, 100] and flags.size == 224
     results = run(land, tmp_path, "--protocol", "paper", "--epochs", 12, "--ratios", 50, "--init", "channels")
     overall = results[(results["class"] == "all") & (results.metric == "rmse")]
     assert sorted(results.epoch.unique()) == list(range(1, 13)) and (results.lr == 0.1).all()
@@ -254,7 +257,7 @@ def test_killed_and_started_again(land, whole, tmp_path, monkeypatch):
     cells = len(kept.drop_duplicates(CELL))
     assert 0 < cells < 8, "the kill came too early or too late to show anything"
     ran, finetune = [], transfer.finetune
-    monkeypatch.setattr(transfer, "finetune", lambda init, todo, *a: ran.extend(todo) or finetune(init, todo, *a))
+    monkeypatch.setattr(transfer, "finetune", lambda init, drawn, todo, *a: ran.extend(todo) or finetune(init, drawn, todo, *a))
     again = run(land, tmp_path, *CELLS)
     pd.testing.assert_frame_equal(again[: len(kept)], kept)
     assert len(ran) == 4 - len(kept[kept["mode"] == "finetune"].drop_duplicates(CELL))
@@ -361,4 +364,4 @@ def test_weights_of_imagenet_bring_their_statistics(tmp_path):
     args = transfer.flags().parse_args(["--init", str(tmp_path / "resnet18-f37072fd.pth"), "random"])
     file, random = transfer.open_inits(args)
     assert file.imagenet and file.name == "resnet18-f37072fd" and not random.imagenet
-    assert transfer.statistics(file, None) == (transfer.IMAGENET_MEAN, transfer.IMAGENET_STD)
+    assert transfer.statistics(file, None) == (IMAGENET_MEAN, IMAGENET_STD)
