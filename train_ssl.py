@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     log, first_step = state["log"], state["step"]
     stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
     if state["epoch"] >= stop_epoch:
-        return say(f"{out} is complete at epoch {state['epoch']}: {out / 'backbone.pth'}")
+        say(f"{out} is complete at epoch {state['epoch']}")
 
     def save(epoch, step, loss=0.0, waited=0.0, seconds=0.0):
         if not lead:
@@ -177,6 +177,9 @@ def main(argv: list[str] | None = None) -> None:
             torch.save({"model": method.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
                         "rng": torch.get_rng_state(), "epoch": epoch, "step": step, "log": log, "loss": loss,
                         "waited": waited, "seconds": seconds, "config": config}, partial)
+
+    def rate_at(epoch, step):
+        return common.learning_rate(epoch * steps + step, args.epochs * steps, warmup, args.lr)
 
     def check_finite(first_bad, epoch):
         if (step := int(first_bad)) >= 0:
@@ -194,8 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         method.train()
         for step, views in enumerate(loader.epoch(epoch, first_step), first_step):
             waited += time.perf_counter() - clock
-            rate = common.learning_rate(epoch * steps + step, args.epochs * steps, warmup, args.lr)
-            loss = train_step(views, rate)
+            loss = train_step(views, rate_at(epoch, step))
             loss_sum += loss
             first_bad = torch.where(loss.isfinite() | (first_bad >= 0), first_bad, step)
             bar.update(len(views[0]) * ranks)
@@ -217,16 +219,16 @@ def main(argv: list[str] | None = None) -> None:
         rows = np.arange(len(probe) if knn else min(len(bank), DIAGNOSED))
         features = extract_features(method.backbone, probe, args.size, mean, std, dtype=dtype, rows=rows)
         row = {"epoch": epoch + 1, "loss": mean_over_ranks(loss_sum / steps, ranks),
-               "chance_loss": method.chance_loss(args.batch_size), "lr": rate,
+               "chance_loss": method.chance_loss(args.batch_size), "lr": rate_at(epoch, steps - 1),
                **diagnose(features, table.labels[sample], len(bank), knn),
                "images_per_s": plan.images / seconds, "data_wait": waited / seconds, "seconds": seconds}
         log.append(row)
-        save(epoch + 1, 0)
-        if lead:
+        if lead:  # before the checkpoint: a run killed in between writes them again
             common.write_csv(out / "log.csv", log)
             with common.replacing(out / "backbone.pth") as partial:
                 torch.save(method.backbone.state_dict(), partial)
             bar.write(describe(row, args.epochs))
+        save(epoch + 1, 0)
         state, first_step = {"loss": 0.0, "waited": 0.0, "seconds": 0.0}, 0
     bar.close()
     if lead:

@@ -42,6 +42,21 @@ def test_killed_at_a_random_moment(method, loader, tiny, tmp_path):
         logs[1][["epoch", "loss", "lr", "feature_std", "effective_rank"]])
 
 
+@pytest.mark.parametrize("last_words", ["diagnose", "describe", "draw_curve"])
+def test_dies_after_the_last_step_of_an_epoch(last_words, tiny, tmp_path, monkeypatch):
+    """With a checkpoint of the last step, before the log; with the log, before the checkpoint; with both, before the curve."""
+    flags = ["--method", "simclr", *tiny]
+    train_ssl.main([*flags, "--out", str(tmp_path / "whole")])
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train_ssl, last_words, lambda *_: 1 / 0)
+        train_ssl.main([*flags, "--save-minutes", "1e-9"])
+    train_ssl.main(flags)
+    assert_equal(*(torch.load(tmp_path / d / "backbone.pth") for d in ("whole", "run")))
+    logs = [pd.read_csv(tmp_path / d / "log.csv") for d in ("whole", "run")]
+    assert logs[0].drop(columns=["images_per_s", "data_wait", "seconds"]).equals(logs[1].drop(columns=["images_per_s", "data_wait", "seconds"]))
+    assert (tmp_path / "run" / "curve.png").exists()
+
+
 def assert_equal(a, b):
     if isinstance(a, dict):
         assert a.keys() == b.keys()
