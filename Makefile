@@ -1,9 +1,10 @@
-# make demo | make test: everything from a fresh checkout. An active virtual environment is used, else .venv is made.
+# make demo | make test | make paper DATA=FOLDER | make paper-small: everything from a fresh checkout.
+# An active virtual environment is used, else .venv is made. ARGS goes to paper.py: make paper DATA=FOLDER ARGS=--dry-run
 VENV := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(VENV)/bin/python
 REQUIREMENTS := requirements.txt
 
-.PHONY: install demo test
+.PHONY: install demo test paper paper-small
 
 install: $(VENV)/.installed
 
@@ -21,3 +22,9 @@ demo: install
 
 test: install
 	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+paper: install
+	$(PYTHON) paper.py --data $(or $(DATA),$(error make paper DATA=FOLDER: a folder that holds Sentinel2GlobalLULC and Land-1.0)) $(ARGS)
+
+paper-small: install
+	$(PYTHON) paper.py --small $(if $(DATA),--data $(DATA)) $(ARGS)

@@ -322,9 +322,8 @@ def open_table(args: argparse.Namespace, layout: str, report: Path) -> tuple[Tab
     Bad files are listed in `report`; they stop the run unless --skip-bad-files is given.
     """
     table = load_table(args.data or built_in_scenes(args, layout))
-    name = hashlib.sha256(str(table.root.resolve()).encode()).hexdigest()[:12]
     Path(args.cache).mkdir(parents=True, exist_ok=True)
-    checked = check_files(table.root, list(table.files), Path(args.cache) / f"manifest-{name}.csv", args.workers)
+    checked = check_files(table.root, list(table.files), manifest_of(table.root, Path(args.cache)), args.workers)
     bad = (checked.problem != "").to_numpy()
     if bad.any():
         write_csv(report, checked[bad])
@@ -334,6 +333,10 @@ def open_table(args: argparse.Namespace, layout: str, report: Path) -> tuple[Tab
             raise DataError(f"{message}: mend or remove them, or add --skip-bad-files")
         print(f"left out: {message}")
     return table.rows(~bad), checked[~bad].reset_index(drop=True)
+
+
+def manifest_of(root: Path, cache: Path) -> Path:
+    return cache / f"manifest-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]}.csv"
 
 
 def built_in_scenes(args: argparse.Namespace, layout: str) -> Path:
