@@ -2,6 +2,7 @@
 
     python predict.py runs/transfer/model-fraction-barlow.pth images/*.jpg --out predictions.csv
     python predict.py runs/transfer/model-fraction-barlow.pth scene.tif --stride 32 --out scene.csv
+    python predict.py runs/transfer/model-fraction-barlow.pth scene.tif --truth classes.png   # and how far the map is off
 
 An image gives one row of --out. A picture more than twice as large as the images the model learned from is a scene: it is
 cut into patches of their size, and each patch gives a row with its place. Beside --out, a scene's map is NAME-map.png.
@@ -33,6 +34,7 @@ def flags() -> common.Parser:
     parser.add_argument("images", nargs="+", help="image files, or folders of them")
     parser.add_argument("--out", default="predictions.csv", help="CSV to write")
     parser.add_argument("--stride", type=common.number(int, 1), help="of the patches of a scene, pixels; half a patch if left out")
+    parser.add_argument("--truth", type=Path, help="class map of the one scene: a picture of its size whose grey values are class numbers")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return parser
 
@@ -48,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     files = [file for path in map(Path, args.images) for file in (images_below(path) if path.is_dir() else [path])]
     if not files:
         raise DataError(f"{args.images[0]}: holds no images")
+    if args.truth and len(files) > 1:
+        raise DataError(f"--truth {args.truth}: is of one scene, not of {len(files)} images")
     stems, rows = [file.stem for file in files], []
     for i, file in enumerate(tqdm(files, unit="file", disable=None)):
         pixels = read_image(file)
@@ -59,9 +63,18 @@ def main(argv: list[str] | None = None) -> None:
         rows += [{"file": str(file), "row": top, "column": left, "class": about["classes"][p.argmax()],
                   **{name: f"{v:.4f}" for name, v in zip(about["classes"], p)}} for (top, left), p in zip(corners, shares)]
         if scene:
+            truth = args.truth and true_shares(args.truth, pixels.shape[1:], len(about["classes"]), corners, (height, width))
             image = out.with_name(file.stem + f"-{i}" * (stems.count(file.stem) > 1) + "-map.png")
-            draw_map(image, pixels, shares.reshape(len(tops), len(lefts), -1), about["classes"], (height, width), tops, lefts)
+            grid = [None if s is None else s.reshape(len(tops), len(lefts), -1) for s in (shares, truth)]
+            draw_map(image, pixels, *grid, about["classes"], (height, width), tops, lefts)
             print(f"{file}: {len(shares)} patches of {width} x {height} px, map in {image}")
+            if truth is not None:
+                rmse = np.sqrt(((shares - truth) ** 2).mean(0)).mean(), truth.std(0).mean()
+                agree = (shares.argmax(1) == truth.argmax(1)).mean()
+                print("against {}: RMSE {:.3f} (mean over the classes; of the best constant answer {:.3f}), "
+                      "the largest class is right in {:.0%} of the patches".format(args.truth, *rmse, agree))
+        elif args.truth:
+            raise DataError(f"--truth {args.truth}: {file} is no scene (more than twice {width} x {height} px)")
     common.write_csv(out, rows)
     print(f"{len(rows)} rows in {out}")
 
@@ -86,6 +99,22 @@ def read_image(file: Path) -> torch.Tensor:
         raise DataError(f"{file}: not a readable image ({error})") from None
 
 
+def true_shares(file: Path, shape, classes: int, corners: list[tuple[int, int]], tile: tuple[int, int]) -> np.ndarray:
+    """(n, K) fractions of the class map in the patches at `corners`; classes that the map does not hold are 0."""
+    try:
+        with Image.open(file) as image:
+            numbers = np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{file}: not a readable image ({error})") from None
+    if numbers.shape != tuple(shape):
+        raise DataError(f"--truth {file}: has shape {numbers.shape}, the scene {tuple(shape)} (one grey channel is needed)")
+    if numbers.max() >= classes:
+        raise DataError(f"--truth {file}: holds class {numbers.max()}, the model knows 0 to {classes - 1}")
+    height, width = tile
+    windows = (numbers[top : top + height, left : left + width].ravel() for top, left in corners)
+    return np.array([np.bincount(window, minlength=classes) for window in windows]) / (height * width)
+
+
 def places(length: int, side: int, stride: int) -> list[int]:
     """Where patches begin; the last one ends at the border."""
     return sorted({*range(0, length - side + 1, stride), length - side})
@@ -101,26 +130,29 @@ def predict(model: nn.Module, about: dict, tiles: list[torch.Tensor], device: to
     return torch.cat(found).numpy()
 
 
-def draw_map(file: Path, pixels, found: np.ndarray, classes: list[str], tile, tops: list[int], lefts: list[int]) -> None:
-    """The scene, the class of the largest fraction with its legend, and the fraction of each of the largest classes, on
-    the grid of the patches' centres. found (rows, columns, K)."""
+def draw_map(file: Path, pixels, found: np.ndarray, truth: np.ndarray | None, classes: list[str], tile, tops: list[int],
+             lefts: list[int]) -> None:
+    """The scene, the class of the largest fraction with its legend, the same of the truth if it is known, and the fraction
+    of each of the largest classes, on the grid of the patches' centres. found, truth (rows, columns, K)."""
     shown = np.argsort(-found.mean((0, 1)), kind="stable")[:PANELS]
     centres = [np.array(starts) + side / 2 for starts, side in zip((tops, lefts), tile)]
     y, x = (np.concatenate([[0], (c[1:] + c[:-1]) / 2, [n]]) for c, n in zip(centres, pixels.shape[1:]))  # edges of the cells
     aspect = min(max(pixels.shape[1] / pixels.shape[2], 0.3), 3)
     figure = Figure(figsize=(12, 8 * aspect + 1.5), layout="constrained")
-    axes = figure.subplots(3, 4)
+    maps = {"largest fraction": found} | ({} if truth is None else {"largest fraction, truth": truth})
+    axes = figure.subplots(-(-(1 + len(maps) + len(shown)) // 4), 4, squeeze=False)
     thin = max(1, max(pixels.shape) // 1500)
     axes[0, 0].imshow(pixels[:, ::thin, ::thin].permute(1, 2, 0), extent=(0, pixels.shape[2], pixels.shape[1], 0))
     axes[0, 0].set_title("scene")
-    axes[0, 1].pcolormesh(x, y, found[..., shown].argmax(2), cmap=ListedColormap(COLOURS), vmin=0, vmax=PANELS - 1)
-    axes[0, 1].set_title("largest fraction")
-    for axis, k in zip(axes.flat[2:], shown):
+    for axis, (title, shares) in zip(axes.flat[1:], maps.items()):
+        axis.pcolormesh(x, y, shares[..., shown].argmax(2), cmap=ListedColormap(COLOURS), vmin=0, vmax=PANELS - 1)
+        axis.set_title(title)
+    for axis, k in zip(axes.flat[1 + len(maps):], shown):
         mesh = axis.pcolormesh(x, y, found[..., k], cmap="cividis", vmin=0, vmax=1)
         axis.set_title(f"{classes[k]}: {100 * found[..., k].mean():.1f} %")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], aspect="equal", xlim=(0, pixels.shape[2]), ylim=(pixels.shape[1], 0))
-    for axis in axes.flat[2 + len(shown):]:
+    for axis in axes.flat[1 + len(maps) + len(shown):]:
         axis.set_axis_off()
     figure.colorbar(mesh, ax=axes, shrink=0.4, label="fraction of the patch")
     figure.legend(handles=[Patch(color=c, label=classes[k]) for c, k in zip(COLOURS, shown)], loc="outside lower center", ncols=5)

@@ -2,6 +2,7 @@
 
     python -m data.synthetic scenes --layout pure --count 2900 --size 64     # 29 class folders, as Sentinel2GlobalLULC
     python -m data.synthetic mixed --layout mixed --count 1000 --size 128    # exact class fractions, as Land-1.0
+    python -m data.synthetic large --layout scene --size 1024                # one picture and its class map, for predict.py
 
 A recipe is a list of layers painted one over the other: a texture, its colours, its settings (lengths in pixels).
 Season, sun, haze, gain, tint, orientation and scale vary whatever the class, so that colour alone says little.
@@ -313,14 +314,23 @@ def write_mixed(root: Path, count: int, size: int, seed: int, quality: int, bar:
             csv.writer(table).writerows(rows)
 
 
+def write_large(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
+    for i in range(count):
+        image, class_map = mixed_scene(size, size, np.random.default_rng([seed, 2, i]))
+        Image.fromarray(image).save(root / f"scene-{i}.png")
+        Image.fromarray(class_map.astype(np.uint8)).save(root / f"classes-{i}.png")
+        bar.update()
+
+
 def write_scenes(root: str | Path, layout: str = "pure", count: int = 2900, size: int = 64, seed: int = 0,
                  quality: int = 95) -> None:
-    """Write `count` JPEGs: 29 class folders (`pure`), or Land-1.0's folders and CSVs, split 70/10/20 (`mixed`).
+    """Write `count` JPEGs: 29 class folders (`pure`), or Land-1.0's folders and CSVs, split 70/10/20 (`mixed`); or large
+    mixed scenes as PNGs, each with its class map, whose grey values are indices into MIXED_CLASSES (`scene`).
 
     `root` appears whole or not at all. FileExistsError if it holds anything, ValueError for a number out of range."""
-    root, least = Path(root), {"pure": len(CLASSES), "mixed": 10}
+    root, least = Path(root), {"pure": len(CLASSES), "mixed": 10, "scene": 1}
     if layout not in least:
-        raise ValueError(f"layout is {layout!r}: give 'pure' or 'mixed'")
+        raise ValueError(f"layout is {layout!r}: give {', '.join(least)}")
     for name, value, low, high in (("count", count, least[layout], 10**7), ("size", size, 16, 4096),
                                    ("seed", seed, 0, 2**63), ("quality", quality, 1, 100)):
         if not low <= value <= high:
@@ -331,7 +341,7 @@ def write_scenes(root: str | Path, layout: str = "pure", count: int = 2900, size
     part.mkdir(parents=True)
     try:
         with tqdm(total=count, desc=f"{layout} scenes", unit="scene", disable=None) as bar:
-            {"pure": write_pure, "mixed": write_mixed}[layout](part, count, size, seed, quality, bar)
+            {"pure": write_pure, "mixed": write_mixed, "scene": write_large}[layout](part, count, size, seed, quality, bar)
         os.replace(part, root)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -347,14 +357,16 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = fail
     parser.add_argument("out", help="folder to create")
-    parser.add_argument("--layout", choices=("pure", "mixed"), default="pure", help="class folders, or fractions")
-    parser.add_argument("--count", type=int, default=2900, help="scenes in all")
+    parser.add_argument("--layout", choices=("pure", "mixed", "scene"), default="pure",
+                        help="class folders; fractions; or large pictures with their class maps")
+    parser.add_argument("--count", type=int, help="scenes in all; 2900 or, of the large ones, 1 if left out")
     parser.add_argument("--size", type=int, default=64, help="pixels along a side, 10 m each")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100")
     flags = parser.parse_args(arguments)
+    count = flags.count if flags.count is not None else 1 if flags.layout == "scene" else 2900
     try:
-        write_scenes(flags.out, flags.layout, flags.count, flags.size, flags.seed, flags.quality)
+        write_scenes(flags.out, flags.layout, count, flags.size, flags.seed, flags.quality)
     except (OSError, ValueError) as error:
         fail(str(error))
 

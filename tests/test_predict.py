@@ -19,6 +19,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     pixels, class_map = mixed_scene(240, 336, np.random.default_rng(5), region=90)
     Image.fromarray(pixels).save(folder / "scene.png")
+    Image.fromarray(class_map.astype(np.uint8)).save(folder / "classes.png")
     (folder / "land" / "CSV").mkdir(parents=True)
     corners = np.random.default_rng(0).integers(0, [240 - TILE, 336 - TILE], (300, 2))
     for split, part in (("train", corners[:220]), ("val", corners[220:260]), ("test", corners[260:])):
@@ -51,20 +52,24 @@ def test_images_get_the_numbers_of_transfer(world, tmp_path):
     assert np.sqrt(((fractions - truth) ** 2).mean(0)).mean() == pytest.approx(rmse, abs=2e-4)
 
 
-def test_map_of_a_scene_against_its_truth(world, tmp_path):
+def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
     folder, class_map = world
     predict.main([str(folder / "out" / "model-fraction-random.pth"), str(folder / "scene.png"), "--stride", "24",
-                  "--out", str(tmp_path / "scene.csv"), "--device", "cpu"])
+                  "--out", str(tmp_path / "scene.csv"), "--truth", str(folder / "classes.png"), "--device", "cpu"])
     found = pd.read_csv(tmp_path / "scene.csv")
     assert len(found) == 9 * 13 and found.row.max() == 240 - TILE and found.column.max() == 336 - TILE
 
     def error(top, left):
         windows = [class_map[r : r + TILE, c : c + TILE].ravel() for r, c in zip(top, left)]
         truth = np.array([np.bincount(w, minlength=10) / TILE**2 for w in windows])
-        return np.sqrt(((found[MIXED_CLASSES].to_numpy() - truth) ** 2).mean()), truth.std(0)
+        return np.sqrt(((found[MIXED_CLASSES].to_numpy() - truth) ** 2).mean(0)).mean(), truth
 
-    rmse, spread = error(found.row, found.column)
-    assert rmse < 0.75 * np.sqrt((spread**2).mean())  # of the best constant answer
+    rmse, truth = error(found.row, found.column)
+    spread = truth.std(0).mean()
+    right = (truth.argmax(1) == found[MIXED_CLASSES].to_numpy().argmax(1)).mean()
+    assert f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {spread:.3f})" in (said := capsys.readouterr().out)
+    assert f"right in {right:.0%}" in said
+    assert rmse < 0.75 * spread
     assert rmse < 0.75 * error(found.row.max() - found.row, found.column.max() - found.column)[0]  # of a map upside down
     with Image.open(tmp_path / "scene-map.png") as image:
         assert image.width > 800 and np.asarray(image.convert("RGB")).std() > 20
@@ -81,4 +86,7 @@ def test_bad_input(world, tmp_path, capsys):
                             ([model, tmp_path / "noise.png"], "noise.png: not a readable image"),
                             ([model, tmp_path / "empty"], "empty: holds no images")):
         assert part in refused(capsys, predict.main, *arguments, "--out", tmp_path / "p.csv", "--device", "cpu")
+    for truth, part in ((folder / "scene.png", "one grey channel is needed"), (tmp_path / "noise.png", "noise.png: not a readable image")):
+        assert part in refused(capsys, predict.main, model, image, "--truth", truth, "--out", tmp_path / "p.csv", "--device", "cpu")
+    assert "one scene, not of 2" in refused(capsys, predict.main, model, image, image, "--truth", image, "--out", tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
