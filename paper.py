@@ -315,7 +315,7 @@ def findings(out: Path, best: str, data: Path, land: Path, settings: Settings) -
         table = pd.read_csv(out / "figures" / f"comparison-{task}-{land.name}.csv")
         table = table[(table.ratio.astype(str) == "mean") & (table.init == best)]
         lines += [f"{name_of(best)} against {name_of(r.baseline)} on {task}s, {name_of(r['mode'])}: mean {measure} {r.value:.3f} against "
-                  f"{r.baseline_value:.3f} ({r.improvement:+.1f} % better), ahead in {r.wins} of {r.cells} class and ratio cells, "
+                  f"{r.baseline_value:.3f} (improvement {r.improvement:+.1f} %), ahead in {r.wins} of {r.cells} class and ratio cells, "
                   f"n = {r.n} seeds." for _, r in table.iterrows()]
     return lines
 

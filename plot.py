@@ -59,7 +59,8 @@ def draw_embeddings(embeddings: list[dict], points: int) -> Iterator[Item]:
 def draw_transfer(test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict) -> Iterator[Item]:
     """One task on one dataset: Figs. 4, 5, 8a and Table V, or Table IV, Figs. 6, 7, 8b and Table VI."""
     summary, (curve, bars, gaps, table) = numbers.over_seeds(test), STEMS[task]
-    label, seeds = figures.LABELS[task], f"mean ± standard deviation over {test.seed.nunique()} seeds"
+    n = test.seed.nunique()
+    label, seeds = figures.LABELS[task], f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
     if task == "scene" and (test["mode"] == "linear").any():
         yield f"table4-{data}", f"F1 of linear probes on {data}, higher is better; {seeds}.", tables.f1_table(summary)
     if test.ratio.nunique() > 1:

@@ -11,7 +11,7 @@ from conftest import ROOT
 import common
 import train_ssl
 
-SCRIPTS = ["train_ssl", "transfer", "predict", "bench", "tune", "plot"]
+SCRIPTS = ["train_ssl", "transfer", "predict", "bench", "tune", "plot", "paper"]
 SOURCES = ["README.md", *(f"{s}.py" for s in SCRIPTS if (ROOT / f"{s}.py").exists()),
            *(str(f.relative_to(ROOT)) for f in sorted((ROOT / "yaml").rglob("*.yaml")))]
 COMMAND = re.compile(r"(?:^|[\s#&])(?:python|torchrun(?: --[\w=]+)*) ((?:%s)\.py)((?: [^#\n`&;]*)?)" % "|".join(SCRIPTS))
@@ -54,6 +54,6 @@ def test_recipes_hold_valid_values_and_little_else(file):
     assert lines[0].startswith("# python ") and len(lines) < 24
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "install"])
+@pytest.mark.parametrize("target", ["demo", "test", "install", "paper", "paper-small"])
 def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
