@@ -24,7 +24,7 @@ test: install
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 paper: install
-	$(PYTHON) paper.py --data $(or $(DATA),$(error make paper DATA=FOLDER: a folder that holds Sentinel2GlobalLULC and Land-1.0)) $(ARGS)
+	$(PYTHON) paper.py --data "$(or $(DATA),$(error make paper DATA=FOLDER: a folder that holds Sentinel2GlobalLULC and Land-1.0))" $(ARGS)
 
 paper-small: install
-	$(PYTHON) paper.py --small $(if $(DATA),--data $(DATA)) $(ARGS)
+	$(PYTHON) paper.py --small $(if $(DATA),--data "$(DATA)") $(ARGS)
