@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from common import ConfigError, number
 from data.augment import Recipe
 from data.loader import Plan, TorchLoader
 from data.splits import stratified_subset
-from data.tables import DataError, load_table
+from data.tables import DataError, Table, load_table
 from models import METHODS
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, WeightsError, build_backbone, imagenet_weights
 from plots.numbers import name_of
@@ -207,45 +208,58 @@ def plan(args, settings: Settings, data: Path, land: Path, imagenet: list[str], 
     for table in (pre, down):  # now, not after the pretraining
         if empty := {"train", "val", "test"} - set(table.split[table.labels >= 0]):
             raise DataError(f"{table.root}: no labelled image is in the {empty.pop()} split ({len(table)} images)")
-    train = np.flatnonzero(pre.split == "train")
-    labels = down.labels[down.split == "train"]
-    gpus = torch.cuda.device_count()
-    workers = gpus or os.cpu_count() or 1  # of transfer.py: one core a cell is the fastest on a CPU
-    steps, weights, size = [], {m: str(args.out / m / "backbone.pth") for m in [*METHODS, BEST]}, ["--size", str(settings.size)]
-    for folder, table in ((data, pre), (land, down)):
-        manifest = common.manifest_of(table.root, Path("runs/cache"))
-        steps.append(Step(f"check {folder.name}", ["-m", "data.check", str(folder), "--manifest", str(manifest)]))
-    grid = args.recipes / "tune_ssl.yaml"
+    checks = [Step(f"check {folder.name}", ["-m", "data.check", str(folder), "--manifest",
+                                            str(common.manifest_of(table.root, Path("runs/cache")))])
+              for folder, table in ((data, pre), (land, down))]
+    results = [str(args.out / part / "results.csv") for part in ("probes", "transfer")]
+    draw = ["plot.py", "--runs", *(str(args.out / m) for m in METHODS), "--results", *results, "--out", str(args.out / "figures"),
+            "--compare-paper"]
+    return [*checks, *pretraining(args, settings, data, int((pre.split == "train").sum())),
+            *transfers(args, settings, data, len(pre), land, down, imagenet, best), Step("figures and tables", draw)]
+
+
+def pretraining(args, settings: Settings, data: Path, images: int) -> Iterator[Step]:
+    """Of each method, after a search for its recipe with --tune. `images`: to train on."""
+    size, grid = ["--size", str(settings.size)], args.recipes / "tune_ssl.yaml"
     if args.tune:
-        share, searched = yaml.safe_load(grid.read_text(encoding="utf-8")).get("subset", 1), search_epochs(grid)
+        seen = images * read_yaml(grid).get("subset", 1) * search_epochs(grid)
     for method in METHODS:
-        recipe = args.recipes / f"{method}.yaml"
+        recipe, subset = args.recipes / f"{method}.yaml", 1.0
+        epochs = args.epochs or read_yaml(recipe).get("epochs", 100)
+        if settings.seen and not args.epochs:
+            epochs = max(4, round(settings.seen / images))
+            subset = min(1.0, round(settings.seen / epochs / images, 3))
         if args.tune:
             recipe = args.out / "tune" / method / "best.yaml"
             search = ["tune.py", "--method", method, "--data", str(data), *size, "--grid", str(grid), "--out", str(recipe.parent)]
-            steps.append(Step(f"tune {name_of(method)}", search, 6 * len(train) * share * searched))
-        epochs = args.epochs or yaml.safe_load((args.recipes / f"{method}.yaml").read_text(encoding="utf-8")).get("epochs", 100)
-        subset = 1.0
-        if settings.seen and not args.epochs:
-            epochs = max(4, round(settings.seen / len(train)))
-            subset = min(1.0, round(settings.seen / epochs / len(train), 3))
+            yield Step(f"tune {name_of(method)}", search, 6 * seen)
         command = ["train_ssl.py", "--method", method, "--config", str(recipe), "--data", str(data), *size, "--epochs", str(epochs),
                    "--subset", f"{subset:g}", "--knn-every", str(max(1, epochs // 20)), "--out", str(args.out / method)]
-        steps.append(Step(f"pretrain {name_of(method)}", command, 6 * len(train) * subset * epochs, max(1, gpus)))
+        yield Step(f"pretrain {name_of(method)}", command, 6 * images * subset * epochs, max(1, torch.cuda.device_count()))
+
+
+def transfers(args, settings: Settings, data: Path, images: int, land: Path, down: Table, imagenet: list[str], best: str) -> Iterator[Step]:
+    """Linear probes of all methods on the pretraining set, then the best one's transfer to fractions and scenes."""
+    ranks = torch.cuda.device_count() or os.cpu_count() or 1  # one core a cell is the fastest on a CPU
+    size, weights = ["--size", str(settings.size)], {m: str(args.out / m / "backbone.pth") for m in [*METHODS, BEST]}
+    inits = [*(weights[m] for m in METHODS), "random", *imagenet]
     probe = ["transfer.py", "--task", "scene", "--mode", "linear", "--data", str(data), *size, "--ratios", "100", "--seeds", "1",
-             "--init", *(weights[m] for m in METHODS), "random", "channels", *imagenet, "--save-embeddings", "--out", str(args.out / "probes")]
-    steps.append(Step("Table IV and Fig. 3: linear probes", probe, 6 * len(pre), workers))
-    inits = ["random", *imagenet, weights[best]]
-    n_val = int((down.split == "val").sum())
-    images = sum(3 * len(stratified_subset(labels, r / 100, 0)) + n_val for r in settings.ratios) * settings.epochs * len(settings.seeds)
-    for task, tables in (("fraction", "Table V"), ("scene", "Table VI")):
+             "--init", *inits, "channels", "--save-embeddings", "--out", str(args.out / "probes")]
+    yield Step("Table IV and Fig. 3: linear probes", probe, len(inits) * images, ranks)
+    inits, labels = ["random", *imagenet, weights[best]], down.labels[down.split == "train"]
+    passes = sum(3 * len(stratified_subset(labels, r / 100, 0)) + (down.split == "val").sum() for r in settings.ratios)
+    for task, table in (("fraction", "Table V"), ("scene", "Table VI")):
         command = ["transfer.py", "--task", task, *settings.protocol, "--mode", "linear", "finetune", "--data", str(land), *size,
                    "--init", *inits, "--ratios", *map(str, settings.ratios), "--seeds", *map(str, settings.seeds),
                    "--epochs", str(settings.epochs), "--out", str(args.out / "transfer")]
-        steps.append(Step(f"{tables}: {task}s", command, len(inits) * (images + len(down)), workers))
-    draw = ["plot.py", "--runs", *(str(args.out / m) for m in METHODS), "--results",
-            *(str(args.out / part / "results.csv") for part in ("probes", "transfer")), "--out", str(args.out / "figures"), "--compare-paper"]
-    return [*steps, Step("figures and tables", draw)]
+        yield Step(f"{table}: {task}s", command, len(inits) * (passes * settings.epochs * len(settings.seeds) + len(down)), ranks)
+
+
+def read_yaml(file: Path) -> dict:
+    try:
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file}: holds no `key: value` lines ({' '.join(str(error).split())})") from None
 
 
 def search_epochs(grid: Path) -> int:

@@ -73,6 +73,13 @@ def test_refuses(flags, said, both, folder, tmp_path, capsys, quick):
     assert said in refused(capsys, paper.main, "--small", "--out", tmp_path, *(f.format(both=both, folder=folder) for f in flags))
 
 
+def test_names_a_broken_recipe(both, tmp_path, capsys, quick):
+    for method in METHODS:
+        (tmp_path / f"{method}.yaml").write_text("epochs: [1")
+    assert "barlow.yaml: holds no `key: value` lines" in refused(capsys, paper.main, "--small", "--data", both, "--recipes", tmp_path,
+                                                                 "--out", tmp_path)
+
+
 def test_only_one_at_a_time(both, tmp_path, capsys, quick):
     holder = subprocess.Popen([sys.executable, "-c", f"import fcntl, time; f = open(r'{tmp_path}/.lock', 'w'); "
                                "fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
