@@ -23,8 +23,10 @@ demo: install
 test: install
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
+paper paper-small: export DATA := $(DATA)
+
 paper: install
-	$(PYTHON) paper.py --data "$(or $(DATA),$(error make paper DATA=FOLDER: a folder that holds Sentinel2GlobalLULC and Land-1.0))" $(ARGS)
+	$(PYTHON) paper.py --data "$${DATA:?say where the two datasets are: make paper DATA=FOLDER}" $(ARGS)
 
 paper-small: install
-	$(PYTHON) paper.py --small $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(PYTHON) paper.py --small $${DATA:+--data "$$DATA"} $(ARGS)

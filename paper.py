@@ -30,14 +30,15 @@ import torch
 import yaml
 
 import common
+import train_ssl
 from common import ConfigError, number
 from data.augment import Recipe
 from data.loader import Plan, TorchLoader
 from data.splits import stratified_subset
-from data.tables import DataError, Table, load_table
+from data.tables import DataError, Table, load_table, training_subsets
 from models import METHODS
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, WeightsError, build_backbone, imagenet_weights
-from plots.numbers import name_of
+from plots.numbers import name_of, stem_of
 from plots.report import write_report
 
 ROOT = Path(__file__).resolve().parent
@@ -63,7 +64,8 @@ class Step(NamedTuple):
     name: str
     command: list[str]  # after `python`
     passes: float = 0  # of one image forward, for the estimated time: backward counts 2
-    ranks: int = 1
+    ranks: int = 1  # of torchrun
+    copies: int = 1  # processes that share the cells of one table
 
 
 def flags() -> argparse.ArgumentParser:
@@ -84,10 +86,13 @@ def flags() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
     settings = SMALL if args.small else PAPER
+    args.data, args.land, args.out, args.recipes = map(no_flag, (args.data, args.land, args.out, args.recipes))
     args.recipes = args.recipes or Path(os.path.relpath(ROOT / settings.recipes))
     args.out = args.out or Path("runs/paper-small" if args.small else "runs/paper")
-    if absent := [m for m in METHODS if not (args.recipes / f"{m}.yaml").is_file()]:
-        raise ConfigError(f"--recipes {args.recipes}: has no {absent[0]}.yaml")
+    for method in METHODS:  # now, not when its turn comes
+        if not (args.recipes / f"{method}.yaml").is_file():
+            raise ConfigError(f"--recipes {args.recipes}: has no {method}.yaml")
+        common.read_yaml(args.recipes / f"{method}.yaml", train_ssl.flags())
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / ".lock", "w") as lock:
         try:
@@ -100,6 +105,8 @@ def main(argv: list[str] | None = None) -> None:
 def work(args, settings: Settings) -> None:
     data, land = (find_data(args.data, args.land) if args.data or args.land
                   else [write_built_in(args.out / "scenes", layout) for layout in ("pure", "mixed")])
+    if data.resolve().name == land.resolve().name:
+        raise ConfigError(f"{data} and {land} are both called {data.resolve().name} in results.csv: rename a folder")
     notes, imagenet = [], ["imagenet"]
     try:
         imagenet_weights("resnet18")
@@ -125,17 +132,22 @@ def work(args, settings: Settings) -> None:
     print(f"\nbest macro F1 of the linear probes: {name_of(best)}", flush=True)
     for step in plan(args, settings, data, land, imagenet, best)[choice:]:
         text = run(step, spent)
-    times = pd.read_csv(spent)
+    times = read_times(spent)
     undrawn = [line for line in text.splitlines() if line.startswith(("missing:", "not compared:"))]
     write_report(args.out / "report.html", "Self-supervised pretraining on satellite images: the whole protocol",
                  findings(args.out, best, data, land, settings) + notes, args.out / "figures", {
-                     "Commands": [f"{r.command}    # {r.seconds:.0f} s" for r in times.itertuples()],
+                     "Commands": [f"{command}    # {seconds:.0f} s" for command, seconds in times.items()],
                      "Not drawn": undrawn or ["nothing is missing"],
                      "Versions": yaml.safe_dump(common.about(torch.device(device)), sort_keys=False).splitlines()})
     print(f"\nreport: {args.out / 'report.html'}")
 
 
 # What goes in
+
+
+def no_flag(path: Path | None) -> Path | None:
+    """The path in a form that no command takes for a flag."""
+    return path.absolute() if path and str(path).startswith("-") else path
 
 
 def find_data(data: Path | None, land: Path | None) -> tuple[Path, Path]:
@@ -149,7 +161,7 @@ def find_data(data: Path | None, land: Path | None) -> tuple[Path, Path]:
     if not data.is_dir():
         raise DataError(f"{data}: no such folder")
     tables = {}
-    for folder in sorted(f for f in data.iterdir() if f.is_dir()):
+    for folder in sorted(no_flag(f) for f in data.iterdir() if f.is_dir()):
         try:
             tables[folder] = load_table(folder)
         except DataError:
@@ -208,6 +220,9 @@ def plan(args, settings: Settings, data: Path, land: Path, imagenet: list[str], 
     for table in (pre, down):  # now, not after the pretraining
         if empty := {"train", "val", "test"} - set(table.split[table.labels >= 0]):
             raise DataError(f"{table.root}: no labelled image is in the {empty.pop()} split ({len(table)} images)")
+    training_subsets(pre, pre.targets("scene"), [100], [0])
+    for task in ("fraction", "scene"):
+        training_subsets(down, down.targets(task), settings.ratios, settings.seeds)
     checks = [Step(f"check {folder.name}", ["-m", "data.check", str(folder), "--manifest",
                                             str(common.manifest_of(table.root, Path("runs/cache")))])
               for folder, table in ((data, pre), (land, down))]
@@ -222,10 +237,11 @@ def pretraining(args, settings: Settings, data: Path, images: int) -> Iterator[S
     """Of each method, after a search for its recipe with --tune. `images`: to train on."""
     size, grid = ["--size", str(settings.size)], args.recipes / "tune_ssl.yaml"
     if args.tune:
-        seen = images * read_yaml(grid).get("subset", 1) * search_epochs(grid)
+        epochs = search_epochs(grid)
+        seen = images * epochs * yaml.safe_load(grid.read_text(encoding="utf-8")).get("subset", 1)
     for method in METHODS:
         recipe, subset = args.recipes / f"{method}.yaml", 1.0
-        epochs = args.epochs or read_yaml(recipe).get("epochs", 100)
+        epochs = args.epochs or yaml.safe_load(recipe.read_text(encoding="utf-8")).get("epochs", 100)
         if settings.seen and not args.epochs:
             epochs = max(4, round(settings.seen / images))
             subset = min(1.0, round(settings.seen / epochs / images, 3))
@@ -240,26 +256,20 @@ def pretraining(args, settings: Settings, data: Path, images: int) -> Iterator[S
 
 def transfers(args, settings: Settings, data: Path, images: int, land: Path, down: Table, imagenet: list[str], best: str) -> Iterator[Step]:
     """Linear probes of all methods on the pretraining set, then the best one's transfer to fractions and scenes."""
-    ranks = torch.cuda.device_count() or os.cpu_count() or 1  # one core a cell is the fastest on a CPU
+    copies = torch.cuda.device_count() or os.cpu_count() or 1  # one core a cell is the fastest on a CPU
     size, weights = ["--size", str(settings.size)], {m: str(args.out / m / "backbone.pth") for m in [*METHODS, BEST]}
     inits = [*(weights[m] for m in METHODS), "random", *imagenet]
     probe = ["transfer.py", "--task", "scene", "--mode", "linear", "--data", str(data), *size, "--ratios", "100", "--seeds", "1",
              "--init", *inits, "channels", "--save-embeddings", "--out", str(args.out / "probes")]
-    yield Step("Table IV and Fig. 3: linear probes", probe, len(inits) * images, ranks)
+    yield Step("Table IV and Fig. 3: linear probes", probe, len(inits) * images, copies=copies)
     inits, labels = ["random", *imagenet, weights[best]], down.labels[down.split == "train"]
     passes = sum(3 * len(stratified_subset(labels, r / 100, 0)) + (down.split == "val").sum() for r in settings.ratios)
     for task, table in (("fraction", "Table V"), ("scene", "Table VI")):
         command = ["transfer.py", "--task", task, *settings.protocol, "--mode", "linear", "finetune", "--data", str(land), *size,
                    "--init", *inits, "--ratios", *map(str, settings.ratios), "--seeds", *map(str, settings.seeds),
                    "--epochs", str(settings.epochs), "--out", str(args.out / "transfer")]
-        yield Step(f"{table}: {task}s", command, len(inits) * (passes * settings.epochs * len(settings.seeds) + len(down)), ranks)
-
-
-def read_yaml(file: Path) -> dict:
-    try:
-        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ConfigError(f"{file}: holds no `key: value` lines ({' '.join(str(error).split())})") from None
+        cost = len(inits) * (passes * settings.epochs * len(settings.seeds) + len(down))
+        yield Step(f"{table}: {task}s", command, cost, copies=copies)
 
 
 def search_epochs(grid: Path) -> int:
@@ -290,33 +300,54 @@ def text_of(step: Step) -> str:
 
 
 def run(step: Step, spent: Path | None = None) -> str:
-    """Run a step to its end and return what plot.py printed; any failure ends this process too."""
+    """Run a step to its end and return what plot.py printed; any failure ends this process too.
+
+    Further `copies` are silent: what they would say, the first one says too.
+    """
     print(f"\n{step.name}: {text_of(step)}", flush=True)
     first, *rest = step.command
     script = [str(ROOT / first), *rest] if first.endswith(".py") else step.command
     start = ["-m", "torch.distributed.run", f"--nproc_per_node={step.ranks}"] if step.ranks > 1 else []
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *start, *script], env={**os.environ, "PYTHONPATH": paths}, text=True,
-                               stdout=subprocess.PIPE if first == "plot.py" else None,
-                               preexec_fn=libc and (lambda: libc.prctl(1, signal.SIGTERM)))  # ends with this process (PR_SET_PDEATHSIG)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    if step.copies > 1 and not torch.cuda.is_available():
+        environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // step.copies))}
+    libc, began = ctypes.CDLL(None) if sys.platform == "linux" else None, time.perf_counter()
+
+    def process(copy):
+        place = {"LOCAL_RANK": str(copy)} if step.copies > 1 else {}  # the GPU
+        return subprocess.Popen([sys.executable, *start, *script], env=environment | place, text=True,
+                                stdout=subprocess.PIPE if first == "plot.py" else subprocess.DEVNULL if copy else None,
+                                stderr=subprocess.DEVNULL if copy else None,
+                                preexec_fn=libc and (lambda: libc.prctl(1, signal.SIGTERM)))  # ends with this one (PR_SET_PDEATHSIG)
+
+    processes = [process(copy) for copy in range(step.copies)]
     try:
-        printed = process.communicate()[0] or ""
-    except KeyboardInterrupt:  # the step has it too, and saves
-        process.wait()
-        raise
-    if process.returncode == 2:
+        printed = processes[0].communicate()[0] or ""
+        code = processes[0].returncode
+    finally:  # where it failed, or was interrupted, the training saves
+        for p in processes:
+            if processes[0].returncode != 0:
+                p.terminate()
+            p.wait()
+    if code == 2:
         raise SystemExit(2)  # it has said why
-    if process.returncode:
-        common.fail(f"{step.name} ended with code {process.returncode}; mend what it says above and start the same command again")
+    if code:
+        common.fail(f"{step.name} ended with code {code}; mend what it says above and start the same command again")
     print(printed, end="")
     if spent:
-        rows = pd.read_csv(spent) if spent.exists() else pd.DataFrame({"command": [], "seconds": []})
-        times = dict(zip(rows.command, rows.seconds))
+        times = read_times(spent)
         times[text_of(step)] = times.get(text_of(step), 0) + time.perf_counter() - began  # of calls that ended
         common.write_csv(spent, pd.DataFrame({"command": times.keys(), "seconds": np.round([*times.values()], 1)}))
     return printed
+
+
+def read_times(file: Path) -> dict[str, float]:
+    """Command -> seconds. They are only told, so a damaged file begins anew."""
+    try:
+        rows = pd.read_csv(file)
+        return dict(zip(rows.command, rows.seconds.astype(float)))
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def findings(out: Path, best: str, data: Path, land: Path, settings: Settings) -> list[str]:
@@ -326,7 +357,7 @@ def findings(out: Path, best: str, data: Path, land: Path, settings: Settings) -
     f1 = probes[(probes.split == "test") & (probes.metric == "f1_macro")].groupby("init").value.mean().sort_values(ascending=False)
     lines.append("Linear probe on the pretraining classes, macro F1: " + ", ".join(f"{name_of(i)} {v:.3f}" for i, v in f1.items()) + ".")
     for task, measure in (("fraction", "RMSE"), ("scene", "macro F1")):
-        table = pd.read_csv(out / "figures" / f"comparison-{task}-{land.name}.csv")
+        table = pd.read_csv(out / "figures" / (stem_of(f"comparison-{task}-{land.resolve().name}") + ".csv"))
         table = table[(table.ratio.astype(str) == "mean") & (table.init == best)]
         lines += [f"{name_of(best)} against {name_of(r.baseline)} on {task}s, {name_of(r['mode'])}: mean {measure} {r.value:.3f} against "
                   f"{r.baseline_value:.3f} (improvement {r.improvement:+.1f} %), ahead in {r.wins} of {r.cells} class and ratio cells, "

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from plots import figures, numbers, tables
-from plots.numbers import METHODS, name_of
+from plots.numbers import METHODS, name_of, stem_of
 from plots.tables import Table
 
 # Stems of the ratio, class and difference figures and of the class-wise table, by the paper's numbers.
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         yield from compare_paper(test, configs) if args.compare_paper else ()
 
     for stem, caption, thing in items():
-        stem, kind = re.sub(r"[^\w.-]+", "_", stem), "table" if isinstance(thing, Table) else "figure"
+        stem, kind = stem_of(stem), "table" if isinstance(thing, Table) else "figure"
         save(args.out, stem, caption, thing, args.format)
         index.append({"stem": stem, "kind": kind, "caption": caption})
         print(f"{kind} {args.out / stem}")

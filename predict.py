@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 import common
+from common import ConfigError
 from data.tables import DataError, images_below
 from models.backbone import WeightsError, build_backbone, prepare
 from models.probe import probabilities
@@ -53,9 +54,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.truth and len(files) > 1:
         raise DataError(f"--truth {args.truth}: is of one scene, not of {len(files)} images")
     stems, rows = [file.stem for file in files], []
+    maps = [out.with_name(stem + f"-{i}" * (stems.count(stem) > 1) + "-map.png") for i, stem in enumerate(stems)]
+    if same := {f.resolve() for f in (*files, args.truth or files[0], Path(args.model))} & {f.resolve() for f in (out, *maps)}:
+        raise ConfigError(f"--out {out} would overwrite {same.pop()}: choose another name or folder")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder: name the CSV in it")
+    class_map = args.truth and read_class_map(args.truth, len(about["classes"]))
     for i, file in enumerate(tqdm(files, unit="file", disable=None)):
         pixels = read_image(file)
         scene = pixels.shape[1] > 2 * height and pixels.shape[2] > 2 * width
+        if class_map is not None and not (scene and class_map.shape == pixels.shape[1:]):
+            raise DataError(f"--truth {args.truth}: has shape {class_map.shape}, the picture {tuple(pixels.shape[1:])}; it takes one scene, "
+                            f"more than twice {width} x {height} px, and a class map of the same size")
         tops, lefts = (places(n, side, stride) if scene else [0] for n, side in zip(pixels.shape[1:], (height, width)))
         corners = [(top, left) for top in tops for left in lefts]
         tiles = [pixels[:, t : t + height, left : left + width] for t, left in corners] if scene else [pixels]
@@ -63,18 +73,12 @@ def main(argv: list[str] | None = None) -> None:
         rows += [{"file": str(file), "row": top, "column": left, "class": about["classes"][p.argmax()],
                   **{name: f"{v:.4f}" for name, v in zip(about["classes"], p)}} for (top, left), p in zip(corners, shares)]
         if scene:
-            truth = args.truth and true_shares(args.truth, pixels.shape[1:], len(about["classes"]), corners, (height, width))
-            image = out.with_name(file.stem + f"-{i}" * (stems.count(file.stem) > 1) + "-map.png")
+            truth = None if class_map is None else true_shares(class_map, len(about["classes"]), corners, (height, width))
             grid = [None if s is None else s.reshape(len(tops), len(lefts), -1) for s in (shares, truth)]
-            draw_map(image, pixels, *grid, about["classes"], (height, width), tops, lefts)
-            print(f"{file}: {len(shares)} patches of {width} x {height} px, map in {image}")
+            draw_map(maps[i], pixels, *grid, about["classes"], (height, width), tops, lefts)
+            print(f"{file}: {len(shares)} patches of {width} x {height} px, map in {maps[i]}")
             if truth is not None:
-                rmse = np.sqrt(((shares - truth) ** 2).mean(0)).mean(), truth.std(0).mean()
-                agree = (shares.argmax(1) == truth.argmax(1)).mean()
-                print("against {}: RMSE {:.3f} (mean over the classes; of the best constant answer {:.3f}), "
-                      "the largest class is right in {:.0%} of the patches".format(args.truth, *rmse, agree))
-        elif args.truth:
-            raise DataError(f"--truth {args.truth}: {file} is no scene (more than twice {width} x {height} px)")
+                print(f"against {args.truth}: {compare(shares, truth)}")
     common.write_csv(out, rows)
     print(f"{len(rows)} rows in {out}")
 
@@ -99,20 +103,32 @@ def read_image(file: Path) -> torch.Tensor:
         raise DataError(f"{file}: not a readable image ({error})") from None
 
 
-def true_shares(file: Path, shape, classes: int, corners: list[tuple[int, int]], tile: tuple[int, int]) -> np.ndarray:
-    """(n, K) fractions of the class map in the patches at `corners`; classes that the map does not hold are 0."""
+def read_class_map(file: Path, classes: int) -> np.ndarray:
+    """(H, W) class numbers."""
     try:
         with Image.open(file) as image:
             numbers = np.asarray(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{file}: not a readable image ({error})") from None
-    if numbers.shape != tuple(shape):
-        raise DataError(f"--truth {file}: has shape {numbers.shape}, the scene {tuple(shape)} (one grey channel is needed)")
-    if numbers.max() >= classes:
-        raise DataError(f"--truth {file}: holds class {numbers.max()}, the model knows 0 to {classes - 1}")
+    if numbers.ndim != 2 or numbers.dtype.kind not in "bui":
+        raise DataError(f"--truth {file}: is no picture of class numbers (one channel of integers)")
+    if odd := [n for n in (numbers.min(), numbers.max()) if not 0 <= n < classes]:
+        raise DataError(f"--truth {file}: holds class {odd[0]}, the model knows 0 to {classes - 1}")
+    return numbers
+
+
+def true_shares(class_map: np.ndarray, classes: int, corners: list[tuple[int, int]], tile: tuple[int, int]) -> np.ndarray:
+    """(n, K) fractions of the class map in the patches at `corners`."""
     height, width = tile
-    windows = (numbers[top : top + height, left : left + width].ravel() for top, left in corners)
+    windows = (class_map[top : top + height, left : left + width].ravel() for top, left in corners)
     return np.array([np.bincount(window, minlength=classes) for window in windows]) / (height * width)
+
+
+def compare(found: np.ndarray, truth: np.ndarray) -> str:
+    rmse, constant = np.sqrt(((found - truth) ** 2).mean(0)).mean(), truth.std(0).mean()
+    right = (found.argmax(1) == truth.argmax(1)).mean()
+    return (f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {constant:.3f}), "
+            f"the largest class is right in {right:.0%} of the patches")
 
 
 def places(length: int, side: int, stride: int) -> list[int]:

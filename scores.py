@@ -115,7 +115,10 @@ class Results:
         """Refuse `now` (part -> name -> value) where it differs from what made the rows; settings.yaml remembers it."""
         file = self.file.with_name("settings.yaml")
         with self.claim(file.name):
-            then = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+            try:
+                then = dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else {}
+            except (yaml.YAMLError, TypeError, ValueError):
+                raise ConfigError(f"{file}: damaged; it says what made the rows of {self.file.name}: move both away") from None
             differ = [f"{part}: {name} was {then[part].get(name)}, is {value}" for part in now.keys() & then.keys()
                       for name, value in now[part].items() if then[part].get(name) != value]
             if differ:

@@ -31,8 +31,7 @@ import common
 from common import ConfigError, number
 from data.augment import Recipe, draw, view
 from data.pixels import channel_statistics, common_size, load_pixels
-from data.splits import stratified_subset
-from data.tables import DataError
+from data.tables import DataError, training_subsets
 from models import backbone as backbones
 from models.backbone import WeightsError, build_backbone, extract_features, prepare, read_weights
 from models.probe import linear_heads, neighbour_votes, principal_axes, probabilities
@@ -214,21 +213,14 @@ def open_data(args, out: Path) -> Data:
     rows = {split: np.flatnonzero(table.split == split) for split in ("train", "val", "test")}
     if empty := [split for split in rows if not len(rows[split])]:
         raise DataError(f"{table.root}: no image is in the {empty[0]} split")
-    fractions = np.eye(len(table.classes), dtype=np.float32)[table.labels] if args.task == "scene" else table.fractions
-    targets = torch.from_numpy(fractions)
-    subsets = {}
-    for ratio, seed in ((r, s) for r in args.ratios for s in args.seed_list):
-        subset = rows["train"][stratified_subset(table.labels[rows["train"]], ratio / 100, seed)]
-        if absent := [table.classes[k] for k in np.flatnonzero((targets[subset].sum(0) == 0) & (targets.sum(0) > 0))]:
-            raise DataError(f"{table.root}: --ratios {ratio:g} leaves {len(subset)} training images (seed {seed}), none of them with "
-                            f"class {', '.join(absent)}, which other images have: raise the ratio or leave the class out")
-        subsets[ratio, seed] = subset
+    targets = table.targets(args.task)
+    subsets = training_subsets(table, targets, args.ratios, args.seed_list)
     pixels = load_pixels(table.root, table.files, *common_size(checked), cache=Path(args.cache), workers=args.workers,
                          stamp=str(checked.mtime_ns.max()))
     name = Path(args.data).resolve().name if args.data else "built-in"
     labels = table.labels if table.fractions is None else table.fractions  # the same for both tasks
     digest = hashlib.sha256("\0".join([*table.files, *table.split]).encode() + labels.tobytes()).hexdigest()[:12]
-    return Data(name, pixels, targets, table.classes, rows, subsets, *channel_statistics(pixels[rows["train"]]), digest)
+    return Data(name, pixels, torch.from_numpy(targets), table.classes, rows, subsets, *channel_statistics(pixels[rows["train"]]), digest)
 
 
 def settings(inits: list[Init], data: Data, args) -> dict[str, dict]:

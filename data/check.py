@@ -155,6 +155,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--manifest", type=Path, help="CSV of every file (default: FOLDER.check.csv beside FOLDER)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.error = lambda message: sys.exit(print(f"error: {message}", file=sys.stderr) or 2)
     args = parser.parse_args()
     folder = args.folder.resolve()
     manifest = args.manifest or folder.with_name(f"{folder.name}.check.csv")
@@ -164,6 +165,8 @@ def main() -> int:
     except (OSError, ValueError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     bad = table[table["problem"] != ""]
     for file, problem in zip(bad["file"], bad["problem"]):
         print(f"{file}: {problem}")

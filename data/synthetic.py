@@ -13,6 +13,7 @@ import argparse
 import csv
 import os
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,11 +365,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100")
     flags = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which removes the unfinished folder
     count = flags.count if flags.count is not None else 1 if flags.layout == "scene" else 2900
     try:
         write_scenes(flags.out, flags.layout, count, flags.size, flags.seed, flags.quality)
     except (OSError, ValueError) as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.splits import split_classes
+from data.splits import split_classes, stratified_subset
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}  # folder name -> split
@@ -34,6 +34,10 @@ class Table:
         fractions = None if self.fractions is None else self.fractions[which]
         return replace(self, files=self.files[which], labels=self.labels[which], split=self.split[which],
                        fractions=fractions)
+
+    def targets(self, task: str) -> np.ndarray:
+        """(n, len(classes)) float32: the fractions or, for task `scene`, one-hot labels."""
+        return np.eye(len(self.classes), dtype=np.float32)[self.labels] if task == "scene" else self.fractions
 
 
 def load_table(root: str | Path) -> Table:
@@ -65,6 +69,21 @@ def load_table(root: str | Path) -> Table:
     if not len(table):
         raise DataError(f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return table
+
+
+def training_subsets(table: Table, targets: np.ndarray, ratios: list[float], seeds: list[int]) -> dict[tuple, np.ndarray]:
+    """(ratio %, seed) -> rows of the stratified share of the training images; refused where it lacks a class.
+
+    targets (n, K): fractions or one-hot labels.
+    """
+    train, subsets = np.flatnonzero(table.split == "train"), {}
+    for ratio, seed in ((r, s) for r in ratios for s in seeds):
+        subset = train[stratified_subset(table.labels[train], ratio / 100, seed)]
+        if absent := [table.classes[k] for k in np.flatnonzero((targets[subset].sum(0) == 0) & (targets.sum(0) > 0))]:
+            raise DataError(f"{table.root}: --ratios {ratio:g} leaves {len(subset)} training images (seed {seed}), none of them with "
+                            f"class {', '.join(absent)}, which other images have: raise the ratio or leave the class out")
+        subsets[ratio, seed] = subset
+    return subsets
 
 
 def class_table(root: Path, folders: list[Path], split: str | None = None, classes: list[str] | None = None) -> Table:

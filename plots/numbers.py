@@ -40,6 +40,11 @@ def name_of(key: str) -> str:
     return NAMES.get(key, key)
 
 
+def stem_of(text: str) -> str:
+    """`text` as a file name on any system."""
+    return re.sub(r"[^\w.-]+", "_", text)
+
+
 def ordered(inits: Iterable[str]) -> list[str]:
     """Each name once: what is not pretrained here, the four methods, then the others by name."""
     first = ["random", "channels", "imagenet", *METHODS]
@@ -196,8 +201,9 @@ def versus(ours: pd.DataFrame, theirs: pd.DataFrame, ratios: list[float], sign: 
     seeds = a.index.intersection(b.index)
     a, b = a[seeds], b[seeds]  # NaN means where no seed is common
     gap = (ours[ratios].mean() - theirs[ratios].mean()).drop("all", level=1).dropna()
+    improvement = 100 * sign * (a - b).mean() / b.mean() if b.mean() else np.nan
     return {"value": a.mean(), "baseline_value": b.mean(), "difference": (a - b).mean(),
-            "improvement": 100 * sign * (a - b).mean() / b.mean(), "wins": int((sign * gap > 0).sum()),
+            "improvement": improvement, "wins": int((sign * gap > 0).sum()),
             "cells": len(gap), "class_difference": gap.abs().mean(), "n": len(seeds),
             "p": paired_p(a.to_numpy(), b.to_numpy())}
 

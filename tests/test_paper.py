@@ -36,7 +36,7 @@ def both(tmp_path_factory):
         (root / "patches 1" / f"{k} é%").mkdir(parents=True)
         for i in range(48):
             Image.fromarray(picture(rng, 32)).save(root / "patches 1" / f"{k} é%" / f"{i}.jpg", quality=95)
-    write_scenes(root / "mixed", layout="mixed", count=60, size=32, seed=0)
+    write_scenes(root / "mixed é%", layout="mixed", count=60, size=32, seed=0)
     (root / "notes").mkdir()
     return root
 
@@ -56,28 +56,46 @@ def quick(monkeypatch):
 
 
 def test_finds_both_datasets(both, folder):
-    assert paper.find_data(both, None) == (both / "patches 1", both / "mixed")
-    assert paper.find_data(folder, both / "mixed") == (folder, both / "mixed")
+    assert paper.find_data(both, None) == (both / "patches 1", both / "mixed é%")
+    assert paper.find_data(folder, both / "mixed é%") == (folder, both / "mixed é%")
 
 
 @pytest.mark.parametrize("flags, said", [
     (["--data", "{both}/nowhere"], "no such folder"),
-    (["--data", "{both}/mixed"], "found 0 folders of class folders"),
-    (["--land", "{both}/mixed"], "--land without --data"),
-    (["--data", "{both}/mixed", "--land", "{both}/patches 1"], "has no class fractions"),
-    (["--data", "{folder}", "--land", "{both}/mixed"], "no labelled image is in the val split"),
+    (["--data", "{both}/mixed é%"], "found 0 folders of class folders"),
+    (["--land", "{both}/mixed é%"], "--land without --data"),
+    (["--data", "{both}/mixed é%", "--land", "{both}/patches 1"], "has no class fractions"),
+    (["--data", "{folder}", "--land", "{both}/mixed é%"], "no labelled image is in the val split"),
     (["--recipes", "{both}"], "has no barlow.yaml"),
+    (["--data", "{both}/mixed é%", "--land", "{both}/mixed é%"], "are both called mixed é%"),
     (["--epochs", "0"], "--epochs"),
 ])
 def test_refuses(flags, said, both, folder, tmp_path, capsys, quick):
     assert said in refused(capsys, paper.main, "--small", "--out", tmp_path, *(f.format(both=both, folder=folder) for f in flags))
 
 
-def test_names_a_broken_recipe(both, tmp_path, capsys, quick):
+@pytest.mark.parametrize("text, said", [("epochs: [1", "not readable as YAML"), ("epochs: abc", "not a whole number"), ("lrr: 0.1", "nearest")])
+def test_names_a_broken_recipe_before_it_begins(text, said, both, tmp_path, capsys, quick):
     for method in METHODS:
-        (tmp_path / f"{method}.yaml").write_text("epochs: [1")
-    assert "barlow.yaml: holds no `key: value` lines" in refused(capsys, paper.main, "--small", "--data", both, "--recipes", tmp_path,
-                                                                 "--out", tmp_path)
+        (tmp_path / f"{method}.yaml").write_text(text if method == "simsiam" else f"method: {method}\n")
+    error = refused(capsys, paper.main, "--small", "--data", both, "--recipes", tmp_path, "--out", tmp_path)
+    assert "simsiam.yaml" in error and said in error
+
+
+def test_refuses_a_class_without_training_images_before_it_begins(both, tmp_path, capsys, quick):
+    for split, classes in (("train", "ab"), ("val", "ab"), ("test", "abc")):
+        for name in classes:
+            (tmp_path / "odd" / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32)).save(tmp_path / "odd" / split / name / f"{i}.png")
+    error = refused(capsys, paper.main, "--small", "--data", tmp_path / "odd", "--land", both / "mixed é%", "--out", tmp_path)
+    assert "none of them with class c" in error
+
+
+def test_damaged_times_begin_anew(tmp_path):
+    for text in ("", "garbage", 'command,seconds\n"a', "command,seconds\na,b\n"):
+        (tmp_path / "steps.csv").write_text(text)
+        assert paper.read_times(tmp_path / "steps.csv") == {}
 
 
 def test_only_one_at_a_time(both, tmp_path, capsys, quick):
@@ -96,9 +114,9 @@ def test_only_one_at_a_time(both, tmp_path, capsys, quick):
 @pytest.mark.parametrize("flags", [[], ["--tune"], ["--small"], ["--epochs", "3"]])
 def test_commands_parse_and_cost_what_they_do(flags, both, tmp_path):
     args = paper.flags().parse_args([*flags, "--out", str(tmp_path)])
-    settings = paper.SMALL if args.small else paper.PAPER
+    settings = (paper.SMALL if args.small else paper.PAPER)._replace(ratios=[50, 100])  # of few images
     args.recipes = ROOT / settings.recipes
-    steps = paper.plan(args, settings, both / "patches 1", both / "mixed", ["imagenet"], "simclr")
+    steps = paper.plan(args, settings, both / "patches 1", both / "mixed é%", ["imagenet"], "simclr")
     for step in steps:
         name, *words = step.command
         if name.endswith(".py"):
@@ -113,7 +131,7 @@ def test_commands_parse_and_cost_what_they_do(flags, both, tmp_path):
     assert text.count("train_ssl.py") == 4 and text.count("tune.py") == 4 * ("--tune" in flags)
     assert "imagenet" in text and shlex.quote(str(tmp_path / "simclr" / "backbone.pth")) in text
     if not flags:
-        assert "--epochs 500" in text and "--protocol paper" in text and "--ratios 1 5 10 25 50 100" in text
+        assert "--epochs 500" in text and "--protocol paper" in text and "--ratios 50 100 --seeds 42 5 97 123 256" in text
     if flags == ["--tune"]:  # the grid's 40 % of the images, 1,616 epochs
         assert next(s for s in steps if s.name.startswith("tune")).passes == pytest.approx(6 * 129 * 0.4 * 1616)
 

@@ -86,7 +86,20 @@ def test_bad_input(world, tmp_path, capsys):
                             ([model, tmp_path / "noise.png"], "noise.png: not a readable image"),
                             ([model, tmp_path / "empty"], "empty: holds no images")):
         assert part in refused(capsys, predict.main, *arguments, "--out", tmp_path / "p.csv", "--device", "cpu")
-    for truth, part in ((folder / "scene.png", "one grey channel is needed"), (tmp_path / "noise.png", "noise.png: not a readable image")):
+    Image.fromarray(np.full((240, 336), 99, np.uint8)).save(tmp_path / "far.png")
+    Image.fromarray(np.zeros((240, 335), np.uint8)).save(tmp_path / "narrow.png")
+    Image.fromarray(np.zeros((240, 336), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((240, 336), -1, np.int32)).save(tmp_path / "signed.tif")
+    for truth, part in ((folder / "scene.png", "one channel of integers"), (tmp_path / "noise.png", "noise.png: not a readable image"),
+                        (tmp_path / "far.png", "holds class 99, the model knows 0 to 9"), (tmp_path / "float.tif", "one channel of integers"),
+                        (tmp_path / "narrow.png", "has shape (240, 335), the picture (240, 336)"), (tmp_path / "signed.tif", "holds class -1")):
         assert part in refused(capsys, predict.main, model, image, "--truth", truth, "--out", tmp_path / "p.csv", "--device", "cpu")
+    kept = {f: f.read_bytes() for f in (model, image)}
+    for out in (image, model):
+        assert "would overwrite" in refused(capsys, predict.main, model, image, "--out", out, "--device", "cpu")
+    Image.fromarray(np.zeros((240, 336), np.uint8)).save(tmp_path / "scene-map.png")
+    assert "would overwrite" in refused(capsys, predict.main, model, image, "--truth", tmp_path / "scene-map.png", "--out", tmp_path / "x.csv")
+    assert "is a folder" in refused(capsys, predict.main, model, image, "--out", tmp_path, "--device", "cpu")
+    assert all(f.read_bytes() == content for f, content in kept.items())
     assert "one scene, not of 2" in refused(capsys, predict.main, model, image, image, "--truth", image, "--out", tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
