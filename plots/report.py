@@ -10,7 +10,7 @@ SECTIONS = {"Pretraining": "curves|fig9|fig3|table4", "Land-cover fractions": "f
             "Scene classes": "fig6|table6|fig7|fig8b|comparison-scene", "Beside the paper": "compare-", "More": ""}
 LONG = 25  # rows; a longer table opens on a click
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 70rem; margin: 0 auto; padding: 1.5rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 80rem; margin: 0 auto; padding: 1.5rem; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 figure { margin: 1.5rem 0; }
 figure img { max-width: 100%; }
