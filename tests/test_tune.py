@@ -26,7 +26,7 @@ import argparse, fcntl, json, math, os, signal, sys, time
 parser = argparse.ArgumentParser()
 for name in "data config init loader precision optimizer device protocol ratios seeds".split():
     parser.add_argument("--" + name)
-for name in "size batch-size weight-decay subset seed workers out-dim warmup-epochs hidden".split():
+for name in "size batch-size weight-decay subset seed workers out-dim warmup-epochs hidden jitter min-area blur".split():
     parser.add_argument("--" + name, type=float)
 parser.add_argument("--method", choices=["barlow", "moco"], default="barlow", help="of pretraining\n  --not-a-flag")
 parser.add_argument("--lr", type=float, default=0.1)
@@ -371,7 +371,7 @@ def test_the_directory_of_another_search_is_refused_and_left_alone(workplace, mo
 
 
 @pytest.mark.parametrize("name, plan", [
-    ("tune_ssl", "27 trials to epoch 1 (1 epochs each), 9 trials to epoch 3 (2 epochs each), 3 trials to epoch 9"),
+    ("tune_ssl", "10 trials to epoch 1 (1 epochs each), 2 trials to epoch 5 (4 epochs each): 18 epochs"),
     ("tune_transfer", "8 trials to epoch 30 (30 epochs each): 240 epochs"),
     ("paper/tune_ssl", "270 trials to epoch 4 (4 epochs each), 67 trials to epoch 12 (8 epochs each): 1616 epochs"),
     ("paper/tune_transfer", "30 trials to epoch 75 (75 epochs each), 7 trials to epoch 100"),
