@@ -32,10 +32,8 @@ import yaml
 import common
 import train_ssl
 from common import ConfigError, number
-from data.augment import Recipe
 from data.loader import Plan, TorchLoader
-from data.splits import stratified_subset
-from data.tables import DataError, Table, load_table, training_subsets
+from data.tables import DataError, load_table, training_subsets
 from models import METHODS
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, WeightsError, build_backbone, imagenet_weights
 from plots.numbers import name_of, stem_of
@@ -192,7 +190,7 @@ def images_per_second(size: int, seconds: float) -> tuple[float, str]:
     method = METHODS["barlow"](build_backbone()).to(device, memory_format=torch.channels_last)
     optimizer = common.make_optimizer("sgd", method, 1e-3, 0.9, 0.0)
     pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
-    loader = TorchLoader(pixels, Plan(images, images, size, size, recipe=Recipe()), size, IMAGENET_MEAN, IMAGENET_STD, device)
+    loader = TorchLoader(pixels, Plan(images, images, size, size), size, IMAGENET_MEAN, IMAGENET_STD, device)
 
     def step(epoch):
         (views,) = loader.epoch(epoch)
@@ -221,8 +219,9 @@ def plan(args, settings: Settings, data: Path, land: Path, imagenet: list[str], 
         if empty := {"train", "val", "test"} - set(table.split[table.labels >= 0]):
             raise DataError(f"{table.root}: no labelled image is in the {empty.pop()} split ({len(table)} images)")
     training_subsets(pre, pre.targets("scene"), [100], [0])
-    for task in ("fraction", "scene"):
-        training_subsets(down, down.targets(task), settings.ratios, settings.seeds)
+    training_subsets(down, down.targets("scene"), settings.ratios, settings.seeds)
+    subsets = training_subsets(down, down.targets("fraction"), settings.ratios, settings.seeds)
+    passes = settings.epochs * sum(3 * len(rows) + (down.split == "val").sum() for rows in subsets.values()) + len(down)
     checks = [Step(f"check {folder.name}", ["-m", "data.check", str(folder), "--manifest",
                                             str(common.manifest_of(table.root, Path("runs/cache")))])
               for folder, table in ((data, pre), (land, down))]
@@ -230,7 +229,7 @@ def plan(args, settings: Settings, data: Path, land: Path, imagenet: list[str], 
     draw = ["plot.py", "--runs", *(str(args.out / m) for m in METHODS), "--results", *results, "--out", str(args.out / "figures"),
             "--compare-paper"]
     return [*checks, *pretraining(args, settings, data, int((pre.split == "train").sum())),
-            *transfers(args, settings, data, len(pre), land, down, imagenet, best), Step("figures and tables", draw)]
+            *transfers(args, settings, data, len(pre), land, passes, imagenet, best), Step("figures and tables", draw)]
 
 
 def pretraining(args, settings: Settings, data: Path, images: int) -> Iterator[Step]:
@@ -254,22 +253,23 @@ def pretraining(args, settings: Settings, data: Path, images: int) -> Iterator[S
         yield Step(f"pretrain {name_of(method)}", command, 6 * images * subset * epochs, max(1, torch.cuda.device_count()))
 
 
-def transfers(args, settings: Settings, data: Path, images: int, land: Path, down: Table, imagenet: list[str], best: str) -> Iterator[Step]:
-    """Linear probes of all methods on the pretraining set, then the best one's transfer to fractions and scenes."""
+def transfers(args, settings: Settings, data: Path, images: int, land: Path, passes: int, imagenet: list[str], best: str) -> Iterator[Step]:
+    """Linear probes of all methods on the pretraining set, then the best one's transfer to fractions and scenes.
+
+    `images`: to probe; `passes`: of one initialisation's transfer to one task.
+    """
     copies = torch.cuda.device_count() or os.cpu_count() or 1  # one core a cell is the fastest on a CPU
     size, weights = ["--size", str(settings.size)], {m: str(args.out / m / "backbone.pth") for m in [*METHODS, BEST]}
     inits = [*(weights[m] for m in METHODS), "random", *imagenet]
     probe = ["transfer.py", "--task", "scene", "--mode", "linear", "--data", str(data), *size, "--ratios", "100", "--seeds", "1",
              "--init", *inits, "channels", "--save-embeddings", "--out", str(args.out / "probes")]
     yield Step("Table IV and Fig. 3: linear probes", probe, len(inits) * images, copies=copies)
-    inits, labels = ["random", *imagenet, weights[best]], down.labels[down.split == "train"]
-    passes = sum(3 * len(stratified_subset(labels, r / 100, 0)) + (down.split == "val").sum() for r in settings.ratios)
+    inits = ["random", *imagenet, weights[best]]
     for task, table in (("fraction", "Table V"), ("scene", "Table VI")):
         command = ["transfer.py", "--task", task, *settings.protocol, "--mode", "linear", "finetune", "--data", str(land), *size,
                    "--init", *inits, "--ratios", *map(str, settings.ratios), "--seeds", *map(str, settings.seeds),
                    "--epochs", str(settings.epochs), "--out", str(args.out / "transfer")]
-        cost = len(inits) * (passes * settings.epochs * len(settings.seeds) + len(down))
-        yield Step(f"{table}: {task}s", command, cost, copies=copies)
+        yield Step(f"{table}: {task}s", command, len(inits) * passes, copies=copies)
 
 
 def search_epochs(grid: Path) -> int:
