@@ -32,10 +32,14 @@ def flags() -> common.Parser:
     parser.set_defaults(out="results/throughput.csv")
     group = parser.add_argument_group("benchmark")
     group.add_argument("--method", choices=list(METHODS), default="barlow")
-    group.add_argument("--loaders", nargs="+", choices=["torch", "dali", "usual"], default=["torch", "dali", "usual"])
+    group.add_argument(
+        "--loaders", nargs="+", choices=["torch", "dali", "usual"], default=["torch", "dali", "usual"]
+    )
     group.add_argument("--steps", type=number(int, 2), default=12, help="timed steps of each measurement")
     group.add_argument("--repeats", type=number(int, 1), default=3, help="turns")
-    group.add_argument("--only-usual", action="store_true", help="measure the usual stack in this process, as a turn does")
+    group.add_argument(
+        "--only-usual", action="store_true", help="measure the usual stack in this process, as a turn does"
+    )
     return parser
 
 
@@ -51,11 +55,22 @@ def main() -> None:
         for turn in range(args.repeats):
             for loader in args.loaders:
                 rows.append(measure(args, loader, Path(folder) / f"{loader}{turn}") | {"turn": turn})
-                print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+                print(
+                    "  ".join(
+                        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()
+                    ),
+                    flush=True,
+                )
     device, *_ = common.start_ranks(args.device)
     about = common.about(device)
-    rows = pd.DataFrame(rows).assign(method=args.method, data=Path(args.data).name, steps=args.steps, device=about["device_name"],
-                                     torch=about["versions"]["torch"], commit=about["commit"])
+    rows = pd.DataFrame(rows).assign(
+        method=args.method,
+        data=Path(args.data).name,
+        steps=args.steps,
+        device=about["device_name"],
+        torch=about["versions"]["torch"],
+        commit=about["commit"],
+    )
     report(rows)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,13 +78,37 @@ def main() -> None:
 
 
 def measure(args, loader: str, out: Path) -> dict:
-    command = ["--data", args.data, "--method", args.method, "--size", args.size, "--batch-size", args.batch_size,
-               "--cache", args.cache, "--workers", args.workers, "--device", args.device]
+    command = [
+        "--data",
+        args.data,
+        "--method",
+        args.method,
+        "--size",
+        args.size,
+        "--batch-size",
+        args.batch_size,
+        "--cache",
+        args.cache,
+        "--workers",
+        args.workers,
+        "--device",
+        args.device,
+    ]
     if loader == "usual":
         command = [__file__, *command, "--only-usual", "--steps", args.steps, "--out", out]
     else:
-        command = [Path(__file__).with_name("train_ssl.py"), *command, "--loader", loader, "--precision", args.precision,
-                   "--profile", args.steps, "--out", out]
+        command = [
+            Path(__file__).with_name("train_ssl.py"),
+            *command,
+            "--loader",
+            loader,
+            "--precision",
+            args.precision,
+            "--profile",
+            args.steps,
+            "--out",
+            out,
+        ]
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise common.ConfigError(f"{loader}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
@@ -81,11 +120,17 @@ class TwoViews(torch.utils.data.Dataset):
 
     def __init__(self, files, size):
         self.files = files
-        self.transform = transforms.Compose([
-            transforms.RandomResizedCrop(size, (0.2, 1)), transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4)], 0.8),
-            transforms.RandomApply([transforms.GaussianBlur(size // 10 | 1, (0.1, 2.0))], 0.5),
-            transforms.ToTensor(), transforms.Normalize((0.34, 0.38, 0.41), (0.2, 0.14, 0.12))])
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, (0.2, 1)),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomVerticalFlip(),
+                transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4)], 0.8),
+                transforms.RandomApply([transforms.GaussianBlur(size // 10 | 1, (0.1, 2.0))], 0.5),
+                transforms.ToTensor(),
+                transforms.Normalize((0.34, 0.38, 0.41), (0.2, 0.14, 0.12)),
+            ]
+        )
 
     def __len__(self):
         return len(self.files)
@@ -102,9 +147,17 @@ def usual_stack(args) -> dict:
     torch.manual_seed(args.seed)
     model = METHODS[args.method](build_backbone()).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
-    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=args.batch_size * (args.steps + 3))
-    batches = torch.utils.data.DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers, drop_last=True,
-                                          pin_memory=device.type == "cuda")
+    sampler = torch.utils.data.RandomSampler(
+        data, replacement=True, num_samples=args.batch_size * (args.steps + 3)
+    )
+    batches = torch.utils.data.DataLoader(
+        data,
+        args.batch_size,
+        sampler=sampler,
+        num_workers=args.workers,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+    )
     waited, stream = 0.0, iter(batches)
     for step in range(args.steps + 3):
         if step == 3:  # the loader's queue has filled and the operators are warm
@@ -118,19 +171,29 @@ def usual_stack(args) -> dict:
         optimizer.zero_grad()
     float(loss.detach())  # waits for the device
     seconds = time.perf_counter() - began
-    return {"loader": "usual", "size": args.size, "batch_size": args.batch_size, "precision": "fp32",
-            "images_per_s": args.steps * args.batch_size / seconds, "data_wait": waited / seconds}
+    return {
+        "loader": "usual",
+        "size": args.size,
+        "batch_size": args.batch_size,
+        "precision": "fp32",
+        "images_per_s": args.steps * args.batch_size / seconds,
+        "data_wait": waited / seconds,
+    }
 
 
 def report(rows: pd.DataFrame) -> None:
     columns = ["loader_images_per_s", "model_images_per_s", "images_per_s", "data_wait", "peak_memory_gb"]
-    table = rows.groupby("loader", sort=False)[[c for c in columns if c in rows]].agg(["median", "min", "max"])
+    table = rows.groupby("loader", sort=False)[[c for c in columns if c in rows]].agg(
+        ["median", "min", "max"]
+    )
     print(table.to_string(float_format="{:.3g}".format))
     rates = rows.pivot(index="turn", columns="loader", values="images_per_s")
     if "usual" in rates:
         for loader in rates.columns.drop("usual"):
             ratio = rates[loader] / rates["usual"]
-            print(f"{loader} / usual stack: {ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f}, n = {len(ratio)})")
+            print(
+                f"{loader} / usual stack: {ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f}, n = {len(ratio)})"
+            )
 
 
 if __name__ == "__main__":

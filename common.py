@@ -55,10 +55,16 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line that names the nearest valid flag."""
 
     def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message):
-        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
+        unknown = (
+            [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
+        )
         near = difflib.get_close_matches(unknown[0], self._option_string_actions, 1, 0.4) if unknown else []
         fail(message + (f" (the nearest valid flag is {near[0]})" if near else ""))
 
@@ -73,7 +79,14 @@ def number(kind, low=None, high=None, above=None):
             value = math.nan
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number")
-        if low is not None and value < low or above is not None and value <= above or high is not None and value > high:
+        if (
+            low is not None
+            and value < low
+            or above is not None
+            and value <= above
+            or high is not None
+            and value > high
+        ):
             bounds = {"at least": low, "above": above, "at most": high}
             said = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
             raise argparse.ArgumentTypeError(f"{text} must be {said}")
@@ -86,26 +99,50 @@ def number(kind, low=None, high=None, above=None):
 def common_flags(parser: Parser) -> None:
     """The flags of train_ssl.py and transfer.py alike."""
     group = parser.add_argument_group("data and output")
-    group.add_argument("--data", help="folder of images (see README, layouts); the built-in scenes if left out")
+    group.add_argument(
+        "--data", help="folder of images (see README, layouts); the built-in scenes if left out"
+    )
     group.add_argument("--config", help="YAML file of flags; what stands on the command line wins")
     group.add_argument("--out", help="output directory")
-    group.add_argument("--cache", default="runs/cache", help="directory of manifests, decoded pixels and built-in scenes")
-    group.add_argument("--scenes", type=number(int, 60), default=2900, help="how many built-in scenes, without --data")
-    group.add_argument("--size", type=number(int, 16), default=224, help="side of the images the network sees, pixels")
-    group.add_argument("--workers", type=number(int, 1), default=os.cpu_count() or 1, help="threads that read and decode")
-    group.add_argument("--skip-bad-files", action=argparse.BooleanOptionalAction, default=False,
-                       help="leave out files that do not decode instead of stopping")
+    group.add_argument(
+        "--cache", default="runs/cache", help="directory of manifests, decoded pixels and built-in scenes"
+    )
+    group.add_argument(
+        "--scenes", type=number(int, 60), default=2900, help="how many built-in scenes, without --data"
+    )
+    group.add_argument(
+        "--size", type=number(int, 16), default=224, help="side of the images the network sees, pixels"
+    )
+    group.add_argument(
+        "--workers", type=number(int, 1), default=os.cpu_count() or 1, help="threads that read and decode"
+    )
+    group.add_argument(
+        "--skip-bad-files",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="leave out files that do not decode instead of stopping",
+    )
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=number(int, 1), default=100)
-    group.add_argument("--batch-size", type=number(int, 2), default=256, help="images per step, of all ranks together")
+    group.add_argument(
+        "--batch-size", type=number(int, 2), default=256, help="images per step, of all ranks together"
+    )
     group.add_argument("--lr", type=number(float, above=0), default=0.1, help="learning rate after warm-up")
-    group.add_argument("--momentum", type=number(float, 0, 0.9999), default=0.9, help="of SGD and LARS; Adam's beta1")
-    group.add_argument("--weight-decay", type=number(float, 0), default=1e-5, help="not applied to norms and biases")
+    group.add_argument(
+        "--momentum", type=number(float, 0, 0.9999), default=0.9, help="of SGD and LARS; Adam's beta1"
+    )
+    group.add_argument(
+        "--weight-decay", type=number(float, 0), default=1e-5, help="not applied to norms and biases"
+    )
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0)
     group = parser.add_argument_group("machine")
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    group.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
-                       help="auto: bf16 where the device computes it natively, else fp16 on a GPU, else fp32")
+    group.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "fp16", "bf16"],
+        default="auto",
+        help="auto: bf16 where the device computes it natively, else fp16 on a GPU, else fp32",
+    )
 
 
 def parse(parser: Parser, argv: list[str] | None = None, recipes: Path | None = None) -> argparse.Namespace:
@@ -121,8 +158,11 @@ def parse(parser: Parser, argv: list[str] | None = None, recipes: Path | None = 
 
 def flag_actions(parser: Parser) -> dict[str, argparse.Action]:
     """YAML key -> action: the flag's name with underscores."""
-    return {action.option_strings[0].lstrip("-").replace("-", "_"): action for action in parser._actions
-            if action.option_strings and action.dest != "help"}
+    return {
+        action.option_strings[0].lstrip("-").replace("-", "_"): action
+        for action in parser._actions
+        if action.option_strings and action.dest != "help"
+    }
 
 
 def read_yaml(file: Path, parser: Parser) -> dict:
@@ -158,7 +198,11 @@ def check_value(value, action, where):
 def check_one(value, action, where):
     kind = getattr(action.type, "kind", None)
     if kind and (isinstance(value, bool) or not isinstance(value, (int, kind))):
-        hint = f"; YAML reads {value} as text, write it with a point and a sign: {float(value):.1e}" if looks_numeric(value) else ""
+        hint = (
+            f"; YAML reads {value} as text, write it with a point and a sign: {float(value):.1e}"
+            if looks_numeric(value)
+            else ""
+        )
         raise ConfigError(f"{where}: {value!r} is not a {'whole ' if kind is int else ''}number{hint}")
     if not kind and not isinstance(value, (str, int, float)):
         raise ConfigError(f"{where}: {value!r} is not a name")
@@ -189,7 +233,11 @@ def about(device: torch.device) -> dict:
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    )
     return {"versions": versions, "commit": git_commit(), "device_name": name}
 
 
@@ -201,8 +249,16 @@ def cpu_name() -> str:
 
 
 def git_commit() -> str:
-    answer = subprocess.run(["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
-                            capture_output=True, text=True, check=False) if (Path(__file__).parent / ".git").exists() else None
+    answer = (
+        subprocess.run(
+            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if (Path(__file__).parent / ".git").exists()
+        else None
+    )
     return answer.stdout.strip() if answer else ""
 
 
@@ -285,7 +341,9 @@ class LARS(torch.optim.Optimizer):
     """SGD whose step is scaled, weight by weight, to the weight's norm (Y. You et al., 2017); biases and norms are not."""
 
     def __init__(self, params, lr, momentum=0.9, weight_decay=0.0, trust=0.001):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -294,22 +352,30 @@ class LARS(torch.optim.Optimizer):
                 update = p.grad.add(p, alpha=group["weight_decay"])
                 if p.ndim > 1:
                     weight, gradient = p.norm(), update.norm()
-                    update = update * torch.where((weight > 0) & (gradient > 0), group["trust"] * weight / gradient, 1.0)
+                    update = update * torch.where(
+                        (weight > 0) & (gradient > 0), group["trust"] * weight / gradient, 1.0
+                    )
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 p.sub_(buffer.mul_(group["momentum"]).add_(update), alpha=group["lr"])
 
 
-def make_optimizer(name: str, model: torch.nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, model: torch.nn.Module, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """Optimiser over the trainable weights; no decay on norms and biases, and a `predictor` in groups of its own, marked
     `constant`: its rate does not follow the schedule (SimSiam, section 4.2)."""
     groups = {}
     for key, p in model.named_parameters():
         if p.requires_grad:
             groups.setdefault((p.ndim > 1, key.startswith("predictor.")), []).append(p)
-    groups = [{"params": ps, "weight_decay": weight_decay if decay else 0.0, "constant": constant}
-              for (decay, constant), ps in groups.items()]
+    groups = [
+        {"params": ps, "weight_decay": weight_decay if decay else 0.0, "constant": constant}
+        for (decay, constant), ps in groups.items()
+    ]
     if name in ("adam", "adamw"):
-        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups, lr=lr, betas=(momentum, 0.999))
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](
+            groups, lr=lr, betas=(momentum, 0.999)
+        )
     return {"sgd": torch.optim.SGD, "lars": LARS}[name](groups, lr=lr, momentum=momentum)
 
 
@@ -323,7 +389,9 @@ def open_table(args: argparse.Namespace, layout: str, report: Path) -> tuple[Tab
     """
     table = load_table(args.data or built_in_scenes(args, layout))
     Path(args.cache).mkdir(parents=True, exist_ok=True)
-    checked = check_files(table.root, list(table.files), manifest_of(table.root, Path(args.cache)), args.workers)
+    checked = check_files(
+        table.root, list(table.files), manifest_of(table.root, Path(args.cache)), args.workers
+    )
     bad = (checked.problem != "").to_numpy()
     if bad.any():
         write_csv(report, checked[bad])

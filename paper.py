@@ -54,7 +54,9 @@ class Settings(NamedTuple):
     protocol: list[str]
 
 
-PAPER = Settings(224, "yaml/paper", None, [1, 5, 10, 25, 50, 100], [42, 5, 97, 123, 256], 100, ["--protocol", "paper"])
+PAPER = Settings(
+    224, "yaml/paper", None, [1, 5, 10, 25, 50, 100], [42, 5, 97, 123, 256], 100, ["--protocol", "paper"]
+)
 SMALL = Settings(64, "yaml", 20_000, [5, 25, 100], [0, 1, 2], 4, [])
 
 
@@ -68,23 +70,45 @@ class Step(NamedTuple):
 
 def flags() -> argparse.ArgumentParser:
     parser = common.Parser(__doc__.split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, help="pretraining images, or a folder that holds them and the fractions' dataset; "
-                                                  "the built-in scenes if left out")
-    parser.add_argument("--land", type=Path, help="the dataset with fractions (Land-1.0's layout), where --data does not hold it")
-    parser.add_argument("--out", type=Path, help="where everything is written (runs/paper; with --small runs/paper-small)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="pretraining images, or a folder that holds them and the fractions' dataset; "
+        "the built-in scenes if left out",
+    )
+    parser.add_argument(
+        "--land",
+        type=Path,
+        help="the dataset with fractions (Land-1.0's layout), where --data does not hold it",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where everything is written (runs/paper; with --small runs/paper-small)"
+    )
     parser.add_argument("--small", action="store_true", help="64 px, few epochs, three ratios and seeds")
-    parser.add_argument("--tune", action="store_true", help="search each method's recipe first, by RECIPES/tune_ssl.yaml")
-    parser.add_argument("--recipes", type=Path, help="folder with METHOD.yaml: yaml/paper for the paper's settings, "
-                                                     "yaml for those that learn in few epochs (yaml/paper; with --small yaml)")
-    parser.add_argument("--epochs", type=number(int, 1), help="of pretraining, where the recipe's are not wanted")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and the estimated time, and stop")
+    parser.add_argument(
+        "--tune", action="store_true", help="search each method's recipe first, by RECIPES/tune_ssl.yaml"
+    )
+    parser.add_argument(
+        "--recipes",
+        type=Path,
+        help="folder with METHOD.yaml: yaml/paper for the paper's settings, "
+        "yaml for those that learn in few epochs (yaml/paper; with --small yaml)",
+    )
+    parser.add_argument(
+        "--epochs", type=number(int, 1), help="of pretraining, where the recipe's are not wanted"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and the estimated time, and stop"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
     settings = SMALL if args.small else PAPER
-    args.data, args.land, args.out, args.recipes = map(no_flag, (args.data, args.land, args.out, args.recipes))
+    args.data, args.land, args.out, args.recipes = map(
+        no_flag, (args.data, args.land, args.out, args.recipes)
+    )
     args.recipes = args.recipes or Path(os.path.relpath(ROOT / settings.recipes))
     args.out = args.out or Path("runs/paper-small" if args.small else "runs/paper")
     for method in METHODS:  # now, not when its turn comes
@@ -101,10 +125,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def work(args, settings: Settings) -> None:
-    data, land = (find_data(args.data, args.land) if args.data or args.land
-                  else [write_built_in(args.out / "scenes", layout) for layout in ("pure", "mixed")])
+    data, land = (
+        find_data(args.data, args.land)
+        if args.data or args.land
+        else [write_built_in(args.out / "scenes", layout) for layout in ("pure", "mixed")]
+    )
     if data.resolve().name == land.resolve().name:
-        raise ConfigError(f"{data} and {land} are both called {data.resolve().name} in results.csv: rename a folder")
+        raise ConfigError(
+            f"{data} and {land} are both called {data.resolve().name} in results.csv: rename a folder"
+        )
     notes, imagenet = [], ["imagenet"]
     try:
         imagenet_weights("resnet18")
@@ -115,7 +144,9 @@ def work(args, settings: Settings) -> None:
     rate, device = images_per_second(settings.size, 30)
     steps = plan(args, settings, data, land, imagenet, BEST)
     hours = [(START + step.passes / (6 * rate)) / 3600 for step in steps]
-    print(f"\n{rate:,.0f} images/s (two views each) at {settings.size} px on {device}: the plan takes about {shown(sum(hours))}")
+    print(
+        f"\n{rate:,.0f} images/s (two views each) at {settings.size} px on {device}: the plan takes about {shown(sum(hours))}"
+    )
     for step, h in zip(steps, hours):
         print(f"{shown(h):>10}  {step.name}\n{'':12}{text_of(step)}")
     print("\n".join(["", *notes]), flush=True)
@@ -132,11 +163,17 @@ def work(args, settings: Settings) -> None:
         text = run(step, spent)
     times = read_times(spent)
     undrawn = [line for line in text.splitlines() if line.startswith(("missing:", "not compared:"))]
-    write_report(args.out / "report.html", "Self-supervised pretraining on satellite images: the whole protocol",
-                 findings(args.out, best, data, land, settings) + notes, args.out / "figures", {
-                     "Commands": [f"{command}    # {seconds:.0f} s" for command, seconds in times.items()],
-                     "Not drawn": undrawn or ["nothing is missing"],
-                     "Versions": yaml.safe_dump(common.about(torch.device(device)), sort_keys=False).splitlines()})
+    write_report(
+        args.out / "report.html",
+        "Self-supervised pretraining on satellite images: the whole protocol",
+        findings(args.out, best, data, land, settings) + notes,
+        args.out / "figures",
+        {
+            "Commands": [f"{command}    # {seconds:.0f} s" for command, seconds in times.items()],
+            "Not drawn": undrawn or ["nothing is missing"],
+            "Versions": yaml.safe_dump(common.about(torch.device(device)), sort_keys=False).splitlines(),
+        },
+    )
     print(f"\nreport: {args.out / 'report.html'}")
 
 
@@ -168,8 +205,10 @@ def find_data(data: Path | None, land: Path | None) -> tuple[Path, Path]:
     others = [folder for folder, table in tables.items() if table.fractions is None and table.classes]
     if len(lands) != 1 or len(others) != 1:
         found = f"{len(others)} folders of class folders and {len(lands)} with class fractions"
-        raise DataError(f"{data}: one dataset of class folders and one in Land-1.0's layout are needed below it, found {found}: "
-                        "name them with --data and --land")
+        raise DataError(
+            f"{data}: one dataset of class folders and one in Land-1.0's layout are needed below it, found {found}: "
+            "name them with --data and --land"
+        )
     return others[0], lands[0]
 
 
@@ -177,8 +216,22 @@ def write_built_in(scenes: Path, layout: str) -> Path:
     """Built-in scenes of 64 px, written once."""
     if not (scenes / layout).exists():
         scenes.mkdir(parents=True, exist_ok=True)
-        run(Step(f"{layout} scenes", ["-m", "data.synthetic", str(scenes / layout), "--layout", layout,
-                                      "--count", "2900" if layout == "pure" else "1500", "--size", "64"]))
+        run(
+            Step(
+                f"{layout} scenes",
+                [
+                    "-m",
+                    "data.synthetic",
+                    str(scenes / layout),
+                    "--layout",
+                    layout,
+                    "--count",
+                    "2900" if layout == "pure" else "1500",
+                    "--size",
+                    "64",
+                ],
+            )
+        )
     return scenes / layout
 
 
@@ -217,19 +270,45 @@ def plan(args, settings: Settings, data: Path, land: Path, imagenet: list[str], 
     pre, down = load_table(data), load_table(land)
     for table in (pre, down):  # now, not after the pretraining
         if empty := {"train", "val", "test"} - set(table.split[table.labels >= 0]):
-            raise DataError(f"{table.root}: no labelled image is in the {empty.pop()} split ({len(table)} images)")
+            raise DataError(
+                f"{table.root}: no labelled image is in the {empty.pop()} split ({len(table)} images)"
+            )
     training_subsets(pre, pre.targets("scene"), [100], [0])
     training_subsets(down, down.targets("scene"), settings.ratios, settings.seeds)
     subsets = training_subsets(down, down.targets("fraction"), settings.ratios, settings.seeds)
-    passes = settings.epochs * sum(3 * len(rows) + (down.split == "val").sum() for rows in subsets.values()) + len(down)
-    checks = [Step(f"check {folder.name}", ["-m", "data.check", str(folder), "--manifest",
-                                            str(common.manifest_of(table.root, Path("runs/cache")))])
-              for folder, table in ((data, pre), (land, down))]
+    passes = settings.epochs * sum(
+        3 * len(rows) + (down.split == "val").sum() for rows in subsets.values()
+    ) + len(down)
+    checks = [
+        Step(
+            f"check {folder.name}",
+            [
+                "-m",
+                "data.check",
+                str(folder),
+                "--manifest",
+                str(common.manifest_of(table.root, Path("runs/cache"))),
+            ],
+        )
+        for folder, table in ((data, pre), (land, down))
+    ]
     results = [str(args.out / part / "results.csv") for part in ("probes", "transfer")]
-    draw = ["plot.py", "--runs", *(str(args.out / m) for m in METHODS), "--results", *results, "--out", str(args.out / "figures"),
-            "--compare-paper"]
-    return [*checks, *pretraining(args, settings, data, int((pre.split == "train").sum())),
-            *transfers(args, settings, data, len(pre), land, passes, imagenet, best), Step("figures and tables", draw)]
+    draw = [
+        "plot.py",
+        "--runs",
+        *(str(args.out / m) for m in METHODS),
+        "--results",
+        *results,
+        "--out",
+        str(args.out / "figures"),
+        "--compare-paper",
+    ]
+    return [
+        *checks,
+        *pretraining(args, settings, data, int((pre.split == "train").sum())),
+        *transfers(args, settings, data, len(pre), land, passes, imagenet, best),
+        Step("figures and tables", draw),
+    ]
 
 
 def pretraining(args, settings: Settings, data: Path, images: int) -> Iterator[Step]:
@@ -246,35 +325,114 @@ def pretraining(args, settings: Settings, data: Path, images: int) -> Iterator[S
             subset = min(1.0, round(settings.seen / epochs / images, 3))
         if args.tune:
             recipe = args.out / "tune" / method / "best.yaml"
-            search = ["tune.py", "--method", method, "--data", str(data), *size, "--grid", str(grid), "--out", str(recipe.parent)]
+            search = [
+                "tune.py",
+                "--method",
+                method,
+                "--data",
+                str(data),
+                *size,
+                "--grid",
+                str(grid),
+                "--out",
+                str(recipe.parent),
+            ]
             yield Step(f"tune {name_of(method)}", search, 6 * seen)
-        command = ["train_ssl.py", "--method", method, "--config", str(recipe), "--data", str(data), *size, "--epochs", str(epochs),
-                   "--subset", f"{subset:g}", "--knn-every", str(max(1, epochs // 20)), "--out", str(args.out / method)]
-        yield Step(f"pretrain {name_of(method)}", command, 6 * images * subset * epochs, max(1, torch.cuda.device_count()))
+        command = [
+            "train_ssl.py",
+            "--method",
+            method,
+            "--config",
+            str(recipe),
+            "--data",
+            str(data),
+            *size,
+            "--epochs",
+            str(epochs),
+            "--subset",
+            f"{subset:g}",
+            "--knn-every",
+            str(max(1, epochs // 20)),
+            "--out",
+            str(args.out / method),
+        ]
+        yield Step(
+            f"pretrain {name_of(method)}",
+            command,
+            6 * images * subset * epochs,
+            max(1, torch.cuda.device_count()),
+        )
 
 
-def transfers(args, settings: Settings, data: Path, images: int, land: Path, passes: int, imagenet: list[str], best: str) -> Iterator[Step]:
+def transfers(
+    args, settings: Settings, data: Path, images: int, land: Path, passes: int, imagenet: list[str], best: str
+) -> Iterator[Step]:
     """Linear probes of all methods on the pretraining set, then the best one's transfer to fractions and scenes.
 
     `images`: to probe; `passes`: of one initialisation's transfer to one task.
     """
     copies = torch.cuda.device_count() or os.cpu_count() or 1  # one core a cell is the fastest on a CPU
-    size, weights = ["--size", str(settings.size)], {m: str(args.out / m / "backbone.pth") for m in [*METHODS, BEST]}
+    size, weights = (
+        ["--size", str(settings.size)],
+        {m: str(args.out / m / "backbone.pth") for m in [*METHODS, BEST]},
+    )
     inits = [*(weights[m] for m in METHODS), "random", *imagenet]
-    probe = ["transfer.py", "--task", "scene", "--mode", "linear", "--data", str(data), *size, "--ratios", "100", "--seeds", "1",
-             "--init", *inits, "channels", "--save-embeddings", "--out", str(args.out / "probes")]
+    probe = [
+        "transfer.py",
+        "--task",
+        "scene",
+        "--mode",
+        "linear",
+        "--data",
+        str(data),
+        *size,
+        "--ratios",
+        "100",
+        "--seeds",
+        "1",
+        "--init",
+        *inits,
+        "channels",
+        "--save-embeddings",
+        "--out",
+        str(args.out / "probes"),
+    ]
     yield Step("Table IV and Fig. 3: linear probes", probe, len(inits) * images, copies=copies)
     inits = ["random", *imagenet, weights[best]]
     for task, table in (("fraction", "Table V"), ("scene", "Table VI")):
-        command = ["transfer.py", "--task", task, *settings.protocol, "--mode", "linear", "finetune", "--data", str(land), *size,
-                   "--init", *inits, "--ratios", *map(str, settings.ratios), "--seeds", *map(str, settings.seeds),
-                   "--epochs", str(settings.epochs), "--out", str(args.out / "transfer")]
+        command = [
+            "transfer.py",
+            "--task",
+            task,
+            *settings.protocol,
+            "--mode",
+            "linear",
+            "finetune",
+            "--data",
+            str(land),
+            *size,
+            "--init",
+            *inits,
+            "--ratios",
+            *map(str, settings.ratios),
+            "--seeds",
+            *map(str, settings.seeds),
+            "--epochs",
+            str(settings.epochs),
+            "--out",
+            str(args.out / "transfer"),
+        ]
         yield Step(f"{table}: {task}s", command, len(inits) * passes, copies=copies)
 
 
 def search_epochs(grid: Path) -> int:
     """Epochs that tune.py trains in all with `grid`, as its --dry-run says."""
-    answer = subprocess.run([sys.executable, ROOT / "tune.py", "--grid", grid, "--dry-run"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [sys.executable, ROOT / "tune.py", "--grid", grid, "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if answer.returncode:
         common.fail(answer.stderr.strip().removeprefix("error: "))
     return int(re.search(r"(\d+) epochs on", answer.stdout)[1])
@@ -308,17 +466,23 @@ def run(step: Step, spent: Path | None = None) -> str:
     first, *rest = step.command
     script = [str(ROOT / first), *rest] if first.endswith(".py") else step.command
     start = ["-m", "torch.distributed.run", f"--nproc_per_node={step.ranks}"] if step.ranks > 1 else []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    }
     if step.copies > 1 and not torch.cuda.is_available():
         environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // step.copies))}
     libc, began = ctypes.CDLL(None) if sys.platform == "linux" else None, time.perf_counter()
 
     def process(copy):
         place = {"LOCAL_RANK": str(copy)} if step.copies > 1 else {}  # the GPU
-        return subprocess.Popen([sys.executable, *start, *script], env=environment | place, text=True,
-                                stdout=subprocess.PIPE if first == "plot.py" else subprocess.DEVNULL if copy else None,
-                                stderr=subprocess.DEVNULL if copy else None,
-                                preexec_fn=libc and (lambda: libc.prctl(1, signal.SIGTERM)))  # ends with this one (PR_SET_PDEATHSIG)
+        return subprocess.Popen(
+            [sys.executable, *start, *script],
+            env=environment | place,
+            text=True,
+            stdout=subprocess.PIPE if first == "plot.py" else subprocess.DEVNULL if copy else None,
+            stderr=subprocess.DEVNULL if copy else None,
+            preexec_fn=libc and (lambda: libc.prctl(1, signal.SIGTERM)),
+        )  # ends with this one (PR_SET_PDEATHSIG)
 
     processes = [process(copy) for copy in range(step.copies)]
     try:
@@ -332,12 +496,18 @@ def run(step: Step, spent: Path | None = None) -> str:
     if code == 2:
         raise SystemExit(2)  # it has said why
     if code:
-        common.fail(f"{step.name} ended with code {code}; mend what it says above and start the same command again")
+        common.fail(
+            f"{step.name} ended with code {code}; mend what it says above and start the same command again"
+        )
     print(printed, end="")
     if spent:
         times = read_times(spent)
-        times[text_of(step)] = times.get(text_of(step), 0) + time.perf_counter() - began  # of calls that ended
-        common.write_csv(spent, pd.DataFrame({"command": times.keys(), "seconds": np.round([*times.values()], 1)}))
+        times[text_of(step)] = (
+            times.get(text_of(step), 0) + time.perf_counter() - began
+        )  # of calls that ended
+        common.write_csv(
+            spent, pd.DataFrame({"command": times.keys(), "seconds": np.round([*times.values()], 1)})
+        )
     return printed
 
 
@@ -352,16 +522,30 @@ def read_times(file: Path) -> dict[str, float]:
 
 def findings(out: Path, best: str, data: Path, land: Path, settings: Settings) -> list[str]:
     """What the numbers say, in sentences."""
-    lines = [f"ResNet-18 at {settings.size} px, pretrained without labels on {data.name}, transferred to {land.name}."]
+    lines = [
+        f"ResNet-18 at {settings.size} px, pretrained without labels on {data.name}, transferred to {land.name}."
+    ]
     probes = pd.read_csv(out / "probes" / "results.csv")
-    f1 = probes[(probes.split == "test") & (probes.metric == "f1_macro")].groupby("init").value.mean().sort_values(ascending=False)
-    lines.append("Linear probe on the pretraining classes, macro F1: " + ", ".join(f"{name_of(i)} {v:.3f}" for i, v in f1.items()) + ".")
+    f1 = (
+        probes[(probes.split == "test") & (probes.metric == "f1_macro")]
+        .groupby("init")
+        .value.mean()
+        .sort_values(ascending=False)
+    )
+    lines.append(
+        "Linear probe on the pretraining classes, macro F1: "
+        + ", ".join(f"{name_of(i)} {v:.3f}" for i, v in f1.items())
+        + "."
+    )
     for task, measure in (("fraction", "RMSE"), ("scene", "macro F1")):
         table = pd.read_csv(out / "figures" / (stem_of(f"comparison-{task}-{land.resolve().name}") + ".csv"))
         table = table[(table.ratio.astype(str) == "mean") & (table.init == best)]
-        lines += [f"{name_of(best)} against {name_of(r.baseline)} on {task}s, {name_of(r['mode'])}: mean {measure} {r.value:.3f} against "
-                  f"{r.baseline_value:.3f} (improvement {r.improvement:+.1f} %), ahead in {r.wins} of {r.cells} class and ratio cells, "
-                  f"n = {r.n} seeds." for _, r in table.iterrows()]
+        lines += [
+            f"{name_of(best)} against {name_of(r.baseline)} on {task}s, {name_of(r['mode'])}: mean {measure} {r.value:.3f} against "
+            f"{r.baseline_value:.3f} (improvement {r.improvement:+.1f} %), ahead in {r.wins} of {r.cells} class and ratio cells, "
+            f"n = {r.n} seeds."
+            for _, r in table.iterrows()
+        ]
     return lines
 
 

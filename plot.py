@@ -7,6 +7,7 @@ Reads run directories (config.yaml, log.csv), results.csv and the embeddings of 
 number belongs to stands in its columns, never in a file name. Draws what is there and lists what is missing, with the
 command that makes it. Needs neither torch nor a GPU; the same input gives the same bytes.
 """
+
 import argparse
 import os
 import re
@@ -56,41 +57,66 @@ def draw_embeddings(embeddings: list[dict], points: int) -> Iterator[Item]:
         yield "fig3" + f"-{k + 1}" * bool(k), caption, figures.embeddings_figure(group, points)
 
 
-def draw_transfer(test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict) -> Iterator[Item]:
+def draw_transfer(
+    test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict
+) -> Iterator[Item]:
     """One task on one dataset: Figs. 4, 5, 8a and Table V, or Table IV, Figs. 6, 7, 8b and Table VI."""
     summary, (curve, bars, gaps, table) = numbers.over_seeds(test), STEMS[task]
     n = test.seed.nunique()
     label, seeds = figures.LABELS[task], f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
     if task == "scene" and (test["mode"] == "linear").any():
-        yield f"table4-{data}", f"F1 of linear probes on {data}, higher is better; {seeds}.", tables.f1_table(summary)
+        yield (
+            f"table4-{data}",
+            f"F1 of linear probes on {data}, higher is better; {seeds}.",
+            tables.f1_table(summary),
+        )
     if test.ratio.nunique() > 1:
         caption = f"Train ratio on {data}; {label}; {seeds}."
         yield f"{curve}-{data}", caption, figures.ratio_figure(summary, task, styles)
-    key = "; ".join(f"{i} {name}" for i, name in enumerate(numbers.class_names(numbers.headline(summary, task))))
+    key = "; ".join(
+        f"{i} {name}" for i, name in enumerate(numbers.class_names(numbers.headline(summary, task)))
+    )
     for mode in test["mode"].unique():
         caption = f"Per class on {data}, {name_of(mode)}; {label}; {seeds}. Classes: {key}."
         yield f"{table}-{data}-{mode}", caption, tables.class_table(summary, task, mode)
     yield from draw_classes(test[test["mode"] == "finetune"], task, data, reference, styles, (bars, gaps))
     if len(lines := numbers.comparison(test, task, reference)):
-        caption = f"Differences on {data} over the n seeds both have; p of a paired t-test, unadjusted; {label}."
+        caption = (
+            f"Differences on {data} over the n seeds both have; p of a paired t-test, unadjusted; {label}."
+        )
         yield f"comparison-{task}-{data}", caption, tables.comparison_table(lines, task)
 
 
-def draw_classes(test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict,
-                 stems: tuple[str, str]) -> Iterator[Item]:
+def draw_classes(
+    test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict, stems: tuple[str, str]
+) -> Iterator[Item]:
     """Figs. 5 and 8a, or 7 and 8b: each pretrained initialisation, fine-tuned, against the baselines."""
     baselines, label = numbers.baselines_of(test.init, reference), figures.LABELS[task]
     summary = numbers.over_seeds(test)
-    for init in (i for i in numbers.ordered(test.init) if baselines and i not in (*NOT_PRETRAINED, reference)):
+    for init in (
+        i for i in numbers.ordered(test.init) if baselines and i not in (*NOT_PRETRAINED, reference)
+    ):
         against = " and ".join(name_of(b) for b in baselines[::-1])
-        caption = f"{name_of(init)} beside {against} per class and train ratio on {data}, fine-tuning; {label}."
-        yield f"{stems[0]}-{data}-{init}", caption, figures.class_figure(summary, task, init, baselines[::-1], styles)
+        caption = (
+            f"{name_of(init)} beside {against} per class and train ratio on {data}, fine-tuning; {label}."
+        )
+        yield (
+            f"{stems[0]}-{data}-{init}",
+            caption,
+            figures.class_figure(summary, task, init, baselines[::-1], styles),
+        )
         cells = numbers.class_differences(test, task, init, baselines[0])
         if len(cells):
             pair = f"{name_of(init)} minus {name_of(baselines[0])}"
-            caption = f"{pair} per class and train ratio on {data}, fine-tuning; " \
-                      f"p of a paired t-test over n seeds, unadjusted; {label}."
-            yield f"{stems[1]}-{data}-{init}", caption, figures.difference_figure(cells, task, init, baselines[0])
+            caption = (
+                f"{pair} per class and train ratio on {data}, fine-tuning; "
+                f"p of a paired t-test over n seeds, unadjusted; {label}."
+            )
+            yield (
+                f"{stems[1]}-{data}-{init}",
+                caption,
+                figures.difference_figure(cells, task, init, baselines[0]),
+            )
             yield f"{stems[1]}-{data}-{init}", caption, tables.difference_table(cells)
 
 
@@ -98,19 +124,35 @@ def compare_paper(test: pd.DataFrame, configs: dict) -> Iterator[Item]:
     """Our cells beside Tables III-VI, where the paper's datasets were used."""
     flags = ["hidden", "lr", "momentum", "out_dim", "weight_decay"]
     used = {run: c for run, c in configs.items() if re.search(PRETRAINING_DATA[0], str(c.get("data")), re.I)}
-    ours = {"III": pd.DataFrame([{"method": c["method"], "hyperparameter": flag, "run": run, "mean": float(c[flag])}
-                                 for run, c in used.items() for flag in flags if c.get(flag) is not None])}
-    for number, task, mode, (name, images) in (("IV", "scene", "linear", PRETRAINING_DATA),
-                                               ("V", "fraction", "finetune", TRANSFER_DATA),
-                                               ("VI", "scene", "finetune", TRANSFER_DATA)):
+    ours = {
+        "III": pd.DataFrame(
+            [
+                {"method": c["method"], "hyperparameter": flag, "run": run, "mean": float(c[flag])}
+                for run, c in used.items()
+                for flag in flags
+                if c.get(flag) is not None
+            ]
+        )
+    }
+    for number, task, mode, (name, images) in (
+        ("IV", "scene", "linear", PRETRAINING_DATA),
+        ("V", "fraction", "finetune", TRANSFER_DATA),
+        ("VI", "scene", "finetune", TRANSFER_DATA),
+    ):
         rows = test[(test.task == task) & (test["mode"] == mode)]
-        same = rows.data.str.contains(name, case=False) | (rows.groupby("data").images.transform("max") == images)
+        same = rows.data.str.contains(name, case=False) | (
+            rows.groupby("data").images.transform("max") == images
+        )
         rows = numbers.over_seeds(rows[same])
-        place = {"all": "all"} | {c: str(i) for i, c in enumerate(numbers.class_names(numbers.headline(rows, task)))}
+        place = {"all": "all"} | {
+            c: str(i) for i, c in enumerate(numbers.class_names(numbers.headline(rows, task)))
+        }
         methods = [configs.get(init, {}).get("method", init) for init in rows.init]
         ours[number] = rows.assign(run=rows.init, init=methods, **{"class": rows["class"].map(place)})
     for number, rows in ours.items():
-        paper = pd.read_csv(PAPER_FOLDER / f"{PAPER_TABLES[number]}.csv", dtype={"class": str, "ratio": float})
+        paper = pd.read_csv(
+            PAPER_FOLDER / f"{PAPER_TABLES[number]}.csv", dtype={"class": str, "ratio": float}
+        )
         if len(rows):
             both = tables.beside_paper(rows, paper.rename(columns={"value": "mean"}))
             yield f"compare-{PAPER_TABLES[number]}", f"Table {number} of the paper, cell by cell.", both
@@ -120,6 +162,7 @@ def compare_paper(test: pd.DataFrame, configs: dict) -> Iterator[Item]:
 
 def missing(test: pd.DataFrame, configs: dict, logs: pd.DataFrame, embeddings: list[dict]) -> Iterator[str]:
     """What could not be drawn, or stands on fewer cells than the rest, and the command that makes it."""
+
     def weights(inits: list[str]) -> str:
         folders = {init: configs.get(init, {}).get("folder", f"runs/{init}") for init in inits}
         files = (i if i in NOT_PRETRAINED else f"{folders[i]}/backbone.pth" for i in inits)
@@ -136,8 +179,10 @@ def missing(test: pd.DataFrame, configs: dict, logs: pd.DataFrame, embeddings: l
     for task, stems in STEMS.items():
         have = set(test.init[(test.task == task) & (test["mode"] == "finetune")])
         if absent := [i for i in ("random", "imagenet") if i not in have] + ["barlow"] * (not have):
-            yield f"{', '.join(stems)}: {', '.join(map(name_of, absent))}: python transfer.py --task {task} " \
-                  f"--mode linear finetune --data DATA --init {weights(absent)}"
+            yield (
+                f"{', '.join(stems)}: {', '.join(map(name_of, absent))}: python transfer.py --task {task} "
+                f"--mode linear finetune --data DATA --init {weights(absent)}"
+            )
     for (task, data), rows in test.groupby(["task", "data"]):
         ratios, seeds = sorted(rows.ratio.unique()), sorted(rows.seed.unique())
         for (init, mode), part in rows.groupby(["init", "mode"], sort=False):
@@ -146,9 +191,14 @@ def missing(test: pd.DataFrame, configs: dict, logs: pd.DataFrame, embeddings: l
                 r, s = (" ".join(f"{v:g}" for v in sorted(set(side))) for side in zip(*holes))
                 s = s if " " in s else f"1 --seed {s}"  # one number is how many
                 cells = f"{len(holes)} of {len(ratios) * len(seeds)} cells of {name_of(init)}, {name_of(mode)}, {data}"
-                where, folder = shlex.quote(part.out.iloc[0]), "" if data == "built-in" else f" --data PATH/{data}"
-                yield f"{cells}: python transfer.py --config {where}/config.yaml --out {where} --task {task}{folder} " \
-                      f"--init {weights([init])} --mode {mode} --ratios {r} --seeds {s}"
+                where, folder = (
+                    shlex.quote(part.out.iloc[0]),
+                    "" if data == "built-in" else f" --data PATH/{data}",
+                )
+                yield (
+                    f"{cells}: python transfer.py --config {where}/config.yaml --out {where} --task {task}{folder} "
+                    f"--init {weights([init])} --mode {mode} --ratios {r} --seeds {s}"
+                )
 
 
 def write(path: Path, content: str) -> None:
@@ -174,14 +224,24 @@ def save(out: Path, stem: str, caption: str, thing: Figure | Table, formats: lis
 
 
 def flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="*", type=Path, default=sorted(Path("runs").glob("*")), help="(runs/*)")
-    parser.add_argument("--results", nargs="*", type=Path, help="of transfer.py (results.csv and runs/*/results.csv)")
-    parser.add_argument("--embeddings", nargs="*", type=Path, help="npz files (embeddings*.npz beside the results)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", nargs="*", type=Path, default=sorted(Path("runs").glob("*")), help="(runs/*)"
+    )
+    parser.add_argument(
+        "--results", nargs="*", type=Path, help="of transfer.py (results.csv and runs/*/results.csv)"
+    )
+    parser.add_argument(
+        "--embeddings", nargs="*", type=Path, help="npz files (embeddings*.npz beside the results)"
+    )
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--format", nargs="+", choices=["png", "pdf"], default=["png", "pdf"])
     parser.add_argument("--reference", metavar="INIT", help="initialisation to measure against (imagenet)")
-    parser.add_argument("--compare-paper", action="store_true", help="our numbers beside the paper's Tables III-VI")
+    parser.add_argument(
+        "--compare-paper", action="store_true", help="our numbers beside the paper's Tables III-VI"
+    )
     parser.add_argument("--points", type=int, default=2000, help="images per t-SNE")
     parser.error = fail
     return parser
@@ -201,10 +261,14 @@ def main(argv: list[str] | None = None) -> None:
     beside = sorted({file for path in args.results for file in path.parent.glob("embeddings*.npz")})
     embeddings = numbers.read_embeddings(beside if args.embeddings is None else args.embeddings)
     if logs.empty and test.empty and not embeddings:
-        fail(f"nothing to draw: no log.csv in --runs, no test rows in {' '.join(map(str, args.results))}, "
-             "no embeddings; begin with: python train_ssl.py --method barlow --data DATA")
+        fail(
+            f"nothing to draw: no log.csv in --runs, no test rows in {' '.join(map(str, args.results))}, "
+            "no embeddings; begin with: python train_ssl.py --method barlow --data DATA"
+        )
     if args.reference and args.reference not in set(test.init):
-        fail(f"--reference {args.reference}: not in the results, which hold {', '.join(numbers.ordered(test.init))}")
+        fail(
+            f"--reference {args.reference}: not in the results, which hold {', '.join(numbers.ordered(test.init))}"
+        )
 
     plt.switch_backend("Agg")  # no screen
     plt.rcParams.update(figures.RC)

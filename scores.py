@@ -15,7 +15,13 @@ from sklearn import metrics
 from common import ConfigError, replacing, write_csv, write_yaml
 
 CELL = ["task", "data", "init", "mode", "ratio", "seed"]
-OPTIMISATION = ["lr", "momentum", "weight_decay", "epochs", "batch_size"]  # 0 where the head is solved for; weight_decay: the penalty found
+OPTIMISATION = [
+    "lr",
+    "momentum",
+    "weight_decay",
+    "epochs",
+    "batch_size",
+]  # 0 where the head is solved for; weight_decay: the penalty found
 COLUMNS = [*CELL, "epoch", "split", "metric", "class", "value", *OPTIMISATION, "images", "seconds", "commit"]
 HEADLINE = {"fraction": ("rmse", -1), "scene": ("f1_macro", +1)}  # chooses on val; +1: higher is better
 
@@ -27,8 +33,13 @@ def fraction_metrics(truth: np.ndarray, predicted: np.ndarray, classes: list[str
     and R2 as the mean over the classes."""
     error = predicted - truth
     rmse = np.sqrt((error**2).mean(0))
-    return {("rmse", "all"): rmse.mean(), ("rmse_pooled", "all"): np.sqrt((error**2).mean()), ("mae", "all"): np.abs(error).mean(),
-            ("r2", "all"): metrics.r2_score(truth, predicted), **{("rmse", name): value for name, value in zip(classes, rmse)}}
+    return {
+        ("rmse", "all"): rmse.mean(),
+        ("rmse_pooled", "all"): np.sqrt((error**2).mean()),
+        ("mae", "all"): np.abs(error).mean(),
+        ("r2", "all"): metrics.r2_score(truth, predicted),
+        **{("rmse", name): value for name, value in zip(classes, rmse)},
+    }
 
 
 def scene_metrics(truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> Metrics:
@@ -37,8 +48,12 @@ def scene_metrics(truth: np.ndarray, predicted: np.ndarray, classes: list[str]) 
     counts = metrics.confusion_matrix(truth, predicted, labels=range(len(classes)))
     support = counts.sum(1)
     f1 = 2 * counts.diagonal() / np.maximum(support + counts.sum(0), 1)
-    return {("f1_micro", "all"): counts.trace() / len(truth), ("f1_macro", "all"): f1.mean(),
-            ("f1_weighted", "all"): (f1 * support).sum() / len(truth), **{("f1", name): value for name, value in zip(classes, f1)}}
+    return {
+        ("f1_micro", "all"): counts.trace() / len(truth),
+        ("f1_macro", "all"): f1.mean(),
+        ("f1_weighted", "all"): (f1 * support).sum() / len(truth),
+        **{("f1", name): value for name, value in zip(classes, f1)},
+    }
 
 
 def measure(task: str, truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> Metrics:
@@ -50,15 +65,21 @@ def measure(task: str, truth: np.ndarray, predicted: np.ndarray, classes: list[s
 
 def write_confusion(file: Path, truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> None:
     """A row for each true class, a column for each predicted one, of labels (n,)."""
-    table = pd.DataFrame(metrics.confusion_matrix(truth, predicted, labels=range(len(classes))), columns=classes)
+    table = pd.DataFrame(
+        metrics.confusion_matrix(truth, predicted, labels=range(len(classes))), columns=classes
+    )
     table.insert(0, "true \\ predicted", classes)
     file.parent.mkdir(exist_ok=True)
     write_csv(file, table)
 
 
-def write_embeddings(file: Path, features: np.ndarray, labels: np.ndarray, classes: list[str], init: str) -> None:
+def write_embeddings(
+    file: Path, features: np.ndarray, labels: np.ndarray, classes: list[str], init: str
+) -> None:
     with replacing(file) as partial, open(partial, "wb") as stream:
-        np.savez_compressed(stream, features=features, labels=labels, classes=np.array(classes), init=np.array(init))
+        np.savez_compressed(
+            stream, features=features, labels=labels, classes=np.array(classes), init=np.array(init)
+        )
 
 
 class Results:
@@ -67,7 +88,9 @@ class Results:
     def __init__(self, out: Path):
         self.file = out / "results.csv"
         self.read()
-        self.lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # one descriptor: closing any drops a process's locks
+        self.lock = os.open(
+            out / ".lock", os.O_RDWR | os.O_CREAT, 0o644
+        )  # one descriptor: closing any drops a process's locks
 
     @contextlib.contextmanager
     def claim(self, name: str, wait: bool = True):
@@ -76,7 +99,10 @@ class Results:
         place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-        except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another process holds
+        except (
+            BlockingIOError,
+            PermissionError,
+        ):  # POSIX allows either for a lock that another process holds
             yield False
             return
         try:
@@ -91,16 +117,23 @@ class Results:
         try:
             rows = pd.read_csv(self.file, dtype=str, keep_default_na=False)
         except ValueError as error:  # pandas' parser errors are ValueErrors
-            raise ConfigError(f"{self.file}: not a readable CSV ({' '.join(str(error).split())}): move it away") from None
+            raise ConfigError(
+                f"{self.file}: not a readable CSV ({' '.join(str(error).split())}): move it away"
+            ) from None
         if list(rows) != COLUMNS:
             odd = sorted(set(rows) ^ set(COLUMNS)) or ["the order"]
-            raise ConfigError(f"{self.file}: its columns are not transfer.py's ({', '.join(odd[:4])}): move it away or choose another --out")
+            raise ConfigError(
+                f"{self.file}: its columns are not transfer.py's ({', '.join(odd[:4])}): move it away or choose another --out"
+            )
         return rows
 
     def keys(self, rows: pd.DataFrame) -> pd.Series:
         """The cell of each row: the text of CELL and OPTIMISATION."""
         penalty_found = rows.lr == "0"  # then weight_decay is an outcome
-        columns = [rows[c].mask(penalty_found, "0") if c == "weight_decay" else rows[c] for c in [*CELL, *OPTIMISATION]]
+        columns = [
+            rows[c].mask(penalty_found, "0") if c == "weight_decay" else rows[c]
+            for c in [*CELL, *OPTIMISATION]
+        ]
         return pd.Series(list(zip(*columns)), index=rows.index, dtype=object)
 
     def done(self) -> set[tuple[str, ...]]:
@@ -109,7 +142,9 @@ class Results:
     def add(self, rows: pd.DataFrame) -> None:
         with self.claim(self.file.name), replacing(self.file) as partial:
             old = self.file.read_bytes() if self.file.exists() else ",".join(COLUMNS).encode() + b"\n"
-            partial.write_bytes(old + b"\n" * (not old.endswith(b"\n")) + rows.to_csv(index=False, header=False).encode())
+            partial.write_bytes(
+                old + b"\n" * (not old.endswith(b"\n")) + rows.to_csv(index=False, header=False).encode()
+            )
 
     def check_settings(self, now: dict[str, dict]) -> None:
         """Refuse `now` (part -> name -> value) where it differs from what made the rows; settings.yaml remembers it."""
@@ -118,11 +153,19 @@ class Results:
             try:
                 then = dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else {}
             except (yaml.YAMLError, TypeError, ValueError):
-                raise ConfigError(f"{file}: damaged; it says what made the rows of {self.file.name}: move both away") from None
-            differ = [f"{part}: {name} was {then[part].get(name)}, is {value}" for part in now.keys() & then.keys()
-                      for name, value in now[part].items() if then[part].get(name) != value]
+                raise ConfigError(
+                    f"{file}: damaged; it says what made the rows of {self.file.name}: move both away"
+                ) from None
+            differ = [
+                f"{part}: {name} was {then[part].get(name)}, is {value}"
+                for part in now.keys() & then.keys()
+                for name, value in now[part].items()
+                if then[part].get(name) != value
+            ]
             if differ:
-                raise ConfigError(f"{self.file} is of other settings ({'; '.join(sorted(differ))}): choose another --out")
+                raise ConfigError(
+                    f"{self.file} is of other settings ({'; '.join(sorted(differ))}): choose another --out"
+                )
             write_yaml(file, then | now)
 
 
@@ -146,10 +189,20 @@ def summary(rows: pd.DataFrame, task: str, common_epoch: bool) -> str:
     mean, std, n = (x.unstack("column")[order] for x in (groups.mean(), groups.std(), groups.count()))
     signs = pd.Series({c: -1 if c.startswith(("rmse", "mae")) else 1 for c in order}) if not several else sign
     best = (mean * signs).eq((mean * signs).max())
-    lines = [f"{metric if several else task} on test, mean ± standard deviation over {n.min().min()} seeds".replace(" 1 seeds", " 1 seed"),
-             f"{'':24}" + "".join(f"{c:>18}" for c in order)]
+    lines = [
+        f"{metric if several else task} on test, mean ± standard deviation over {n.min().min()} seeds".replace(
+            " 1 seeds", " 1 seed"
+        ),
+        f"{'':24}" + "".join(f"{c:>18}" for c in order),
+    ]
     for init, mode in dict.fromkeys(zip(rows.init, rows["mode"])):
-        values = [(f"{m:.4f}" + (f" ± {s:.4f}" if s == s else "")).rjust(18) for m, s in zip(mean.loc[init, mode], std.loc[init, mode])]
-        marks = [f"\033[1m{v}\033[0m" if b and sys.stdout.isatty() else v for v, b in zip(values, best.loc[init, mode])]
+        values = [
+            (f"{m:.4f}" + (f" ± {s:.4f}" if s == s else "")).rjust(18)
+            for m, s in zip(mean.loc[init, mode], std.loc[init, mode])
+        ]
+        marks = [
+            f"\033[1m{v}\033[0m" if b and sys.stdout.isatty() else v
+            for v, b in zip(values, best.loc[init, mode])
+        ]
         lines.append(f"{init[:13]:13} {mode:10}" + "".join(marks))
     return "\n".join(lines)

@@ -36,7 +36,16 @@ from models.diagnostics import effective_rank, feature_std, knn_macro_f1
 from models.sync_norm import synchronise
 
 BANK, QUERIES, DIAGNOSED = 5000, 2000, 1024  # images: k-NN neighbours, k-NN queries, collapse diagnostics
-NO_EFFECT = {"out", "cache", "workers", "stop_epoch", "save_minutes", "profile", "dali_cache", "config"}  # on the result
+NO_EFFECT = {
+    "out",
+    "cache",
+    "workers",
+    "stop_epoch",
+    "save_minutes",
+    "profile",
+    "dali_cache",
+    "config",
+}  # on the result
 
 
 def flags() -> common.Parser:
@@ -45,30 +54,59 @@ def flags() -> common.Parser:
     group = parser.add_argument_group("pretraining")
     group.add_argument("--method", choices=list(METHODS), default="barlow")
     group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
-    group.add_argument("--init", default="random", help="random, imagenet, or a file of weights to start from")
+    group.add_argument(
+        "--init", default="random", help="random, imagenet, or a file of weights to start from"
+    )
     group.add_argument("--optimizer", choices=["sgd", "adam", "adamw", "lars"], default="sgd")
-    group.add_argument("--warmup-epochs", type=number(float, 0), default=1.0, help="linear warm-up, then cosine, per step")
-    group.add_argument("--subset", type=number(float, above=0, high=1), default=1.0, help="share of each class that trains")
+    group.add_argument(
+        "--warmup-epochs", type=number(float, 0), default=1.0, help="linear warm-up, then cosine, per step"
+    )
+    group.add_argument(
+        "--subset", type=number(float, above=0, high=1), default=1.0, help="share of each class that trains"
+    )
     group.add_argument("--loader", choices=["auto", "dali", "torch"], default="auto")
-    group.add_argument("--dali-cache", type=number(int, 0), default=0, help="MiB of GPU memory for DALI's decoder cache")
+    group.add_argument(
+        "--dali-cache", type=number(int, 0), default=0, help="MiB of GPU memory for DALI's decoder cache"
+    )
     group.add_argument("--knn-every", type=number(int, 1), default=5, help="epochs between k-NN checks")
-    group.add_argument("--stop-epoch", type=number(int, 1), help="stop there; without it the same command goes on")
-    group.add_argument("--save-minutes", type=number(float, above=0), default=10.0, help="between checkpoints in an epoch")
-    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the backbone")
+    group.add_argument(
+        "--stop-epoch", type=number(int, 1), help="stop there; without it the same command goes on"
+    )
+    group.add_argument(
+        "--save-minutes", type=number(float, above=0), default=10.0, help="between checkpoints in an epoch"
+    )
+    group.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the backbone"
+    )
     group.add_argument("--profile", type=number(int, 2), metavar="N", help="time N steps instead of training")
     group = parser.add_argument_group("views")
-    group.add_argument("--min-area", type=number(float, above=0, high=1), default=0.2, help="smallest crop, share of the image")
-    group.add_argument("--jitter", type=number(float, 0, 1), default=0.4, help="of brightness, contrast and saturation")
+    group.add_argument(
+        "--min-area",
+        type=number(float, above=0, high=1),
+        default=0.2,
+        help="smallest crop, share of the image",
+    )
+    group.add_argument(
+        "--jitter", type=number(float, 0, 1), default=0.4, help="of brightness, contrast and saturation"
+    )
     group.add_argument("--blur", type=number(float, 0, 1), default=0.5, help="probability of Gaussian blur")
     group = parser.add_argument_group("method (default: what the method's module says)")
     group.add_argument("--hidden", type=number(int, 1), help="width of the projector")
     group.add_argument("--out-dim", type=number(int, 2), help="width of the embedding")
-    group.add_argument("--lambda", type=number(float, 0), dest="lambda_", metavar="LAMBDA", help="barlow: off-diagonal weight")
+    group.add_argument(
+        "--lambda",
+        type=number(float, 0),
+        dest="lambda_",
+        metavar="LAMBDA",
+        help="barlow: off-diagonal weight",
+    )
     group.add_argument("--temperature", type=number(float, above=0), help="moco, simclr")
     group.add_argument("--queue-size", type=number(int, 1), help="moco")
     group.add_argument("--key-momentum", type=number(float, 0, 1), help="moco")
     group.add_argument("--splits", type=number(int, 1), help="moco: groups of split-BN in the key encoder")
-    group.add_argument("--symmetric", action=argparse.BooleanOptionalAction, default=None, help="moco: both views as queries")
+    group.add_argument(
+        "--symmetric", action=argparse.BooleanOptionalAction, default=None, help="moco: both views as queries"
+    )
     group.add_argument("--predictor-hidden", type=number(int, 1), help="simsiam: width of the bottleneck")
     return parser
 
@@ -96,26 +134,51 @@ def main(argv: list[str] | None = None) -> None:
         train = np.flatnonzero(table.split == "train")
         train = train[stratified_subset(table.labels[train], args.subset, args.seed)]
         if len(train) < args.batch_size:
-            raise DataError(f"{table.root}: {len(train)} images to train on are fewer than one batch of {args.batch_size}")
+            raise DataError(
+                f"{table.root}: {len(train)} images to train on are fewer than one batch of {args.batch_size}"
+            )
         bank = np.sort(np.random.default_rng(0).permutation(train)[:BANK])
         queries = np.flatnonzero((table.split == "val") & (table.labels >= 0))
         queries = np.sort(np.random.default_rng(0).permutation(queries)[:QUERIES])
         cache, stamp = Path(args.cache), str(checked.mtime_ns.max())
         sample = np.concatenate([bank, queries])
-        probe = load_pixels(table.root, table.files[sample], height, width, cache=cache, workers=args.workers, stamp=stamp)
+        probe = load_pixels(
+            table.root, table.files[sample], height, width, cache=cache, workers=args.workers, stamp=stamp
+        )
         imagenet = args.init == "imagenet"
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else channel_statistics(probe[: len(bank)])
         args.loader, why = choose_loader(args.loader, device, args.size, len(train) * 3 * height * width)
-        plan = Plan(len(train), args.batch_size, height, width, args.seed, rank, ranks,
-                    Recipe(area=(args.min_area, 1), jitter=args.jitter, blur_probability=args.blur))
+        plan = Plan(
+            len(train),
+            args.batch_size,
+            height,
+            width,
+            args.seed,
+            rank,
+            ranks,
+            Recipe(area=(args.min_area, 1), jitter=args.jitter, blur_probability=args.blur),
+        )
         files = table.files[train]
         if args.loader == "torch":
-            pixels = load_pixels(table.root, files, height, width, cache=cache, workers=args.workers, stamp=stamp)
+            pixels = load_pixels(
+                table.root, files, height, width, cache=cache, workers=args.workers, stamp=stamp
+            )
             loader = TorchLoader(pixels, plan, args.size, mean, std, device)
         else:
             from data.dali import DaliLoader
-            loader = DaliLoader(table.root, files, plan, args.size, mean, std, device, workers=args.workers,
-                                half=device.type == "cuda" and args.precision != "fp32", cache_mb=args.dali_cache)
+
+            loader = DaliLoader(
+                table.root,
+                files,
+                plan,
+                args.size,
+                mean,
+                std,
+                device,
+                workers=args.workers,
+                half=device.type == "cuda" and args.precision != "fp32",
+                cache_mb=args.dali_cache,
+            )
 
     # Model, optimiser, precision
     torch.manual_seed(args.seed)
@@ -135,8 +198,10 @@ def main(argv: list[str] | None = None) -> None:
     args.device, args.out = device.type, str(out)
     config = common.flags_of(args, parser)
     say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
-    say(f"data: {len(train)} images of {width} x {height} px to train on, {len(queries)} labelled ones held out for k-NN, "
-        f"mean {mean}, std {std}\nloader: {args.loader} ({why})")
+    say(
+        f"data: {len(train)} images of {width} x {height} px to train on, {len(queries)} labelled ones held out for k-NN, "
+        f"mean {mean}, std {std}\nloader: {args.loader} ({why})"
+    )
 
     def train_step(views, rate):
         for group in optimizer.param_groups:
@@ -163,7 +228,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         state = {"epoch": 0, "step": 0, "log": [], "loss": 0.0, "waited": 0.0, "seconds": 0.0}
         if lead:
-            common.write_yaml(out / "config.yaml", config | common.about(device) | {"mean": list(mean), "std": list(std)})
+            common.write_yaml(
+                out / "config.yaml", config | common.about(device) | {"mean": list(mean), "std": list(std)}
+            )
             save_views(next(loader.epoch(0)), mean, std, out / "views.png")
     log, first_step = state["log"], state["step"]
     stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
@@ -174,21 +241,42 @@ def main(argv: list[str] | None = None) -> None:
         if not lead:
             return
         with common.replacing(out / "checkpoint.pt") as partial:
-            torch.save({"model": method.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                        "rng": torch.get_rng_state(), "epoch": epoch, "step": step, "log": log, "loss": loss,
-                        "waited": waited, "seconds": seconds, "config": config}, partial)
+            torch.save(
+                {
+                    "model": method.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "rng": torch.get_rng_state(),
+                    "epoch": epoch,
+                    "step": step,
+                    "log": log,
+                    "loss": loss,
+                    "waited": waited,
+                    "seconds": seconds,
+                    "config": config,
+                },
+                partial,
+            )
 
     def rate_at(epoch, step):
         return common.learning_rate(epoch * steps + step, args.epochs * steps, warmup, args.lr)
 
     def check_finite(first_bad, epoch):
         if (step := int(first_bad)) >= 0:
-            raise ConfigError(f"the loss is not finite at epoch {epoch + 1}, step {step + 1}: lower --lr or raise "
-                              f"--warmup-epochs; the last good checkpoint stays in {out}")
+            raise ConfigError(
+                f"the loss is not finite at epoch {epoch + 1}, step {step + 1}: lower --lr or raise "
+                f"--warmup-epochs; the last good checkpoint stays in {out}"
+            )
 
     signals = catch_signals()
-    bar = tqdm(total=args.epochs * plan.images, initial=int(plan.images * (state["epoch"] + first_step / steps)),
-               unit="img", unit_scale=True, smoothing=0.05, disable=None if lead else True)
+    bar = tqdm(
+        total=args.epochs * plan.images,
+        initial=int(plan.images * (state["epoch"] + first_step / steps)),
+        unit="img",
+        unit_scale=True,
+        smoothing=0.05,
+        disable=None if lead else True,
+    )
     for epoch in range(state["epoch"], stop_epoch):
         loss_sum = torch.tensor(state["loss"], dtype=torch.float64, device=device)
         first_bad = torch.tensor(-1, device=device)
@@ -210,7 +298,9 @@ def main(argv: list[str] | None = None) -> None:
                 saved = time.perf_counter()
             if stopping:
                 bar.close()
-                say(f"stopped by a signal; {out / 'checkpoint.pt'} is at epoch {epoch}, step {step + 1}: the same command goes on")
+                say(
+                    f"stopped by a signal; {out / 'checkpoint.pt'} is at epoch {epoch}, step {step + 1}: the same command goes on"
+                )
                 raise SystemExit(128 + (signals or [signal.SIGTERM])[0])
             clock = time.perf_counter()
         check_finite(first_bad, epoch)
@@ -218,10 +308,16 @@ def main(argv: list[str] | None = None) -> None:
         knn = len(queries) > 0 and (epoch + 1 == args.epochs or (epoch + 1) % args.knn_every == 0)
         rows = np.arange(len(probe) if knn else min(len(bank), DIAGNOSED))
         features = extract_features(method.backbone, probe, args.size, mean, std, dtype=dtype, rows=rows)
-        row = {"epoch": epoch + 1, "loss": mean_over_ranks(loss_sum / steps, ranks),
-               "chance_loss": method.chance_loss(args.batch_size), "lr": rate_at(epoch, steps - 1),
-               **diagnose(features, table.labels[sample], len(bank), knn),
-               "images_per_s": plan.images / seconds, "data_wait": waited / seconds, "seconds": seconds}
+        row = {
+            "epoch": epoch + 1,
+            "loss": mean_over_ranks(loss_sum / steps, ranks),
+            "chance_loss": method.chance_loss(args.batch_size),
+            "lr": rate_at(epoch, steps - 1),
+            **diagnose(features, table.labels[sample], len(bank), knn),
+            "images_per_s": plan.images / seconds,
+            "data_wait": waited / seconds,
+            "seconds": seconds,
+        }
         log.append(row)
         if lead:  # before the checkpoint: a run killed in between writes them again
             common.write_csv(out / "log.csv", log)
@@ -233,14 +329,18 @@ def main(argv: list[str] | None = None) -> None:
     bar.close()
     if lead:
         draw_curve(log, out / "curve.png")
-    say(f"backbone: {out / 'backbone.pth'}\nlog: {out / 'log.csv'}\nviews: {out / 'views.png'}\ncurve: {out / 'curve.png'}")
+    say(
+        f"backbone: {out / 'backbone.pth'}\nlog: {out / 'log.csv'}\nviews: {out / 'views.png'}\ncurve: {out / 'curve.png'}"
+    )
 
 
 def built_in_settings(parser, argv):
     """Small settings for a run without --data; flags on the command line or in the YAML file still win."""
     parser.set_defaults(size=64, epochs=10, batch_size=128)
     args = common.parse(parser, argv, recipes=Path(__file__).parent / "yaml")
-    print(f"no --data: {args.scenes} built-in scenes of {args.size} px, {args.epochs} epochs, batches of {args.batch_size}")
+    print(
+        f"no --data: {args.scenes} built-in scenes of {args.size} px, {args.epochs} epochs, batches of {args.batch_size}"
+    )
     return args
 
 
@@ -251,14 +351,22 @@ def choose_loader(loader: str, device: torch.device, size: int, nbytes: int) -> 
     except ModuleNotFoundError:
         dali = False
     if loader == "dali" and not dali:
-        raise ConfigError("--loader dali: NVIDIA DALI is not installed (Linux only, see requirements.txt); --loader torch needs none")
+        raise ConfigError(
+            "--loader dali: NVIDIA DALI is not installed (Linux only, see requirements.txt); --loader torch needs none"
+        )
     if loader != "auto":
         return loader, "as asked"
     if not dali:
         return "torch", "DALI is not installed"
     if device.type == "cpu":
-        large = size >= 128  # on one core, DALI's share of torch's CPU time is about 1.1 at 64 px and 0.5 at 224 px
-        return ("dali", "its operators are faster on large views") if large else ("torch", "as fast, and decodes only once")
+        large = (
+            size >= 128
+        )  # on one core, DALI's share of torch's CPU time is about 1.1 at 64 px and 0.5 at 224 px
+        return (
+            ("dali", "its operators are faster on large views")
+            if large
+            else ("torch", "as fast, and decodes only once")
+        )
     if nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
         return "torch", f"the decoded pixels, {nbytes / 1e9:.1f} GB, fit on the GPU"
     return "dali", "the decoded pixels do not fit on the GPU, which decodes faster than the CPU sends"
@@ -267,8 +375,20 @@ def choose_loader(loader: str, device: torch.device, size: int, nbytes: int) -> 
 def build_method(args: argparse.Namespace) -> torch.nn.Module:
     """The method of the flags, each flag left out standing at the default of the method's constructor."""
     flag_of = {"out": "out_dim"}
-    own = {n: p.default for n, p in inspect.signature(METHODS[args.method]).parameters.items() if n != "backbone"}
-    others = {"hidden", "out", "lambda_", "temperature", "queue_size", "key_momentum", "splits", "symmetric", "predictor_hidden"}
+    own = {
+        n: p.default for n, p in inspect.signature(METHODS[args.method]).parameters.items() if n != "backbone"
+    }
+    others = {
+        "hidden",
+        "out",
+        "lambda_",
+        "temperature",
+        "queue_size",
+        "key_momentum",
+        "splits",
+        "symmetric",
+        "predictor_hidden",
+    }
     for name in others - own.keys():
         if getattr(args, flag_of.get(name, name)) is not None:
             raise ConfigError(f"--{name.strip('_').replace('_', '-')} is no setting of {args.method}")
@@ -287,9 +407,14 @@ def load_checkpoint(file: Path, config: dict, device: torch.device) -> dict | No
         state = torch.load(file, map_location=device, weights_only=True)
         saved = state["config"]
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise ConfigError(f"{file}: damaged ({str(error).splitlines()[0][:100]}): remove it to start again") from None
-    differ = [f"{key} was {saved.get(key)}, is {config.get(key)}" for key in sorted(saved.keys() | config.keys())
-              if key not in NO_EFFECT and saved.get(key) != config.get(key)]
+        raise ConfigError(
+            f"{file}: damaged ({str(error).splitlines()[0][:100]}): remove it to start again"
+        ) from None
+    differ = [
+        f"{key} was {saved.get(key)}, is {config.get(key)}"
+        for key in sorted(saved.keys() | config.keys())
+        if key not in NO_EFFECT and saved.get(key) != config.get(key)
+    ]
     if differ:
         raise ConfigError(f"{file} is of another configuration ({'; '.join(differ)}): choose another --out")
     return state
@@ -331,9 +456,11 @@ def diagnose(features, labels, bank: int, knn: bool) -> dict:
 
 def describe(row: dict, epochs: int) -> str:
     knn = "" if row["knn_macro_f1"] is None else f"  k-NN macro F1 {row['knn_macro_f1']:.3f}"
-    text = (f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} (chance {row['chance_loss']:.4f})  "
-            f"feature_std {row['feature_std']:.3f}  effective_rank {row['effective_rank']:.1f}{knn}  "
-            f"{row['images_per_s']:.0f} img/s, {100 * row['data_wait']:.0f} % waiting")
+    text = (
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} (chance {row['chance_loss']:.4f})  "
+        f"feature_std {row['feature_std']:.3f}  effective_rank {row['effective_rank']:.1f}{knn}  "
+        f"{row['images_per_s']:.0f} img/s, {100 * row['data_wait']:.0f} % waiting"
+    )
     if row["feature_std"] < 0.02 or row["effective_rank"] < 2:
         text += "\nwarning: the features have collapsed: every image looks the same to the backbone; change the recipe"
     return text
@@ -349,6 +476,7 @@ def save_views(views, mean, std, file: Path) -> None:
 
 def draw_curve(log: list[dict], file: Path) -> None:
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -393,7 +521,9 @@ def profile(args, loader, train_step, device, out, lead) -> None:
     loader_rate, _ = rate((lambda: None) for _ in zip(range(args.profile), stream))
     model_rate, _ = rate((lambda: train_step(views, args.lr)) for _ in range(args.profile))
     both, waited = rate((lambda v=v: train_step(v, args.lr)) for _, v in zip(range(args.profile), stream))
-    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
+        device.type == "cuda"
+    )
     with torch.profiler.profile(activities=kinds) as trace:
         for _, v in zip(range(3), stream):
             train_step(v, args.lr)
@@ -401,17 +531,28 @@ def profile(args, loader, train_step, device, out, lead) -> None:
         return
     trace.export_chrome_trace(str(out / "trace.json"))
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource_peak()
-    row = {"loader": args.loader, "size": args.size, "batch_size": images, "precision": args.precision,
-           "loader_images_per_s": loader_rate, "model_images_per_s": model_rate, "images_per_s": both,
-           "data_wait": waited, "peak_memory_gb": memory / 1e9}
+    row = {
+        "loader": args.loader,
+        "size": args.size,
+        "batch_size": images,
+        "precision": args.precision,
+        "loader_images_per_s": loader_rate,
+        "model_images_per_s": model_rate,
+        "images_per_s": both,
+        "data_wait": waited,
+        "peak_memory_gb": memory / 1e9,
+    }
     common.write_csv(out / "profile.csv", [row])
-    print(f"loader alone {loader_rate:.0f} img/s, model alone {model_rate:.0f} img/s, both {both:.0f} img/s, "
-          f"{100 * waited:.1f} % of the time waiting for data, peak memory {memory / 1e9:.2f} GB\n"
-          f"bottleneck: {'the loader' if loader_rate < model_rate else 'the model'}; trace: {out / 'trace.json'}")
+    print(
+        f"loader alone {loader_rate:.0f} img/s, model alone {model_rate:.0f} img/s, both {both:.0f} img/s, "
+        f"{100 * waited:.1f} % of the time waiting for data, peak memory {memory / 1e9:.2f} GB\n"
+        f"bottleneck: {'the loader' if loader_rate < model_rate else 'the model'}; trace: {out / 'trace.json'}"
+    )
 
 
 def resource_peak() -> int:
     import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

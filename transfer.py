@@ -35,7 +35,18 @@ from data.tables import DataError, training_subsets
 from models import backbone as backbones
 from models.backbone import WeightsError, build_backbone, extract_features, prepare, read_weights
 from models.probe import linear_heads, neighbour_votes, principal_axes, probabilities
-from scores import CELL, COLUMNS, HEADLINE, OPTIMISATION, Metrics, Results, measure, summary, write_confusion, write_embeddings
+from scores import (
+    CELL,
+    COLUMNS,
+    HEADLINE,
+    OPTIMISATION,
+    Metrics,
+    Results,
+    measure,
+    summary,
+    write_confusion,
+    write_embeddings,
+)
 
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
 EVAL_BATCH = 256
@@ -80,25 +91,64 @@ def flags() -> common.Parser:
     parser.set_defaults(batch_size=64, lr=0.01, weight_decay=1e-4)
     group = parser.add_argument_group("transfer")
     group.add_argument("--task", choices=list(HEADLINE), default="fraction")
-    group.add_argument("--init", nargs="+", default=["random"], metavar="NAME_OR_FILE",
-                       help="random, imagenet, channels, or files of weights, named in results.csv by their run directory")
+    group.add_argument(
+        "--init",
+        nargs="+",
+        default=["random"],
+        metavar="NAME_OR_FILE",
+        help="random, imagenet, channels, or files of weights, named in results.csv by their run directory",
+    )
     group.add_argument("--arch", choices=list(backbones.ARCHITECTURES), default="resnet18")
     group.add_argument("--mode", nargs="+", choices=["linear", "finetune"], default=["linear"])
-    group.add_argument("--ratios", nargs="+", type=number(float, above=0, high=100), default=[5, 10, 25, 50, 100], metavar="PERCENT",
-                       help="of the training images, the same share of each class")
-    group.add_argument("--seeds", nargs="+", type=number(int, 0, 2**31), default=[5], metavar="N_OR_LIST",
-                       help="how many, from --seed on; or the seeds themselves")
-    group.add_argument("--protocol", choices=["default", "paper"], default="default",
-                       help="paper: the authors' settings, the file yaml/paper/transfer_TASK.yaml as --config")
-    group.add_argument("--loss", choices=list(LOSSES), default="softmax", help="on fractions; bce predicts sigmoid / row sum")
-    group.add_argument("--probe", choices=["lbfgs", "sgd"], default="lbfgs",
-                       help="linear heads. lbfgs: solved for, penalty chosen on val; sgd: trained as in fine-tuning")
-    group.add_argument("--linear-lr", type=number(float, above=0), help="of --probe sgd, where it is not --lr")
-    group.add_argument("--epoch-choice", choices=["seed", "common"], default="seed",
-                       help="on val: each seed's best epoch, or the best mean over the seeds (results.csv then holds every epoch)")
-    group.add_argument("--augment", action="store_true", help="fine-tune on random flips and, for scenes, crops")
-    group.add_argument("--save-model", action="store_true", help="keep each init's best model on val, for predict.py")
-    group.add_argument("--save-embeddings", action="store_true", help="keep the test features of --mode linear, for plot.py")
+    group.add_argument(
+        "--ratios",
+        nargs="+",
+        type=number(float, above=0, high=100),
+        default=[5, 10, 25, 50, 100],
+        metavar="PERCENT",
+        help="of the training images, the same share of each class",
+    )
+    group.add_argument(
+        "--seeds",
+        nargs="+",
+        type=number(int, 0, 2**31),
+        default=[5],
+        metavar="N_OR_LIST",
+        help="how many, from --seed on; or the seeds themselves",
+    )
+    group.add_argument(
+        "--protocol",
+        choices=["default", "paper"],
+        default="default",
+        help="paper: the authors' settings, the file yaml/paper/transfer_TASK.yaml as --config",
+    )
+    group.add_argument(
+        "--loss", choices=list(LOSSES), default="softmax", help="on fractions; bce predicts sigmoid / row sum"
+    )
+    group.add_argument(
+        "--probe",
+        choices=["lbfgs", "sgd"],
+        default="lbfgs",
+        help="linear heads. lbfgs: solved for, penalty chosen on val; sgd: trained as in fine-tuning",
+    )
+    group.add_argument(
+        "--linear-lr", type=number(float, above=0), help="of --probe sgd, where it is not --lr"
+    )
+    group.add_argument(
+        "--epoch-choice",
+        choices=["seed", "common"],
+        default="seed",
+        help="on val: each seed's best epoch, or the best mean over the seeds (results.csv then holds every epoch)",
+    )
+    group.add_argument(
+        "--augment", action="store_true", help="fine-tune on random flips and, for scenes, crops"
+    )
+    group.add_argument(
+        "--save-model", action="store_true", help="keep each init's best model on val, for predict.py"
+    )
+    group.add_argument(
+        "--save-embeddings", action="store_true", help="keep the test features of --mode linear, for plot.py"
+    )
     return parser
 
 
@@ -106,12 +156,16 @@ def read_flags(parser: common.Parser, argv: list[str] | None):
     """Flags, with --protocol's file and, without --data, the small settings of the built-in scenes."""
     args = common.parse(parser, argv)
     if args.protocol == "paper" and not args.config:
-        parser.set_defaults(config=str(Path(__file__).parent / "yaml" / "paper" / f"transfer_{args.task}.yaml"))
+        parser.set_defaults(
+            config=str(Path(__file__).parent / "yaml" / "paper" / f"transfer_{args.task}.yaml")
+        )
     if args.data is None:
         parser.set_defaults(size=64, epochs=10, scenes=1000, seeds=[3])
     args = common.parse(parser, argv)
     seeds = range(args.seed, args.seed + args.seeds[0]) if len(args.seeds) == 1 else args.seeds
-    args.seed_list, args.ratios, args.mode = (list(dict.fromkeys(values)) for values in (seeds, args.ratios, args.mode))
+    args.seed_list, args.ratios, args.mode = (
+        list(dict.fromkeys(values)) for values in (seeds, args.ratios, args.mode)
+    )
     args.loss = args.loss if args.task == "fraction" else "softmax"
     args.out = args.out or "runs/transfer"
     if not args.seed_list:
@@ -130,7 +184,9 @@ def main(argv: list[str] | None = None) -> None:
     say = print if rank == 0 else lambda *_: None
     args.device, args.precision = device.type, common.resolve_precision(args.precision, device)
     if args.data is None:
-        say(f"no --data: {args.scenes} built-in scenes of {args.size} px, {args.epochs} epochs, {len(args.seed_list)} seeds")
+        say(
+            f"no --data: {args.scenes} built-in scenes of {args.size} px, {args.epochs} epochs, {len(args.seed_list)} seeds"
+        )
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     results, inits = Results(out), open_inits(args)
@@ -145,16 +201,25 @@ def main(argv: list[str] | None = None) -> None:
     for init, mode in ((i, m) for i in inits for m in args.mode if (i.source, m) != ("channels", "finetune")):
         for seed, ratio in ((s, r) for s in args.seed_list for r in args.ratios):
             drawn = seed if init.source == "random" or mode == "finetune" else None
-            units.setdefault((init, mode, drawn, ratio if mode == "finetune" else None), []).append(Cell(init, mode, ratio, seed))
+            units.setdefault((init, mode, drawn, ratio if mode == "finetune" else None), []).append(
+                Cell(init, mode, ratio, seed)
+            )
     keys = {cell: key_of(cell, data, args) for cells in units.values() for cell in cells}
     costs = {key: cost_of(cell, data, args) for cell, key in keys.items()}
     splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.rows.items())
-    say(f"{args.task}: {len(keys)} cells on {data.name} ({splits} images), {args.size} px, {device}, {args.precision}")
+    say(
+        f"{args.task}: {len(keys)} cells on {data.name} ({splits} images), {args.size} px, {device}, {args.precision}"
+    )
 
     truth, commit = data.targets[data.rows["test"]].argmax(1).numpy(), common.git_commit()
     before, began = results.done() & costs.keys(), time.perf_counter()
-    bar = tqdm(total=sum(costs.values()), initial=sum(costs[k] for k in before), smoothing=0, disable=None if rank == 0 else True,
-               bar_format="{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]")
+    bar = tqdm(
+        total=sum(costs.values()),
+        initial=sum(costs[k] for k in before),
+        smoothing=0,
+        disable=None if rank == 0 else True,
+        bar_format="{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]",
+    )
     for wait in (False, True):  # first what no other process is at, then what others have left
         for (init, mode, drawn, ratio), cells in units.items():
             with results.claim(f"{args.task} {data.name} {init.name} {mode} {drawn} {ratio}", wait) as mine:
@@ -164,7 +229,11 @@ def main(argv: list[str] | None = None) -> None:
                 todo = [cell for cell in cells if keys[cell] not in done]
                 for cell, outcome, seconds in work(init, drawn, todo, data, args, device, bar.update):
                     if args.task == "scene":
-                        file = out / "confusion" / f"{data.name}-{init.name}-{mode}-{cell.ratio:g}-{cell.seed}.csv"
+                        file = (
+                            out
+                            / "confusion"
+                            / f"{data.name}-{init.name}-{mode}-{cell.ratio:g}-{cell.seed}.csv"
+                        )
                         write_confusion(file, truth, outcome.predicted.argmax(1), data.classes)
                     if outcome.state:
                         save_best_model(out, cell, outcome, data, args, results)
@@ -174,7 +243,9 @@ def main(argv: list[str] | None = None) -> None:
                     bar.update(sum(costs[k] for k in done) - bar.n)
     bar.close()
     rows = results.read()
-    say(f"{len(keys) - len(before)} cells in {time.perf_counter() - began:.0f} s, {len(before)} were there: {results.file}")
+    say(
+        f"{len(keys) - len(before)} cells in {time.perf_counter() - began:.0f} s, {len(before)} were there: {results.file}"
+    )
     say(summary(rows[results.keys(rows).isin(set(keys.values()))], args.task, args.epoch_choice == "common"))
     if ranks > 1:
         dist.destroy_process_group()
@@ -193,10 +264,16 @@ def open_inits(args) -> list[Init]:
             state = build_backbone(args.arch, source).state_dict()
             if wrong := [key for key, value in state.items() if not value.isfinite().all()]:
                 raise WeightsError(f"{source}: {wrong[0]} holds numbers that are not finite")
-            digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()[:12]
-            imagenet = imagenet or len(read_weights(source).get("fc.bias", ())) == 1000  # torchvision's own file
+            digest = hashlib.sha256(
+                b"".join(value.numpy().tobytes() for value in state.values())
+            ).hexdigest()[:12]
+            imagenet = (
+                imagenet or len(read_weights(source).get("fc.bias", ())) == 1000
+            )  # torchvision's own file
         if name in inits:
-            raise ConfigError(f"--init {inits[name].source} and {source} are both called {name} in results.csv: rename a folder")
+            raise ConfigError(
+                f"--init {inits[name].source} and {source} are both called {name} in results.csv: rename a folder"
+            )
         inits[name] = Init(name, source, digest, imagenet)
     return list(inits.values())
 
@@ -205,7 +282,9 @@ def open_data(args, out: Path) -> Data:
     """Decoded pixels, targets, splits and training subsets of --data, or of the built-in mixed scenes."""
     table, checked = common.open_table(args, "mixed", out / "bad_files.csv")
     if args.task == "fraction" and table.fractions is None:
-        raise DataError(f"{table.root}: has no class fractions (Land-1.0's CSV files); class folders do for --task scene")
+        raise DataError(
+            f"{table.root}: has no class fractions (Land-1.0's CSV files); class folders do for --task scene"
+        )
     if args.task == "scene":
         if not table.classes:
             raise DataError(f"{table.root}: --task scene needs labels, class folders or Land-1.0's CSV files")
@@ -215,20 +294,40 @@ def open_data(args, out: Path) -> Data:
         raise DataError(f"{table.root}: no image is in the {empty[0]} split")
     targets = table.targets(args.task)
     subsets = training_subsets(table, targets, args.ratios, args.seed_list)
-    pixels = load_pixels(table.root, table.files, *common_size(checked), cache=Path(args.cache), workers=args.workers,
-                         stamp=str(checked.mtime_ns.max()))
+    pixels = load_pixels(
+        table.root,
+        table.files,
+        *common_size(checked),
+        cache=Path(args.cache),
+        workers=args.workers,
+        stamp=str(checked.mtime_ns.max()),
+    )
     name = Path(args.data).resolve().name if args.data else "built-in"
     labels = table.labels if table.fractions is None else table.fractions  # the same for both tasks
-    digest = hashlib.sha256("\0".join([*table.files, *table.split]).encode() + labels.tobytes()).hexdigest()[:12]
-    return Data(name, pixels, torch.from_numpy(targets), table.classes, rows, subsets, *channel_statistics(pixels[rows["train"]]), digest)
+    digest = hashlib.sha256("\0".join([*table.files, *table.split]).encode() + labels.tobytes()).hexdigest()[
+        :12
+    ]
+    return Data(
+        name,
+        pixels,
+        torch.from_numpy(targets),
+        table.classes,
+        rows,
+        subsets,
+        *channel_statistics(pixels[rows["train"]]),
+        digest,
+    )
 
 
 def settings(inits: list[Init], data: Data, args) -> dict[str, dict]:
     """What results.csv has no column for, and one file must not mix."""
     shared = {"size": args.size, "arch": args.arch, "loss": args.loss, "epoch_choice": args.epoch_choice}
     modes = {"linear": shared, "finetune": shared | {"augment": args.augment}}
-    return ({f"{args.task} {mode}": modes[mode] for mode in args.mode} | {f"data {data.name}": {"content": data.digest}}
-            | {f"init {init.name}": {"weights": init.digest} for init in inits if init.digest})
+    return (
+        {f"{args.task} {mode}": modes[mode] for mode in args.mode}
+        | {f"data {data.name}": {"content": data.digest}}
+        | {f"init {init.name}": {"weights": init.digest} for init in inits if init.digest}
+    )
 
 
 def statistics(init: Init, data: Data) -> tuple:
@@ -238,11 +337,15 @@ def statistics(init: Init, data: Data) -> tuple:
 # The two modes: (cell, outcome, seconds) of each cell of a unit
 
 
-def probe(init: Init, drawn: int | None, cells: list[Cell], data: Data, args, device, _) -> Iterator[tuple[Cell, Outcome, float]]:
+def probe(
+    init: Init, drawn: int | None, cells: list[Cell], data: Data, args, device, _
+) -> Iterator[tuple[Cell, Outcome, float]]:
     """Every image goes once through the frozen backbone, in eval mode; the heads of all cells train on its features.
     `drawn`: the seed of a random backbone."""
     embeddings = Path(args.out) / f"embeddings-{init.name}.npz"
-    wanted = args.save_embeddings and drawn in (None, args.seed_list[0]) and (cells or not embeddings.exists())
+    wanted = (
+        args.save_embeddings and drawn in (None, args.seed_list[0]) and (cells or not embeddings.exists())
+    )
     if not cells and not wanted:
         return
     began = time.perf_counter()
@@ -251,20 +354,29 @@ def probe(init: Init, drawn: int | None, cells: list[Cell], data: Data, args, de
         backbone, features = None, channel_features(data.pixels)
     else:
         backbone = build_backbone(args.arch, init.source).to(device, memory_format=torch.channels_last)
-        features = extract_features(backbone, data.pixels, args.size, *statistics(init, data), dtype=common.DTYPES[args.precision])
+        features = extract_features(
+            backbone, data.pixels, args.size, *statistics(init, data), dtype=common.DTYPES[args.precision]
+        )
     if not features.isfinite().all():
-        raise ConfigError(f"--init {init.source}: its features are not finite with --precision {args.precision}: try fp32")
+        raise ConfigError(
+            f"--init {init.source}: its features are not finite with --precision {args.precision}: try fp32"
+        )
     if wanted:
         test = data.rows["test"]
-        write_embeddings(embeddings, features[test].numpy(), data.targets[test].argmax(1).numpy(), data.classes, init.name)
+        write_embeddings(
+            embeddings, features[test].numpy(), data.targets[test].argmax(1).numpy(), data.classes, init.name
+        )
     features, targets, solved = features.to(device), data.targets.to(device), {}
     axes = principal_axes(features[data.rows["train"]])
     share = (time.perf_counter() - began) / max(1, len(cells))
 
     def solve(subset):
         for penalty, weight, bias in linear_heads(features[subset], targets[subset], axes, args.loss):
-            yield (penalty, lambda split: probabilities(F.linear(features[data.rows[split]], weight, bias), args.loss),
-                   lambda: {"weight": weight, "bias": bias})
+            yield (
+                penalty,
+                lambda split: probabilities(F.linear(features[data.rows[split]], weight, bias), args.loss),
+                lambda: {"weight": weight, "bias": bias},
+            )
 
     for cell in cells:
         began, subset = time.perf_counter(), data.subsets[cell.ratio, cell.seed]
@@ -274,40 +386,67 @@ def probe(init: Init, drawn: int | None, cells: list[Cell], data: Data, args, de
             epochs = train(head, lambda rows, _: features[rows], cell, data, args, torch.float32)
             outcome = choose(epochs, data, args, args.epoch_choice == "common")
         else:  # 100 % is the same head for every seed
-            outcome = solved[subset.tobytes()] = solved.get(subset.tobytes()) or choose(solve(subset), data, args)
+            outcome = solved[subset.tobytes()] = solved.get(subset.tobytes()) or choose(
+                solve(subset), data, args
+            )
         if args.task == "scene":
-            votes = {s: neighbour_votes(features[subset], targets[subset], features[data.rows[s]]) for s in ("val", "test")}
-            val, test = ({("knn_f1_macro", "all"): score(votes[s], data, s, "scene")["f1_macro", "all"]} for s in votes)
+            votes = {
+                s: neighbour_votes(features[subset], targets[subset], features[data.rows[s]])
+                for s in ("val", "test")
+            }
+            val, test = (
+                {("knn_f1_macro", "all"): score(votes[s], data, s, "scene")["f1_macro", "all"]} for s in votes
+            )
             outcome = outcome._replace(records=[(step, v | val, t | test) for step, v, t in outcome.records])
         if args.save_model:
             parts = {"0": backbone.state_dict(), "1": outcome.state} if backbone else {}
-            outcome = outcome._replace(state={f"{i}.{key}": value for i, part in parts.items() for key, value in part.items()})
+            outcome = outcome._replace(
+                state={f"{i}.{key}": value for i, part in parts.items() for key, value in part.items()}
+            )
         yield cell, outcome, share + time.perf_counter() - began
 
 
 def channel_features(pixels: torch.Tensor) -> torch.Tensor:
     """(n, 6): mean and standard deviation of each channel of uint8 images (n, 3, H, W)."""
-    return torch.cat([torch.cat([x.mean(2), x.std(2)], 1) for x in (p.flatten(2).float() for p in pixels.split(EVAL_BATCH))])
+    return torch.cat(
+        [
+            torch.cat([x.mean(2), x.std(2)], 1)
+            for x in (p.flatten(2).float() for p in pixels.split(EVAL_BATCH))
+        ]
+    )
 
 
-def finetune(init: Init, _, cells: list[Cell], data: Data, args, device, advance) -> Iterator[tuple[Cell, Outcome, float]]:
+def finetune(
+    init: Init, _, cells: list[Cell], data: Data, args, device, advance
+) -> Iterator[tuple[Cell, Outcome, float]]:
     """Backbone and head train on the decoded images, which lie on the device where they fit."""
     pixels, scene = data.pixels, args.task == "scene"
     if device.type == "cuda" and pixels.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
         pixels = pixels.to(device)
-    recipe = Recipe(area=(0.5 if scene else 1, 1), ratio=(3 / 4, 4 / 3) if scene else (1, 1),  # a crop changes the fractions
-                    jitter_probability=0, blur_probability=0)
+    recipe = Recipe(
+        area=(0.5 if scene else 1, 1),
+        ratio=(3 / 4, 4 / 3) if scene else (1, 1),  # a crop changes the fractions
+        jitter_probability=0,
+        blur_probability=0,
+    )
     for cell in cells:
         began, generator = time.perf_counter(), torch.Generator().manual_seed(cell.seed)
         torch.manual_seed(cell.seed)
         backbone = build_backbone(args.arch, init.source)
         width = len([*backbone.parameters()][-1])  # the last norm's bias
-        model = nn.Sequential(backbone, nn.Linear(width, len(data.classes))).to(device, memory_format=torch.channels_last)
+        model = nn.Sequential(backbone, nn.Linear(width, len(data.classes))).to(
+            device, memory_format=torch.channels_last
+        )
 
         def batch(rows, training):
             images = pixels[torch.from_numpy(rows).to(pixels.device)].to(device)
             if training and args.augment:
-                return view(images, draw(len(images), *images.shape[-2:], generator, recipe), args.size, *statistics(init, data))
+                return view(
+                    images,
+                    draw(len(images), *images.shape[-2:], generator, recipe),
+                    args.size,
+                    *statistics(init, data),
+                )
             return prepare(images, args.size, *statistics(init, data))
 
         epochs = train(model, batch, cell, data, args, common.DTYPES[args.precision], advance)
@@ -317,13 +456,21 @@ def finetune(init: Init, _, cells: list[Cell], data: Data, args, device, advance
 # Training and choosing
 
 
-def train(model: nn.Module, batch: Callable, cell: Cell, data: Data, args, dtype, advance=lambda images: None) -> Iterator[tuple]:
+def train(
+    model: nn.Module, batch: Callable, cell: Cell, data: Data, args, dtype, advance=lambda images: None
+) -> Iterator[tuple]:
     """SGD at a constant rate on batch(rows, training) -> inputs; (epoch, predict(split), state()) after every epoch."""
-    device, subset, order = next(model.parameters()).device, data.subsets[cell.ratio, cell.seed], np.random.default_rng(cell.seed)
+    device, subset, order = (
+        next(model.parameters()).device,
+        data.subsets[cell.ratio, cell.seed],
+        np.random.default_rng(cell.seed),
+    )
     targets, lr = data.targets.to(device), optimisation(cell.mode, args)["lr"]
     optimizer = common.make_optimizer("sgd", model, lr, args.momentum, args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    steps = max(1, min(-(-len(subset) // args.batch_size), len(subset) // 2))  # BatchNorm cannot train on one image
+    steps = max(
+        1, min(-(-len(subset) // args.batch_size), len(subset) // 2)
+    )  # BatchNorm cannot train on one image
 
     def forward(rows, training=False):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -333,7 +480,10 @@ def train(model: nn.Module, batch: Callable, cell: Cell, data: Data, args, dtype
     def predict(split):
         model.eval()
         rows = data.rows[split]
-        return probabilities(torch.cat([forward(part) for part in np.array_split(rows, -(-len(rows) // EVAL_BATCH))]), args.loss)
+        return probabilities(
+            torch.cat([forward(part) for part in np.array_split(rows, -(-len(rows) // EVAL_BATCH))]),
+            args.loss,
+        )
 
     for epoch in range(1, args.epochs + 1):
         model.train()
@@ -346,10 +496,16 @@ def train(model: nn.Module, batch: Callable, cell: Cell, data: Data, args, dtype
             optimizer.zero_grad(set_to_none=True)
             total += loss.detach()
         if not total.isfinite():
-            raise ConfigError(f"the loss of {cell.init.name}, {cell.mode}, {cell.ratio:g} %, seed {cell.seed} is not finite in epoch "
-                              f"{epoch}: lower the learning rate, now {lr:g}; the cells before it are kept")
+            raise ConfigError(
+                f"the loss of {cell.init.name}, {cell.mode}, {cell.ratio:g} %, seed {cell.seed} is not finite in epoch "
+                f"{epoch}: lower the learning rate, now {lr:g}; the cells before it are kept"
+            )
         advance(3 * len(subset) + len(data.rows["val"]))
-        yield epoch, predict, lambda: {key: value.detach().clone() for key, value in model.state_dict().items()}
+        yield (
+            epoch,
+            predict,
+            lambda: {key: value.detach().clone() for key, value in model.state_dict().items()},
+        )
 
 
 def choose(steps: Iterator[tuple], data: Data, args, every: bool = False) -> Outcome:
@@ -362,7 +518,9 @@ def choose(steps: Iterator[tuple], data: Data, args, every: bool = False) -> Out
             predicted = predict("test")
             records.append((step, val, score(predicted, data, "test", args.task)))
         if improved:
-            best = Outcome(records[-1:], predicted.cpu().numpy(), val[metric, "all"], state() if args.save_model else {})
+            best = Outcome(
+                records[-1:], predicted.cpu().numpy(), val[metric, "all"], state() if args.save_model else {}
+            )
     return best._replace(records=records) if every else best
 
 
@@ -393,28 +551,65 @@ def cost_of(cell: Cell, data: Data, args) -> int:
 def key_of(cell: Cell, data: Data, args) -> tuple[str, ...]:
     """A cell as the columns CELL and OPTIMISATION of results.csv name it."""
     trained = optimisation(cell.mode, args)
-    return (args.task, data.name, cell.init.name, cell.mode, *(f"{v:g}" for v in (cell.ratio, cell.seed, *trained.values())))
+    return (
+        args.task,
+        data.name,
+        cell.init.name,
+        cell.mode,
+        *(f"{v:g}" for v in (cell.ratio, cell.seed, *trained.values())),
+    )
 
 
 def rows_of(cell: Cell, outcome: Outcome, data: Data, args, seconds: float, commit: str) -> pd.DataFrame:
     """The cell's rows of results.csv: on test every metric, on val those over all classes."""
     columns = dict(zip([*CELL, *OPTIMISATION], key_of(cell, data, args)))
-    columns |= {"images": len(data.subsets[cell.ratio, cell.seed]), "seconds": f"{seconds:.2f}", "commit": commit}
+    columns |= {
+        "images": len(data.subsets[cell.ratio, cell.seed]),
+        "seconds": f"{seconds:.2f}",
+        "commit": commit,
+    }
     solved = columns["lr"] == "0"  # its steps are penalties, not epochs
-    return pd.DataFrame([columns | {"epoch": 0 if solved else step, "weight_decay": step if solved else columns["weight_decay"],
-                                    "split": split, "metric": metric, "class": name, "value": f"{value:.6g}"}
-                         for step, val, test in outcome.records for split, found in (("val", val), ("test", test))
-                         for (metric, name), value in found.items() if split == "test" or name == "all"], columns=COLUMNS)
+    return pd.DataFrame(
+        [
+            columns
+            | {
+                "epoch": 0 if solved else step,
+                "weight_decay": step if solved else columns["weight_decay"],
+                "split": split,
+                "metric": metric,
+                "class": name,
+                "value": f"{value:.6g}",
+            }
+            for step, val, test in outcome.records
+            for split, found in (("val", val), ("test", test))
+            for (metric, name), value in found.items()
+            if split == "test" or name == "all"
+        ],
+        columns=COLUMNS,
+    )
 
 
 def save_best_model(out: Path, cell: Cell, outcome: Outcome, data: Data, args, results: Results) -> None:
     """model-TASK-INIT.pth, of the cell with the best val metric: all that predict.py needs. `tile`: height and width of
     the images in pixels, before they are resized to `size`."""
     mean, std = statistics(cell.init, data)
-    model = {"task": args.task, "classes": data.classes, "loss": args.loss, "arch": args.arch, "size": args.size,
-             "tile": list(data.pixels.shape[-2:]), "mean": list(mean), "std": list(std), "data": data.name, "init": cell.init.name,
-             "mode": cell.mode, "ratio": cell.ratio, "seed": cell.seed, "score": float(outcome.score),
-             "state": {key: value.cpu() for key, value in outcome.state.items()}}
+    model = {
+        "task": args.task,
+        "classes": data.classes,
+        "loss": args.loss,
+        "arch": args.arch,
+        "size": args.size,
+        "tile": list(data.pixels.shape[-2:]),
+        "mean": list(mean),
+        "std": list(std),
+        "data": data.name,
+        "init": cell.init.name,
+        "mode": cell.mode,
+        "ratio": cell.ratio,
+        "seed": cell.seed,
+        "score": float(outcome.score),
+        "state": {key: value.cpu() for key, value in outcome.state.items()},
+    }
     file, sign = out / f"model-{args.task}-{cell.init.name}.pth", HEADLINE[args.task][1]
     with results.claim(file.name):
         if not file.exists() or sign * model["score"] > sign * torch.load(file, weights_only=True)["score"]:

@@ -60,7 +60,9 @@ DRAWS = {
     "list": lambda rng, values: rng.choice(values),
     "choice": lambda rng, values: rng.choice(values),
     "uniform": lambda rng, bounds: float(f"{rng.uniform(*map(float, bounds)):.3g}"),
-    "log_uniform": lambda rng, bounds: float(f"{math.exp(rng.uniform(*(math.log(float(b)) for b in bounds))):.3g}"),
+    "log_uniform": lambda rng, bounds: float(
+        f"{math.exp(rng.uniform(*(math.log(float(b)) for b in bounds))):.3g}"
+    ),
 }
 
 
@@ -90,7 +92,10 @@ class Search:
     def plan(self) -> list[tuple[int, int, int]]:
         """(rung, trials, epochs that each of them trains there) of every rung."""
         before = [0, *self.rungs[:-1]] if self.resumes else [0] * len(self.rungs)
-        return [(rung, max(1, len(self.trials) // self.eta**i), rung - before[i]) for i, rung in enumerate(self.rungs)]
+        return [
+            (rung, max(1, len(self.trials) // self.eta**i), rung - before[i])
+            for i, rung in enumerate(self.rungs)
+        ]
 
 
 def fail(message: str) -> None:
@@ -128,8 +133,14 @@ def script_options(script: Path) -> dict[str, str]:
     run = subprocess.run(command, capture_output=True, text=True, env=env)
     if run.returncode:
         fail(f"{script} --help failed: {last_lines(run.stderr, 1)}")
-    heads = [re.split(r"\s{2,}", line.strip())[0] for line in run.stdout.splitlines() if re.match(" {1,4}-", line)]
-    return {name.replace("-", "_"): f"--{name}" for head in heads for name in re.findall(r"--([A-Za-z][\w-]*)", head)}
+    heads = [
+        re.split(r"\s{2,}", line.strip())[0] for line in run.stdout.splitlines() if re.match(" {1,4}-", line)
+    ]
+    return {
+        name.replace("-", "_"): f"--{name}"
+        for head in heads
+        for name in re.findall(r"--([A-Za-z][\w-]*)", head)
+    }
 
 
 def flag_name(name: str, options: dict[str, str], source: str) -> str:
@@ -145,7 +156,9 @@ def read_entry(name: str, entry, source: str) -> tuple[str, list]:
     """(how, values) of a grid entry: a list, {distribution: [...]}, or one fixed value."""
     if not isinstance(entry, (list, dict)):
         return "fixed", [entry]
-    how, values = ("list", entry) if isinstance(entry, list) else (", ".join(map(str, entry)), [*entry.values(), 0][0])
+    how, values = (
+        ("list", entry) if isinstance(entry, list) else (", ".join(map(str, entry)), [*entry.values(), 0][0])
+    )
     if how not in DRAWS:
         fail(f"{source}: {name}: {how or '{}'} is no distribution; the nearest is {nearest(how, DRAWS)}")
     try:
@@ -161,8 +174,12 @@ def draw_trials(entries: dict[str, tuple[str, list]], count: int | None, seed: i
     if drawn := [name for name, (how, _) in entries.items() if how != "list"]:
         if not count:
             fail(f"{drawn[0]} is drawn at random: say how many trials with --trials")
-        return [{name: DRAWS[how](rng, values) for name, (how, values) in entries.items()} for _ in range(count)]
-    grid = [dict(zip(entries, point)) for point in itertools.product(*(values for _, values in entries.values()))]
+        return [
+            {name: DRAWS[how](rng, values) for name, (how, values) in entries.items()} for _ in range(count)
+        ]
+    grid = [
+        dict(zip(entries, point)) for point in itertools.product(*(values for _, values in entries.values()))
+    ]
     return [grid[i] for i in sorted(rng.sample(range(len(grid)), min(count or len(grid), len(grid))))]
 
 
@@ -193,7 +210,9 @@ def visible_gpus() -> list[str]:
 def trial_environment(search: Search, slot: int) -> dict[str, str]:
     """A GPU of its own, an even share of the cores, and nothing of torchrun's: a trial is one process."""
     launcher = re.compile("TORCHELASTIC|MASTER_|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$")
-    env = {name: value for name, value in os.environ.items() if not launcher.match(name)} | {"PYTHONUNBUFFERED": "1"}
+    env = {name: value for name, value in os.environ.items() if not launcher.match(name)} | {
+        "PYTHONUNBUFFERED": "1"
+    }
     worker = int(os.environ.get("LOCAL_RANK", 0)) * search.workers + slot
     workers = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * search.workers
     if gpus := visible_gpus():
@@ -219,15 +238,30 @@ def start(search: Search, trial: int, rung: int, slot: int) -> Job:
     budget = ["--epochs", str(last if search.resumes else rung), "--out", str(directory)]
     if search.resumes and rung < last:
         budget += ["--stop-epoch", str(rung)]
-    command = [sys.executable, str(search.script), *search.fixed, *words(search.trials[trial], search.options), *budget]
+    command = [
+        sys.executable,
+        str(search.script),
+        *search.fixed,
+        *words(search.trials[trial], search.options),
+        *budget,
+    ]
     with open(f"{directory}.lock", "w") as lock, open(f"{directory}.log", "ab") as log:
         posix = {}
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)  # waits for what an earlier tuner may have left running
-            posix = {"pass_fds": [lock.fileno()], "start_new_session": True,
-                     "preexec_fn": LIBC and (lambda: LIBC.prctl(1, signal.SIGKILL))}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                   env=trial_environment(search, slot), **posix)
+            posix = {
+                "pass_fds": [lock.fileno()],
+                "start_new_session": True,
+                "preexec_fn": LIBC and (lambda: LIBC.prctl(1, signal.SIGKILL)),
+            }
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=trial_environment(search, slot),
+            **posix,
+        )
     return Job(trial, rung, process, time.time())
 
 
@@ -268,13 +302,19 @@ def numbers(search: Search, directory: Path, rung: int) -> pd.Series:
     cells = [name for name in ("metric", "init", "mode", "ratio", "seed") if name in table]
     if not table.duplicated(cells).any():
         return table.groupby("metric")["value"].mean()
-    means = table.groupby(["metric", "epoch"])["value"].mean()  # every epoch is there: the best for all cells together
-    return pd.Series({name: v.min() if MINIMISED.search(name) else v.max() for name, v in means.groupby("metric")})
+    means = table.groupby(["metric", "epoch"])[
+        "value"
+    ].mean()  # every epoch is there: the best for all cells together
+    return pd.Series(
+        {name: v.min() if MINIMISED.search(name) else v.max() for name, v in means.groupby("metric")}
+    )
 
 
 def must_log(search: Search, names: Iterable[str], directory: Path) -> None:
     if search.metric not in names:
-        fail(f"{directory} logs no {search.metric} (--metric); the nearest is {nearest(search.metric, names)}")
+        fail(
+            f"{directory} logs no {search.metric} (--metric); the nearest is {nearest(search.metric, names)}"
+        )
 
 
 def judge(search: Search, job: Job) -> dict | None:
@@ -282,8 +322,15 @@ def judge(search: Search, job: Job) -> dict | None:
     code, directory = job.process.poll(), search.directory(job.trial, job.rung)
     log = read_log(directory, job.rung) if search.resumes else pd.DataFrame()
     epoch, reason = collapse(log)
-    row = {"trial": job.trial, "rung": job.rung, **dict.fromkeys(search.columns, math.nan), "epochs": job.rung,
-           "seconds": round(time.time() - job.began, 1), "status": "done", "reason": reason}
+    row = {
+        "trial": job.trial,
+        "rung": job.rung,
+        **dict.fromkeys(search.columns, math.nan),
+        "epochs": job.rung,
+        "seconds": round(time.time() - job.began, 1),
+        "status": "done",
+        "reason": reason,
+    }
     if len(log):
         must_log(search, list(log), directory)
     if epoch and (search.metric != "loss" or reason.startswith("loss")):
@@ -295,7 +342,9 @@ def judge(search: Search, job: Job) -> dict | None:
     if code:
         output = Path(f"{directory}.log").read_text(encoding="utf-8", errors="replace")
         reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}: {last_lines(output, 3)}"
-        status = "collapsed" if "not finite" in reason else "failed"  # train_ssl.py stops at such a loss by itself
+        status = (
+            "collapsed" if "not finite" in reason else "failed"
+        )  # train_ssl.py stops at such a loss by itself
         return row | {"epochs": len(log), "status": status, "reason": reason}
     try:
         found = numbers(search, directory, job.rung)
@@ -304,7 +353,10 @@ def judge(search: Search, job: Job) -> dict | None:
     must_log(search, list(found.index), directory)
     row |= {name: float(found.get(name, math.nan)) for name in search.columns}
     if not math.isfinite(row[search.metric]):
-        return row | {"status": "failed", "reason": f"no {search.metric} at epoch {job.rung}: labels? --knn-every?"}
+        return row | {
+            "status": "failed",
+            "reason": f"no {search.metric} at epoch {job.rung}: labels? --knn-every?",
+        }
     return row
 
 
@@ -362,7 +414,9 @@ def ranked(search: Search, results: dict) -> list[dict]:
 
 def promote(search: Search, entrants: list[int], rung: int, results: dict) -> list[int]:
     """The best 1/eta of the rung's entrants, at least one, in trial order."""
-    best = ranked(search, {trial: results[trial, rung] for trial in entrants})[: max(1, len(entrants) // search.eta)]
+    best = ranked(search, {trial: results[trial, rung] for trial in entrants})[
+        : max(1, len(entrants) // search.eta)
+    ]
     for row in best:
         row["status"] = "promoted"
     return sorted(row["trial"] for row in best)
@@ -376,7 +430,11 @@ def leaderboard(search: Search, results: dict) -> pd.DataFrame:
     head = {"trial": 0, "rung": 0, **dict.fromkeys(ranks)}  # sets the order of the columns
     table = pd.DataFrame([head | search.trials[row["trial"]] | row for row in good + bad])
     for column, name in ranks.items():
-        places = table[: len(good)].groupby("rung")[name].rank(method="min", ascending=bool(MINIMISED.search(name)))
+        places = (
+            table[: len(good)]
+            .groupby("rung")[name]
+            .rank(method="min", ascending=bool(MINIMISED.search(name)))
+        )
         table[column] = places.reindex(table.index).astype("Int64")
     return table
 
@@ -389,9 +447,14 @@ def write_tables(search: Search, results: dict) -> None:
         config = read_yaml(path) if path.exists() else {}
         names = set(search.options) - {"out", "stop_epoch", "config", "help", "device", "workers", "cache"}
         flags = {name: value for name, value in config.items() if name in names and value is not None}
-        header = (f"# python {search.script.name} --config {search.out / 'best.yaml'}\n# trial {best['trial']} of "
-                  f"{len(search.trials)}: {search.metric} {best[search.metric]:.4f} after {best['rung']} epochs\n")
-        write(search.out / "best.yaml", header + yaml.safe_dump(search.trials[best["trial"]] | flags, sort_keys=False))
+        header = (
+            f"# python {search.script.name} --config {search.out / 'best.yaml'}\n# trial {best['trial']} of "
+            f"{len(search.trials)}: {search.metric} {best[search.metric]:.4f} after {best['rung']} epochs\n"
+        )
+        write(
+            search.out / "best.yaml",
+            header + yaml.safe_dump(search.trials[best["trial"]] | flags, sort_keys=False),
+        )
 
 
 def time_left(search: Search, results: dict, given: float | None = None) -> str:
@@ -403,12 +466,17 @@ def time_left(search: Search, results: dict, given: float | None = None) -> str:
     seconds = given or sum(row["seconds"] for row in rows) / sum(new[row["rung"]] for row in rows)
     left = sum(max(0, count - ended.count(rung)) * new for rung, count, new in plan)
     left *= seconds / (search.workers * WORLD)
-    return (f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.1f} min") + f" left at {seconds:.3g} s an epoch"
+    return (
+        f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.1f} min"
+    ) + f" left at {seconds:.3g} s an epoch"
 
 
 def show_progress(search: Search, entrants: list[int], rung: int, results: dict, previous: str) -> str:
     """One line, overwritten on a terminal; elsewhere a line at each change."""
-    done, promoted = sum((trial, rung) in results for trial in entrants), "promoted " * (rung > search.rungs[0])
+    done, promoted = (
+        sum((trial, rung) in results for trial in entrants),
+        "promoted " * (rung > search.rungs[0]),
+    )
     line = f"epoch {rung}: {done} of {len(entrants)} {promoted}trials done, "
     line += f"{min(len(entrants) - done, search.workers * WORLD)} running, {time_left(search, results)}"
     for best in ranked(search, results)[:1]:
@@ -426,8 +494,13 @@ def report(search: Search, results: dict) -> None:
     for rung, rows in table.dropna(subset=search.columns).groupby("rung"):
         ranks = {name: rows[name].rank(ascending=bool(MINIMISED.search(name))) for name in search.columns}
         best = [(name, rows.loc[rank.idxmin()]) for name, rank in ranks.items()]
-        print(f"epoch {rung}, {len(rows)} trials: " + ", ".join(
-            f"{name} chooses trial {row['trial']} ({search.metric} {row[search.metric]:.4f})" for name, row in best))
+        print(
+            f"epoch {rung}, {len(rows)} trials: "
+            + ", ".join(
+                f"{name} chooses trial {row['trial']} ({search.metric} {row[search.metric]:.4f})"
+                for name, row in best
+            )
+        )
         if len(rows) > 2 and len(ranks) > 1:
             print(f"  Spearman correlation of the two rankings: {pd.DataFrame(ranks).corr().iloc[0, 1]:.2f}")
     for _, row in table[table["reason"] != ""].head(5).iterrows():
@@ -448,7 +521,9 @@ def draw_picture(search: Search, table: pd.DataFrame) -> None:
     import matplotlib.pyplot as plt
 
     names = list(search.trials[0])
-    figure, axes = plt.subplots(1, len(names) + 1, figsize=(3 * len(names) + 4, 3), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(names) + 1, figsize=(3 * len(names) + 4, 3), sharey=True, layout="constrained"
+    )
     for axis, name in zip(axes, names):
         values = pd.to_numeric(table[name].astype(str), errors="coerce")
         values = table[name].astype(str) if values.isna().any() else values
@@ -468,8 +543,12 @@ def draw_picture(search: Search, table: pd.DataFrame) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage="%(prog)s [options] [script's flags]",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        usage="%(prog)s [options] [script's flags]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.error, add = fail, parser.add_argument
     add("--grid", type=Path, required=True, help="YAML of the flags to sweep")
     add("--out", type=Path, default=Path("runs/tune"), help="where everything is written")
@@ -488,14 +567,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Search:
     options, source = script_options(args.script), str(args.grid)
-    given = {flag_name(word[2:].split("=")[0], options, "command line") for word in passed if word.startswith("--")}
-    entries = {flag_name(str(name), options, source): read_entry(name, entry, source) for name, entry in grid.items()}
+    given = {
+        flag_name(word[2:].split("=")[0], options, "command line") for word in passed if word.startswith("--")
+    }
+    entries = {
+        flag_name(str(name), options, source): read_entry(name, entry, source) for name, entry in grid.items()
+    }
     swept = {name: entry for name, entry in entries.items() if entry[0] != "fixed"}
-    fixed = {name: values[0] for name, (how, values) in entries.items() if how == "fixed" and name not in given}
+    fixed = {
+        name: values[0] for name, (how, values) in entries.items() if how == "fixed" and name not in given
+    }
     if not swept:
         fail(f"{source} sweeps nothing: give a flag a list of values")
     if twice := sorted(given & set(swept)):
-        fail(f"{options[twice[0]]} is swept by {source} and also given on the command line: remove one of them")
+        fail(
+            f"{options[twice[0]]} is swept by {source} and also given on the command line: remove one of them"
+        )
     rungs = rung_levels(args.min_epochs, args.max_epochs, args.eta)
     if "knn_every" in options and "knn_every" not in given | set(fixed):
         fixed["knn_every"] = math.gcd(*rungs)  # so that every rung has its check
@@ -510,7 +597,13 @@ def read_arguments() -> tuple[argparse.Namespace, Search]:
     grid = read_yaml(parser.parse_known_args()[0].grid)
     parser.set_defaults(**{name: str(grid.pop(name)) for name in GRID_SETTINGS if name in grid})
     args, passed = parser.parse_known_args()
-    for name, low in {"min_epochs": 1, "max_epochs": args.min_epochs, "eta": 2, "trials": 1, "workers": 1}.items():
+    for name, low in {
+        "min_epochs": 1,
+        "max_epochs": args.min_epochs,
+        "eta": 2,
+        "trials": 1,
+        "workers": 1,
+    }.items():
         if getattr(args, name) is not None and getattr(args, name) < low:
             fail(f"--{name.replace('_', '-')} is {getattr(args, name)}, must be at least {low}")
     return args, build_search(args, passed, grid)
@@ -519,18 +612,29 @@ def read_arguments() -> tuple[argparse.Namespace, Search]:
 def show_plan(search: Search, results: dict, seconds: float | None) -> None:
     steps = [f"{count} trials to epoch {rung} ({new} epochs each)" for rung, count, new in search.plan()]
     total = sum(count * new for _, count, new in search.plan())
-    print(f"{', '.join(steps)}: {total} epochs on {search.workers * WORLD} worker(s), ranked by {search.metric}; "
-          + time_left(search, results, seconds), flush=True)
+    print(
+        f"{', '.join(steps)}: {total} epochs on {search.workers * WORLD} worker(s), ranked by {search.metric}; "
+        + time_left(search, results, seconds),
+        flush=True,
+    )
     if search.metric == "loss":
-        print("warning: ranking by training loss rewards collapse and narrow heads; it is here to reproduce the paper",
-              file=sys.stderr)
+        print(
+            "warning: ranking by training loss rewards collapse and narrow heads; it is here to reproduce the paper",
+            file=sys.stderr,
+        )
 
 
 def describe(search: Search) -> dict:
     """What makes two searches the same, for search.yaml."""
     trials = {f"trial {i}": trial for i, trial in enumerate(search.trials)}
-    return {"script": search.script.name, "flags": " ".join(search.fixed), "metric": search.metric, "eta": search.eta,
-            "rungs": search.rungs, **trials}
+    return {
+        "script": search.script.name,
+        "flags": " ".join(search.fixed),
+        "metric": search.metric,
+        "eta": search.eta,
+        "rungs": search.rungs,
+        **trials,
+    }
 
 
 def check_directory(search: Search) -> None:
@@ -540,8 +644,10 @@ def check_directory(search: Search) -> None:
     theirs = read_yaml(path) if path.exists() else {} if found else ours
     for name in ours | theirs:
         if theirs.get(name) != ours.get(name):
-            fail(f"{search.out} holds another search: {name} is {theirs.get(name)} there and {ours.get(name)} here; "
-                 "choose another --out")
+            fail(
+                f"{search.out} holds another search: {name} is {theirs.get(name)} there and {ours.get(name)} here; "
+                "choose another --out"
+            )
 
 
 def prepare(search: Search, results: dict):

@@ -55,7 +55,9 @@ def draw(n: int, height: int, width: int, generator: torch.Generator, recipe: Re
     return Draw(box, flip, factor, order, sigma)
 
 
-def random_boxes(n: int, height: int, width: int, generator: torch.Generator, recipe: Recipe = Recipe()) -> torch.Tensor:
+def random_boxes(
+    n: int, height: int, width: int, generator: torch.Generator, recipe: Recipe = Recipe()
+) -> torch.Tensor:
     """Crops as torchvision's RandomResizedCrop draws them: the first of ten tries that fits, else the central one."""
     area = torch.empty(n, 10).uniform_(*recipe.area, generator=generator) * height * width
     ratio = torch.empty(n, 10).uniform_(*torch.tensor(recipe.ratio).log().tolist(), generator=generator).exp()
@@ -80,7 +82,11 @@ def view(images: torch.Tensor, draw: Draw, size: int, mean, std) -> torch.Tensor
         x = resized_crop(images.float() / 255, draw.box, draw.flip, size)
         x = color_jitter(x, draw.factor, draw.order)
         x = gaussian_blur(x, draw.sigma, size // 10 | 1)
-        return x.sub_(per_channel(mean, x)).div_(per_channel(std, x)).contiguous(memory_format=torch.channels_last)
+        return (
+            x.sub_(per_channel(mean, x))
+            .div_(per_channel(std, x))
+            .contiguous(memory_format=torch.channels_last)
+        )
 
 
 def resized_crop(x: torch.Tensor, box: torch.Tensor, flip: torch.Tensor, size: int) -> torch.Tensor:
@@ -93,7 +99,9 @@ def resized_crop(x: torch.Tensor, box: torch.Tensor, flip: torch.Tensor, size: i
     return rows[:, None] @ x.unflatten(1, (-1, rows.shape[2]))
 
 
-def resize_matrix(start: torch.Tensor, length: torch.Tensor, flip: torch.Tensor, pixels: int, size: int) -> torch.Tensor:
+def resize_matrix(
+    start: torch.Tensor, length: torch.Tensor, flip: torch.Tensor, pixels: int, size: int
+) -> torch.Tensor:
     """(n, size, pixels) matrices that resample [start, start + length) of a line of pixels to `size` values.
 
     The filter is the triangle of antialiased bilinear interpolation: one source pixel wide, wider when shrinking.

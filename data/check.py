@@ -23,7 +23,14 @@ from torch.utils.data import DataLoader
 from torchvision.io import decode_jpeg
 from tqdm import tqdm
 
-COLUMNS = {"file": "str", "bytes": "int64", "mtime_ns": "int64", "width": "int64", "height": "int64", "problem": "str"}
+COLUMNS = {
+    "file": "str",
+    "bytes": "int64",
+    "mtime_ns": "int64",
+    "width": "int64",
+    "height": "int64",
+    "problem": "str",
+}
 KEY, RESULT = list(COLUMNS)[:3], list(COLUMNS)[3:]
 CHUNK = 64  # files per task: few enough for the bar to move, enough to hide the cost of the queue
 
@@ -86,8 +93,14 @@ def _decode_all(root: Path, files: list[str], workers: int) -> list[tuple[int, i
     # A DataLoader, as its workers end with this process even when it is killed. Its base seed comes from its own
     # generator: drawn from the global one, a run with a manifest would differ from the first one.
     paths = [os.path.join(root, file) for file in files]
-    loader = DataLoader(paths, CHUNK, num_workers=max(workers, 1), collate_fn=_decode_chunk,
-                        worker_init_fn=_capture_stderr, generator=torch.Generator())
+    loader = DataLoader(
+        paths,
+        CHUNK,
+        num_workers=max(workers, 1),
+        collate_fn=_decode_chunk,
+        worker_init_fn=_capture_stderr,
+        generator=torch.Generator(),
+    )
     results = []
     with tqdm(total=len(files), desc="checking files", unit="file", disable=None) as bar:
         for chunk in loader:
@@ -138,7 +151,9 @@ def _decode_other(data: bytes) -> tuple[int, int, str]:
         return 0, 0, f"not a valid JPEG, PNG, TIFF, BMP or WebP file: begins with {data[:16]!r}"
     except Exception as error:  # Pillow's decoders raise many types, and libtiff prints what it means
         return 0, 0, _message() or f"{type(error).__name__}: {error}"
-    return *image.size, f"mode {image.mode}: only 8-bit images load" if image.mode.startswith(("I", "F")) else ""
+    return *image.size, f"mode {image.mode}: only 8-bit images load" if image.mode.startswith(
+        ("I", "F")
+    ) else ""
 
 
 def _message() -> str:
@@ -151,9 +166,13 @@ def _message() -> str:
 def main() -> int:
     from data.tables import load_table  # here: everything above works without it
 
-    parser = argparse.ArgumentParser(prog="python -m data.check", description="List the bad image files of a dataset.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.check", description="List the bad image files of a dataset."
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--manifest", type=Path, help="CSV of every file (default: FOLDER.check.csv beside FOLDER)")
+    parser.add_argument(
+        "--manifest", type=Path, help="CSV of every file (default: FOLDER.check.csv beside FOLDER)"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.error = lambda message: sys.exit(print(f"error: {message}", file=sys.stderr) or 2)
     args = parser.parse_args()

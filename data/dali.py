@@ -28,22 +28,51 @@ class DaliLoader:
     everything. `cache_mb` of the GPU's memory keep decoded images from one epoch to the next.
     """
 
-    def __init__(self, root: str | Path, files: Sequence[str], plan, size: int, mean, std, device: torch.device, *,
-                 workers: int = 4, half: bool = False, cache_mb: int = 0):
+    def __init__(
+        self,
+        root: str | Path,
+        files: Sequence[str],
+        plan,
+        size: int,
+        mean,
+        std,
+        device: torch.device,
+        *,
+        workers: int = 4,
+        half: bool = False,
+        cache_mb: int = 0,
+    ):
         self.plan, self.size, self.device = plan, size, device
         paths = [os.path.join(root, file) for file in files]
-        self.paths = named(paths) if cache_mb else [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
+        self.paths = (
+            named(paths) if cache_mb else [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
+        )
         self.steps = iter(())
         self.in_use = []
         decoder, device_id = {"device": "cpu"}, None
         if device.type == "cuda":
             device_id = torch.cuda.current_device() if device.index is None else device.index
-            decoder = {"device": "mixed", "jpeg_fancy_upsampling": True}  # the chroma of libjpeg, so of the torch loader
+            decoder = {
+                "device": "mixed",
+                "jpeg_fancy_upsampling": True,
+            }  # the chroma of libjpeg, so of the torch loader
             if cache_mb:
-                decoder |= {"cache_size": cache_mb, "cache_type": "threshold"}  # every image, until it is full
+                decoder |= {
+                    "cache_size": cache_mb,
+                    "cache_type": "threshold",
+                }  # every image, until it is full
         self.pipeline = views(
-            self.next_step, size, [255 * v for v in mean], [255 * v for v in std], types.FLOAT16 if half else types.FLOAT,
-            decoder, batch_size=plan.largest(), num_threads=max(1, workers), prefetch_queue_depth=DEPTH, device_id=device_id)
+            self.next_step,
+            size,
+            [255 * v for v in mean],
+            [255 * v for v in std],
+            types.FLOAT16 if half else types.FLOAT,
+            decoder,
+            batch_size=plan.largest(),
+            num_threads=max(1, workers),
+            prefetch_queue_depth=DEPTH,
+            device_id=device_id,
+        )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(view1, view2) of each step from `start` on, without a copy, valid for as long as they are held.
@@ -72,7 +101,11 @@ class DaliLoader:
     def next_step(self):
         """What one run of the pipeline needs: paths, then the parameters of both views. Called ahead by DALI."""
         rows, *draws = next(self.steps)
-        numbers = [array for draw in draws for array in parameters(draw, self.plan.height, self.plan.width, self.size)]
+        numbers = [
+            array
+            for draw in draws
+            for array in parameters(draw, self.plan.height, self.plan.width, self.size)
+        ]
         return [[self.paths[row] for row in rows], *numbers]
 
     def keep(self, pair):
@@ -80,7 +113,9 @@ class DaliLoader:
         if self.device.type == "cuda":
             read = torch.cuda.Event()
             read.record(torch.cuda.current_stream(self.device))
-            self.in_use = [(event, views) for event, views in self.in_use if not event.query()] + [(read, pair)]
+            self.in_use = [(event, views) for event, views in self.in_use if not event.query()] + [
+                (read, pair)
+            ]
 
 
 def named(paths: list[str]) -> list:
@@ -95,7 +130,7 @@ def named(paths: list[str]) -> list:
     pipeline, found = names(), []
     while len(found) < len(paths):
         found += pipeline.run()[0]
-    return found[:len(paths)]
+    return found[: len(paths)]
 
 
 def parameters(draw, height: int, width: int, size: int) -> list[np.ndarray]:
@@ -104,10 +139,17 @@ def parameters(draw, height: int, width: int, size: int) -> list[np.ndarray]:
     sides = np.float32([height, width])
     start, extent = box[:, :2] / sides, box[:, 2:] / sides  # shares of the image's own sides
     sized = np.where(flip[:, ::-1], -size, size)  # (height, width) of the view, negative where flipped
-    window = np.minimum(size // 10 | 1, 2 * np.ceil(4 * sigma) + 1)  # less than 1e-4 of the kernel lies beyond 4 sigma
-    jittered, factors = (factor != 1).any(1), np.take_along_axis(factor, order, 1)  # in the order of their turns
+    window = np.minimum(
+        size // 10 | 1, 2 * np.ceil(4 * sigma) + 1
+    )  # less than 1e-4 of the kernel lies beyond 4 sigma
+    jittered, factors = (
+        (factor != 1).any(1),
+        np.take_along_axis(factor, order, 1),
+    )  # in the order of their turns
     numbers = [start, extent, sized, *factors.T, sigma], [*order.T, window]
-    floats, integers = ([np.ascontiguousarray(a, t) for a in n] for n, t in zip(numbers, (np.float32, np.int32)))
+    floats, integers = (
+        [np.ascontiguousarray(a, t) for a in n] for n, t in zip(numbers, (np.float32, np.int32))
+    )
     return [*floats, jittered, *integers]
 
 
@@ -117,10 +159,14 @@ def views(source, size, mean, std, dtype, decoder):
     jpegs = fn.io.file.read(paths, dont_use_mmap=True)  # a mapped file that shrinks would kill the process
     images = fn.decoders.image(jpegs, adjust_orientation=False, **decoder)
     pair = [view(images, *numbers[:12]), view(images, *numbers[12:])]
-    return tuple(fn.crop_mirror_normalize(v, mean=mean, std=std, dtype=dtype, output_layout="HWC") for v in pair)
+    return tuple(
+        fn.crop_mirror_normalize(v, mean=mean, std=std, dtype=dtype, output_layout="HWC") for v in pair
+    )
 
 
-def view(images, start, extent, sized, factor1, factor2, factor3, sigma, jittered, turn1, turn2, turn3, window):
+def view(
+    images, start, extent, sized, factor1, factor2, factor3, sigma, jittered, turn1, turn2, turn3, window
+):
     """One view (size, size, 3), float32 in 0-255. The crop comes first: a resize alone reads beyond its region."""
     x = fn.slice(images, rel_start=start, rel_shape=extent, axes=(0, 1))
     x = fn.resize(x, size=sized, dtype=types.FLOAT)

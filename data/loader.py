@@ -42,8 +42,10 @@ class Plan(NamedTuple):
         for step in range(start, self.steps()):
             first, last = (shares * s // self.steps() for s in (step, step + 1))
             n = (last - first) * self.ranks
-            batch = order[first * self.ranks:][:n]
-            generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)[0]))
+            batch = order[first * self.ranks :][:n]
+            generator = torch.Generator().manual_seed(
+                int(np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)[0])
+            )
             draws = [draw(n, self.height, self.width, generator, self.recipe) for _ in range(2)]
             share = slice(self.rank * n // self.ranks, (self.rank + 1) * n // self.ranks)
             yield batch[share], *(Draw(*(field[share] for field in d)) for d in draws)

@@ -30,8 +30,17 @@ def decode(file: Path, height: int, width: int) -> np.ndarray:
         return np.asarray(image).transpose(2, 0, 1)
 
 
-def load_pixels(root: Path, files: np.ndarray, height: int, width: int, *, cache: Path, workers: int = 2,
-                stamp: str = "", in_memory: int = IN_MEMORY) -> torch.Tensor:
+def load_pixels(
+    root: Path,
+    files: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    cache: Path,
+    workers: int = 2,
+    stamp: str = "",
+    in_memory: int = IN_MEMORY,
+) -> torch.Tensor:
     """uint8 pixels (n, 3, height, width) of files (n,) below root.
 
     More than `in_memory` bytes go to a file in `cache`, which a later call with the same files and `stamp` (anything
@@ -43,20 +52,26 @@ def load_pixels(root: Path, files: np.ndarray, height: int, width: int, *, cache
         pixels = np.empty(shape, np.uint8)
         decode_into(pixels, root, files, workers)
         return torch.from_numpy(pixels)
-    key = hashlib.sha256("\0".join([str(root.resolve()), str(shape), stamp, *files]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([str(root.resolve()), str(shape), stamp, *files]).encode()).hexdigest()[
+        :16
+    ]
     target = cache / f"pixels-{key}.u8"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         free = os.statvfs(cache).f_bavail * os.statvfs(cache).f_frsize
         if free < size:
-            raise DataError(f"{cache}: {free / 1e9:.1f} GB free, but the decoded pixels need {size / 1e9:.1f} GB")
+            raise DataError(
+                f"{cache}: {free / 1e9:.1f} GB free, but the decoded pixels need {size / 1e9:.1f} GB"
+            )
         partial = target.with_suffix(f".{os.getpid()}")
         try:
             decode_into(np.memmap(partial, np.uint8, "w+", shape=shape), root, files, workers)
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
-    return torch.from_numpy(np.memmap(target, np.uint8, "c", shape=shape))  # copy-on-write: torch wants it writable
+    return torch.from_numpy(
+        np.memmap(target, np.uint8, "c", shape=shape)
+    )  # copy-on-write: torch wants it writable
 
 
 def decode_into(pixels: np.ndarray, root: Path, files: np.ndarray, workers: int) -> None:
@@ -64,7 +79,9 @@ def decode_into(pixels: np.ndarray, root: Path, files: np.ndarray, workers: int)
         pixels[i] = decode(root / files[i], *pixels.shape[2:])
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for _ in tqdm(pool.map(one, range(len(files))), "decode", len(files), unit="file", disable=None, leave=False):
+        for _ in tqdm(
+            pool.map(one, range(len(files))), "decode", len(files), unit="file", disable=None, leave=False
+        ):
             pass
 
 
@@ -76,4 +93,6 @@ def channel_statistics(pixels: torch.Tensor, at_most: int = 20_000) -> tuple[lis
         total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
         count += x.numel() // 3
     mean = total / count
-    return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in (squares / count - mean**2).sqrt().tolist()]
+    return [round(v, 4) for v in mean.tolist()], [
+        round(v, 4) for v in (squares / count - mean**2).sqrt().tolist()
+    ]

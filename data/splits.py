@@ -16,7 +16,9 @@ def split_classes(labels: np.ndarray, seed: int = 42) -> np.ndarray:
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         rows = np.random.default_rng([seed, label + 1]).permutation(rows)
-        for name, part in zip(("train", "val", "test"), np.split(rows, np.cumsum(split_counts(len(rows)))[:2])):
+        for name, part in zip(
+            ("train", "val", "test"), np.split(rows, np.cumsum(split_counts(len(rows)))[:2])
+        ):
             split[part] = name
     return split
 

@@ -25,15 +25,24 @@ from tqdm import tqdm
 Recipe = list[tuple]
 
 PALETTE = {  # RGB reflectance in the wet season and in the dry or cold one; a scene lies somewhere between the two
-    "soil": ((.34, .27, .22), (.58, .47, .37)), "sand": ((.52, .44, .34), (.72, .62, .50)),
-    "rock": ((.36, .34, .33), (.52, .48, .45)), "mud": ((.27, .26, .22), (.42, .37, .31)),
-    "grass": ((.27, .40, .22), (.54, .47, .31)), "straw": ((.38, .44, .24), (.68, .58, .38)),
-    "crop": ((.20, .42, .18), (.40, .46, .24)), "moss": ((.33, .37, .24), (.47, .42, .33)),
-    "leaf": ((.15, .29, .14), (.27, .28, .17)), "autumn": ((.16, .31, .13), (.39, .30, .20)),
-    "needle": ((.12, .24, .15), (.19, .26, .18)), "larch": ((.17, .29, .14), (.42, .35, .19)),
-    "sea": ((.08, .17, .28), (.14, .27, .33)), "lake": ((.12, .22, .25), (.26, .32, .29)),
-    "snow": ((.80, .84, .90), (.62, .66, .74)), "plastic": ((.80, .82, .84), (.66, .70, .74)),
-    "roof": ((.62, .40, .34), (.68, .66, .64)), "road": ((.34, .34, .36), (.46, .45, .45)),
+    "soil": ((0.34, 0.27, 0.22), (0.58, 0.47, 0.37)),
+    "sand": ((0.52, 0.44, 0.34), (0.72, 0.62, 0.50)),
+    "rock": ((0.36, 0.34, 0.33), (0.52, 0.48, 0.45)),
+    "mud": ((0.27, 0.26, 0.22), (0.42, 0.37, 0.31)),
+    "grass": ((0.27, 0.40, 0.22), (0.54, 0.47, 0.31)),
+    "straw": ((0.38, 0.44, 0.24), (0.68, 0.58, 0.38)),
+    "crop": ((0.20, 0.42, 0.18), (0.40, 0.46, 0.24)),
+    "moss": ((0.33, 0.37, 0.24), (0.47, 0.42, 0.33)),
+    "leaf": ((0.15, 0.29, 0.14), (0.27, 0.28, 0.17)),
+    "autumn": ((0.16, 0.31, 0.13), (0.39, 0.30, 0.20)),
+    "needle": ((0.12, 0.24, 0.15), (0.19, 0.26, 0.18)),
+    "larch": ((0.17, 0.29, 0.14), (0.42, 0.35, 0.19)),
+    "sea": ((0.08, 0.17, 0.28), (0.14, 0.27, 0.33)),
+    "lake": ((0.12, 0.22, 0.25), (0.26, 0.32, 0.29)),
+    "snow": ((0.80, 0.84, 0.90), (0.62, 0.66, 0.74)),
+    "plastic": ((0.80, 0.82, 0.84), (0.66, 0.70, 0.74)),
+    "roof": ((0.62, 0.40, 0.34), (0.68, 0.66, 0.64)),
+    "road": ((0.34, 0.34, 0.36), (0.46, 0.45, 0.45)),
 }
 
 
@@ -64,15 +73,16 @@ class Land:
         ends = np.array([PALETTE[name] for name in names.split()], np.float32)
         wet, dry = ends[self.rng.integers(len(ends), size=count)].swapaxes(0, 1)
         moment = np.clip(self.season + spread * self.rng.standard_normal((count, 1)), 0, 1)
-        return np.float32(wet + moment * (dry - wet) + .02 * self.rng.standard_normal((count, 3)))
+        return np.float32(wet + moment * (dry - wet) + 0.02 * self.rng.standard_normal((count, 3)))
 
     def paint(self, alpha: np.ndarray, colour: np.ndarray, height: np.ndarray | float) -> None:
         self.colour += alpha[..., None] * (colour - self.colour)
         self.height += alpha * (height - self.height)
 
 
-def noise(rng: np.random.Generator, shape: tuple[int, int], wavelength: float, slope: float = 3,
-          stretch: float = 1) -> np.ndarray:
+def noise(
+    rng: np.random.Generator, shape: tuple[int, int], wavelength: float, slope: float = 3, stretch: float = 1
+) -> np.ndarray:
     """Gaussian field (H, W), mean 0, variance 1; amplitude falls as frequency^-slope above 1/wavelength (Matérn)."""
     fy, fx, angle = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]), rng.uniform(0, np.pi)
     along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
@@ -83,13 +93,15 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], wavelength: float, s
     return field / (field.std() + np.float32(1e-6))
 
 
-def cells(land: Land, size: float, jitter: float, aspect: float = 1, square: bool = False, warp: float = 0) -> tuple:
+def cells(
+    land: Land, size: float, jitter: float, aspect: float = 1, square: bool = False, warp: float = 0
+) -> tuple:
     """Nearest of jittered grid points (Worley 1996): distance, gap to the second (in sizes), number, of how many."""
     u, v = land.frame(size, aspect, warp)
     i, j = u.astype(np.int32), v.astype(np.int32)
     rows, columns = int(i.max()) + 2, int(j.max()) + 2
-    points = np.indices((rows, columns), np.float32) + np.float32(.5)
-    points += np.float32(jitter) * (land.rng.random(points.shape, np.float32) - np.float32(.5))
+    points = np.indices((rows, columns), np.float32) + np.float32(0.5)
+    points += np.float32(jitter) * (land.rng.random(points.shape, np.float32) - np.float32(0.5))
     around = (np.arange(-1, 2)[:, None] * columns + np.arange(-1, 2)).reshape(9, 1, 1)
     near = (i * columns + j) + around  # (9, H, W)
     du, dv = points[0].take(near) - u, points[1].take(near) - v
@@ -104,113 +116,221 @@ def plots(land: Land, size: float, aspect: float, warp: float) -> tuple:
     """Rectangles of unequal length in strips, like bricks: twice the way out (in sizes), number, of how many."""
     u, v = land.frame(size, 1, warp)
     j = v.astype(np.int32)
-    length = np.float32(aspect * land.rng.uniform(.6, 1.6, j.max() + 1))[j]
+    length = np.float32(aspect * land.rng.uniform(0.6, 1.6, j.max() + 1))[j]
     u = u / length + land.rng.random(j.max() + 1, np.float32)[j]
-    along, across = (.5 - np.abs(u % 1 - .5)) * length, .5 - np.abs(v % 1 - .5)
+    along, across = (0.5 - np.abs(u % 1 - 0.5)) * length, 0.5 - np.abs(v % 1 - 0.5)
     columns = int(u.max()) + 1
     return 2 * np.minimum(along, across), j * columns + u.astype(np.int32), (int(j.max()) + 1) * columns
 
 
 def step(x: np.ndarray) -> np.ndarray:
-    return np.clip(x + np.float32(.5), 0, 1)
+    return np.clip(x + np.float32(0.5), 0, 1)
 
 
-def ground(land: Land, colours: str, wavelength: float = 20, slope: float = 2.5, stretch: float = 1,
-           contrast: float = .3, relief: float = 0) -> None:
+def ground(
+    land: Land,
+    colours: str,
+    wavelength: float = 20,
+    slope: float = 2.5,
+    stretch: float = 1,
+    contrast: float = 0.3,
+    relief: float = 0,
+) -> None:
     """Two colours blended by noise, over gentle or steep relief."""
     field = land.noise(wavelength, slope, stretch)
-    first, second = land.draw(colours, 2, .2)
+    first, second = land.draw(colours, 2, 0.2)
     land.colour[:] = first + step(np.float32(contrast) * field)[..., None] * (second - first)
     land.height[:] = np.float32(relief) * field
 
 
-def patches(land: Land, colours: str, cover: float, wavelength: float = 12, slope: float = 4, stretch: float = 1,
-            tall: float = 0, winding: bool = False) -> None:
+def patches(
+    land: Land,
+    colours: str,
+    cover: float,
+    wavelength: float = 12,
+    slope: float = 4,
+    stretch: float = 1,
+    tall: float = 0,
+    winding: bool = False,
+) -> None:
     """Where noise is high: ponds, thickets, outcrops. Where it changes sign (`winding`): creeks, gullies, tracks."""
     field = land.noise(wavelength, slope, stretch)
     field = -np.abs(field) if winding else field
-    cut = np.quantile(field, np.clip(1 - cover * np.exp(land.rng.normal(0, .25)), 0, 1))
-    land.paint(step(np.float32(wavelength / 2) * (field - np.float32(cut))), land.draw(colours, 1, .15), tall)
+    cut = np.quantile(field, np.clip(1 - cover * np.exp(land.rng.normal(0, 0.25)), 0, 1))
+    land.paint(
+        step(np.float32(wavelength / 2) * (field - np.float32(cut))), land.draw(colours, 1, 0.15), tall
+    )
 
 
-def objects(land: Land, colours: str, size: float, cover: float, radius: float = .5, jitter: float = 1,
-            profile: float = 2, tall: float = 1, spread: float = .15, square: bool = False, aspect: float = 1) -> None:
+def objects(
+    land: Land,
+    colours: str,
+    size: float,
+    cover: float,
+    radius: float = 0.5,
+    jitter: float = 1,
+    profile: float = 2,
+    tall: float = 1,
+    spread: float = 0.15,
+    square: bool = False,
+    aspect: float = 1,
+) -> None:
     """What stands on the ground: crowns (`profile` 1 a cone, 2 a dome), roofs (square, flat), circles under a pivot."""
     distance, _, number, count = cells(land, size, jitter, aspect, square)
-    reach = np.float32(radius * land.rng.uniform(.75, 1.25, count) * (land.rng.random(count) < cover))[number]
-    top = tall * (1 - np.minimum(distance / np.maximum(reach, np.float32(.01)), 1) ** np.float32(profile))
+    reach = np.float32(radius * land.rng.uniform(0.75, 1.25, count) * (land.rng.random(count) < cover))[
+        number
+    ]
+    top = tall * (1 - np.minimum(distance / np.maximum(reach, np.float32(0.01)), 1) ** np.float32(profile))
     alpha = step((reach - distance) * np.float32(size * land.scale)) * (reach > 0)
     land.paint(alpha, land.draw(colours, count, spread)[number], land.height + top)
 
 
-def parcels(land: Land, colours: str, size: float, aspect: float = 1.5, jitter: float = 0, border: str = "grass",
-            width: float = 1, furrow: float = 0, period: float = 4, warp: float = 0, tall: float = 0) -> None:
+def parcels(
+    land: Land,
+    colours: str,
+    size: float,
+    aspect: float = 1.5,
+    jitter: float = 0,
+    border: str = "grass",
+    width: float = 1,
+    furrow: float = 0,
+    period: float = 4,
+    warp: float = 0,
+    tall: float = 0,
+) -> None:
     """Fields, each with its own colour and furrows, and what lies between them: cells if `jitter`ed, else rectangles.
 
     Without colours only what lies between is painted: streets over a town."""
-    gap, number, count = cells(land, size, jitter, aspect, warp=warp)[1:] if jitter else plots(land, size, aspect, warp)
+    gap, number, count = (
+        cells(land, size, jitter, aspect, warp=warp)[1:] if jitter else plots(land, size, aspect, warp)
+    )
     if colours:
-        angle = land.rng.integers(2, size=count) * np.pi / 2 + land.rng.normal(0, .1, count)
+        angle = land.rng.integers(2, size=count) * np.pi / 2 + land.rng.normal(0, 0.1, count)
         across = np.float32(np.cos(angle))[number] * land.u + np.float32(np.sin(angle))[number] * land.v
         depth = np.float32(furrow * land.rng.uniform(0, 2, count))[number]
         rows = 1 + depth * np.sin(across * np.float32(2 * np.pi / (period * land.scale)))
-        land.colour[:] = land.draw(colours, count, .25)[number] * rows[..., None]
-    land.paint(step((np.float32(width) - gap * np.float32(size * land.scale)) / 2), land.draw(border, 1, .15), tall)
+        land.colour[:] = land.draw(colours, count, 0.25)[number] * rows[..., None]
+    land.paint(
+        step((np.float32(width) - gap * np.float32(size * land.scale)) / 2), land.draw(border, 1, 0.15), tall
+    )
 
 
 def forest(cover: float, kind: str) -> Recipe:
     """Crowns differ in shape, size and height by leaf, and from tree to tree in season where the leaves fall."""
-    colours, size, profile, tall, spread = {"DeBr": ("autumn", 6, 2.5, 2, .3), "DeNe": ("larch", 3.6, 1, 4, .3),
-                                            "EvBr": ("leaf", 7, 2.5, 2, .05), "EvNe": ("needle", 3.6, 1, 4, .05)}[kind]
-    crowns = dict(size=size, cover=cover, radius=.62, profile=profile, tall=tall, spread=spread)
-    return [(ground, "grass soil moss straw", dict(contrast=.4)), (objects, colours, crowns)]
+    colours, size, profile, tall, spread = {
+        "DeBr": ("autumn", 6, 2.5, 2, 0.3),
+        "DeNe": ("larch", 3.6, 1, 4, 0.3),
+        "EvBr": ("leaf", 7, 2.5, 2, 0.05),
+        "EvNe": ("needle", 3.6, 1, 4, 0.05),
+    }[kind]
+    crowns = dict(size=size, cover=cover, radius=0.62, profile=profile, tall=tall, spread=spread)
+    return [(ground, "grass soil moss straw", dict(contrast=0.4)), (objects, colours, crowns)]
 
 
 PURE: dict[str, Recipe] = {  # Sentinel2GlobalLULC, in the order of Table II, by the names of the archive
-    "BarrenLands": [(ground, "soil sand rock", dict(slope=2, relief=2)),
-                    (patches, "sand rock", dict(cover=.08, wavelength=25, winding=True))],
-    "MossAndLichen": [(parcels, "moss", dict(size=8, aspect=1, jitter=1, border="mud straw", width=1.5)),
-                      (patches, "lake", dict(cover=.06, wavelength=9))],
-    "Grasslands": [(ground, "grass straw", dict(wavelength=30, relief=.5)),
-                   (patches, "soil", dict(cover=.02, wavelength=60, winding=True)),
-                   (objects, "leaf", dict(size=4, cover=.02, tall=2))],
-    "ShrublandOpen": [(ground, "soil sand straw", dict(relief=.6)), (objects, "leaf grass", dict(size=3, cover=.3))],
-    "SrublandClose": [(ground, "soil sand straw", dict(relief=.6)), (patches, "leaf moss", dict(cover=.5)),
-                      (objects, "leaf grass", dict(size=3, cover=.6))],
-    **{f"Forests{density}{kind}": forest(cover, kind) for kind in ("DeBr", "DeNe", "EvBr", "EvNe")
-       for density, cover in (("Op", .3), ("Cl", .65), ("De", 1))},
-    "WetlandMangro": [(ground, "leaf", {}), (objects, "leaf", dict(size=3, cover=1, radius=.6, spread=.1)),
-                      (patches, "mud lake", dict(cover=.14, wavelength=22, winding=True)),
-                      (patches, "lake sea", dict(cover=.15, wavelength=30))],
-    "WetlandSwamps": [(ground, "lake mud", dict(wavelength=14)), (patches, "moss grass", dict(cover=.35)),
-                      (objects, "autumn leaf", dict(size=4.5, cover=.45, tall=2))],
-    "WetlandMarshl": [(ground, "grass straw moss", dict(stretch=2)),
-                      (patches, "lake", dict(cover=.3, wavelength=10, slope=3, stretch=2))],
-    "WaterBodyMari": [(ground, "sea lake", dict(wavelength=8, slope=3, stretch=5, contrast=.5, relief=.4))],
-    "WaterBodyCont": [(ground, "lake sea", dict(wavelength=40, slope=3)),
-                      (patches, "grass soil leaf", dict(cover=.25, wavelength=60, tall=1))],
-    "PermanentSnow": [(ground, "snow", dict(wavelength=35, relief=4)), (patches, "rock", dict(cover=.1, slope=2))],
-    "CropSeasWater": [(parcels, "lake lake crop mud", dict(size=9, aspect=2, jitter=.6, border="straw", width=1.5,
-                                                     warp=.3))],
-    "CropCereaIrri": [(ground, "soil straw sand", {}),
-                      (objects, "crop straw crop", dict(size=22, cover=.85, radius=.42, jitter=.1, tall=0, spread=.4))],
-    "CropCereaRain": [(parcels, "straw soil grass", dict(size=26, furrow=.1))],
-    "CropBroadIrri": [(parcels, "crop soil", dict(size=16, aspect=2, border="lake", width=2, furrow=.2, period=5))],
-    "CropBroadRain": [(parcels, "crop grass soil", dict(size=15, jitter=.7, border="leaf", width=2, warp=.15, tall=2)),
-                      (objects, "leaf", dict(size=6, cover=.1, tall=2))],
-    "UrbanBlUpArea": [(ground, "road grass soil", dict(wavelength=15)),
-                      (objects, "roof road roof", dict(size=4.5, cover=.7, radius=.42, jitter=.4, profile=20, tall=2.5,
-                                                       square=True, aspect=1.4)),
-                      (parcels, "", dict(size=16, border="road", width=3))],
+    "BarrenLands": [
+        (ground, "soil sand rock", dict(slope=2, relief=2)),
+        (patches, "sand rock", dict(cover=0.08, wavelength=25, winding=True)),
+    ],
+    "MossAndLichen": [
+        (parcels, "moss", dict(size=8, aspect=1, jitter=1, border="mud straw", width=1.5)),
+        (patches, "lake", dict(cover=0.06, wavelength=9)),
+    ],
+    "Grasslands": [
+        (ground, "grass straw", dict(wavelength=30, relief=0.5)),
+        (patches, "soil", dict(cover=0.02, wavelength=60, winding=True)),
+        (objects, "leaf", dict(size=4, cover=0.02, tall=2)),
+    ],
+    "ShrublandOpen": [
+        (ground, "soil sand straw", dict(relief=0.6)),
+        (objects, "leaf grass", dict(size=3, cover=0.3)),
+    ],
+    "SrublandClose": [
+        (ground, "soil sand straw", dict(relief=0.6)),
+        (patches, "leaf moss", dict(cover=0.5)),
+        (objects, "leaf grass", dict(size=3, cover=0.6)),
+    ],
+    **{
+        f"Forests{density}{kind}": forest(cover, kind)
+        for kind in ("DeBr", "DeNe", "EvBr", "EvNe")
+        for density, cover in (("Op", 0.3), ("Cl", 0.65), ("De", 1))
+    },
+    "WetlandMangro": [
+        (ground, "leaf", {}),
+        (objects, "leaf", dict(size=3, cover=1, radius=0.6, spread=0.1)),
+        (patches, "mud lake", dict(cover=0.14, wavelength=22, winding=True)),
+        (patches, "lake sea", dict(cover=0.15, wavelength=30)),
+    ],
+    "WetlandSwamps": [
+        (ground, "lake mud", dict(wavelength=14)),
+        (patches, "moss grass", dict(cover=0.35)),
+        (objects, "autumn leaf", dict(size=4.5, cover=0.45, tall=2)),
+    ],
+    "WetlandMarshl": [
+        (ground, "grass straw moss", dict(stretch=2)),
+        (patches, "lake", dict(cover=0.3, wavelength=10, slope=3, stretch=2)),
+    ],
+    "WaterBodyMari": [(ground, "sea lake", dict(wavelength=8, slope=3, stretch=5, contrast=0.5, relief=0.4))],
+    "WaterBodyCont": [
+        (ground, "lake sea", dict(wavelength=40, slope=3)),
+        (patches, "grass soil leaf", dict(cover=0.25, wavelength=60, tall=1)),
+    ],
+    "PermanentSnow": [
+        (ground, "snow", dict(wavelength=35, relief=4)),
+        (patches, "rock", dict(cover=0.1, slope=2)),
+    ],
+    "CropSeasWater": [
+        (
+            parcels,
+            "lake lake crop mud",
+            dict(size=9, aspect=2, jitter=0.6, border="straw", width=1.5, warp=0.3),
+        )
+    ],
+    "CropCereaIrri": [
+        (ground, "soil straw sand", {}),
+        (objects, "crop straw crop", dict(size=22, cover=0.85, radius=0.42, jitter=0.1, tall=0, spread=0.4)),
+    ],
+    "CropCereaRain": [(parcels, "straw soil grass", dict(size=26, furrow=0.1))],
+    "CropBroadIrri": [
+        (parcels, "crop soil", dict(size=16, aspect=2, border="lake", width=2, furrow=0.2, period=5))
+    ],
+    "CropBroadRain": [
+        (parcels, "crop grass soil", dict(size=15, jitter=0.7, border="leaf", width=2, warp=0.15, tall=2)),
+        (objects, "leaf", dict(size=6, cover=0.1, tall=2)),
+    ],
+    "UrbanBlUpArea": [
+        (ground, "road grass soil", dict(wavelength=15)),
+        (
+            objects,
+            "roof road roof",
+            dict(size=4.5, cover=0.7, radius=0.42, jitter=0.4, profile=20, tall=2.5, square=True, aspect=1.4),
+        ),
+        (parcels, "", dict(size=16, border="road", width=3)),
+    ],
 }
-TREES = (objects, "leaf", dict(size=7, cover=.25, tall=2))
-MIXED: dict[str, tuple[int, list[Recipe]]] = {  # Land-1.0: its scenes (Table II), and the looks a class may take
+TREES = (objects, "leaf", dict(size=7, cover=0.25, tall=2))
+MIXED: dict[
+    str, tuple[int, list[Recipe]]
+] = {  # Land-1.0: its scenes (Table II), and the looks a class may take
     "Artificial": (437, [PURE["UrbanBlUpArea"]]),
     "AnnualCroplands": (3690, [PURE[name] for name in PURE if name.startswith("Crop")]),
-    "Greenhouses": (123, [[(parcels, "plastic", dict(size=7, aspect=3, border="road soil", width=2, furrow=.04))]]),
-    "WoodyCroplands": (5979, [[(parcels, "soil straw sand", dict(size=40, border="soil")),
-                               (objects, "leaf", dict(size=5, cover=.97, radius=.33, jitter=.1))]]),
-    "CropsAndNatural": (159, [[*PURE["CropBroadRain"], (patches, "leaf moss", dict(cover=.3, tall=1)), TREES]]),
+    "Greenhouses": (
+        123,
+        [[(parcels, "plastic", dict(size=7, aspect=3, border="road soil", width=2, furrow=0.04))]],
+    ),
+    "WoodyCroplands": (
+        5979,
+        [
+            [
+                (parcels, "soil straw sand", dict(size=40, border="soil")),
+                (objects, "leaf", dict(size=5, cover=0.97, radius=0.33, jitter=0.1)),
+            ]
+        ],
+    ),
+    "CropsAndNatural": (
+        159,
+        [[*PURE["CropBroadRain"], (patches, "leaf moss", dict(cover=0.3, tall=1)), TREES]],
+    ),
     "Grasslands": (2448, [PURE["Grasslands"], [*PURE["Grasslands"], TREES]]),
     "Shrublands": (6383, [PURE["ShrublandOpen"], PURE["SrublandClose"], [*PURE["ShrublandOpen"], TREES]]),
     "Forests": (1237, [PURE[name] for name in PURE if name.startswith(("ForestsCl", "ForestsDe"))]),
@@ -223,7 +343,7 @@ CLASSES, MIXED_CLASSES = list(PURE), list(MIXED)
 def bare(shape: tuple[int, int], rng: np.random.Generator, season: float) -> Land:
     (y, x), angle = np.indices(shape, np.float32), rng.uniform(0, 2 * np.pi)
     cos, sin, du, dv = np.float32([np.cos(angle), np.sin(angle), *rng.uniform(0, 99, 2)])
-    u, v, scale = cos * x + sin * y + du, cos * y - sin * x + dv, np.exp(rng.uniform(-.3, .3))
+    u, v, scale = cos * x + sin * y + du, cos * y - sin * x + dv, np.exp(rng.uniform(-0.3, 0.3))
     return Land(rng, u, v, scale, season, np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32))
 
 
@@ -231,21 +351,21 @@ def grow(recipe: Recipe, shape: tuple[int, int], rng: np.random.Generator, seaso
     land = bare(shape, rng, season)
     for layer, colours, settings in recipe:
         layer(land, colours, **settings)
-    land.colour *= 1 + np.float32(.05) * noise(rng, shape, 4, 1.5)[..., None]
+    land.colour *= 1 + np.float32(0.05) * noise(rng, shape, 4, 1.5)[..., None]
     return land
 
 
 def shade(height: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Light (H, W) under a sun of random azimuth and elevation: lit and dark slopes, shadows of up to three pixels."""
-    azimuth, climb = rng.uniform(0, 2 * np.pi), rng.uniform(.5, 1.3)  # climb: tangent of the elevation
+    azimuth, climb = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.3)  # climb: tangent of the elevation
     sun = np.float32([np.sin(azimuth), np.cos(azimuth)])  # y, x
     slope = np.gradient(height)
-    light = 1 - np.float32(.25 / climb) * np.tanh(sun[0] * slope[0] + sun[1] * slope[1])
+    light = 1 - np.float32(0.25 / climb) * np.tanh(sun[0] * slope[0] + sun[1] * slope[1])
     rows, columns = (np.arange(n) for n in height.shape)
     for k in (1, 2, 3):
         dy, dx = np.rint(k * sun).astype(int)
         towards = height[np.clip(rows + dy, 0, rows[-1])][:, np.clip(columns + dx, 0, columns[-1])]
-        light *= 1 - np.float32(.22) * np.clip(towards - height - np.float32(k * climb), 0, 1)
+        light *= 1 - np.float32(0.22) * np.clip(towards - height - np.float32(k * climb), 0, 1)
     return light
 
 
@@ -253,13 +373,18 @@ def photograph(land: Land) -> np.ndarray:
     """Sun, saturation, haze, gain, warmth and the sensor, in this order: uint8 (H, W, 3)."""
     rng, image = land.rng, land.colour * shade(land.height, land.rng)[..., None]
     grey = image.mean(-1, keepdims=True)
-    image = grey + np.float32(rng.uniform(.4, 1.1)) * (image - grey)
-    haze = np.float32(.6 * rng.beta(1, 3)) * step(np.float32(.25) * noise(rng, land.height.shape, 60))[..., None]
-    image += haze * (np.float32([.55, .60, .68]) - image)
-    warmth = rng.normal(0, .07)
-    image *= np.float32(np.exp(rng.normal(0, .22) + np.array([warmth, 0, -warmth]) + rng.normal(0, .025, 3)))
-    image += rng.normal(0, .015) + np.float32(.01) * rng.standard_normal(image.shape, np.float32)
-    sensor = ImageFilter.GaussianBlur(rng.uniform(0, .6))
+    image = grey + np.float32(rng.uniform(0.4, 1.1)) * (image - grey)
+    haze = (
+        np.float32(0.6 * rng.beta(1, 3))
+        * step(np.float32(0.25) * noise(rng, land.height.shape, 60))[..., None]
+    )
+    image += haze * (np.float32([0.55, 0.60, 0.68]) - image)
+    warmth = rng.normal(0, 0.07)
+    image *= np.float32(
+        np.exp(rng.normal(0, 0.22) + np.array([warmth, 0, -warmth]) + rng.normal(0, 0.025, 3))
+    )
+    image += rng.normal(0, 0.015) + np.float32(0.01) * rng.standard_normal(image.shape, np.float32)
+    sensor = ImageFilter.GaussianBlur(rng.uniform(0, 0.6))
     return np.array(Image.fromarray(np.uint8(np.clip(image, 0, 1) * 255)).filter(sensor))
 
 
@@ -268,10 +393,12 @@ def render(index: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return photograph(grow(PURE[CLASSES[index]], (size, size), rng, rng.random()))
 
 
-def mixed_scene(height: int, width: int, rng: np.random.Generator, region: float = 64) -> tuple[np.ndarray, np.ndarray]:
+def mixed_scene(
+    height: int, width: int, rng: np.random.Generator, region: float = 64
+) -> tuple[np.ndarray, np.ndarray]:
     """Warped Voronoi cells of about `region` pixels: uint8 (H, W, 3), and their indices into MIXED_CLASSES (H, W)."""
     land = bare((height, width), rng, rng.random())
-    *_, number, count = cells(land, region, 1, warp=.25)
+    *_, number, count = cells(land, region, 1, warp=0.25)
     weights = np.sqrt([scenes for scenes, _ in MIXED.values()])  # Land-1.0's imbalance, weakened
     classes = rng.choice(len(MIXED), count, p=weights / weights.sum())
     for cell in np.unique(number):
@@ -284,7 +411,7 @@ def mixed_scene(height: int, width: int, rng: np.random.Generator, region: float
 
 def render_mixed(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One mixed scene, uint8 (size, size, 3), and the exact shares of its area (10,), in the order of MIXED_CLASSES."""
-    image, class_map = mixed_scene(size, size, rng, size * rng.uniform(.4, 1.2))
+    image, class_map = mixed_scene(size, size, rng, size * rng.uniform(0.4, 1.2))
     return image, np.bincount(class_map.ravel(), minlength=len(MIXED)) / class_map.size
 
 
@@ -299,7 +426,7 @@ def write_pure(root: Path, count: int, size: int, seed: int, quality: int, bar: 
 
 
 def write_mixed(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
-    level, train, val = root / "Level_N2", int(.7 * count), int(.1 * count)
+    level, train, val = root / "Level_N2", int(0.7 * count), int(0.1 * count)
     (level / "CSV").mkdir(parents=True)
     for number, (split, n) in enumerate({"train": train, "val": val, "test": count - train - val}.items()):
         folder = level / "RGB Images" / split
@@ -309,7 +436,9 @@ def write_mixed(root: Path, count: int, size: int, seed: int, quality: int, bar:
             image, shares = render_mixed(size, np.random.default_rng([seed, 1, number, i]))
             file = f"{split}_{i:05d}.jpg"
             Image.fromarray(image).save(folder / file, quality=quality)
-            rows.append([i, "", "", file, "N2", *(f"{share:.6f}" for share in shares), MIXED_CLASSES[shares.argmax()]])
+            rows.append(
+                [i, "", "", file, "N2", *(f"{share:.6f}" for share in shares), MIXED_CLASSES[shares.argmax()]]
+            )
             bar.update()
         with open(level / "CSV" / f"csv_{split}.csv", "w", newline="") as table:
             csv.writer(table).writerows(rows)
@@ -323,8 +452,14 @@ def write_large(root: Path, count: int, size: int, seed: int, quality: int, bar:
         bar.update()
 
 
-def write_scenes(root: str | Path, layout: str = "pure", count: int = 2900, size: int = 64, seed: int = 0,
-                 quality: int = 95) -> None:
+def write_scenes(
+    root: str | Path,
+    layout: str = "pure",
+    count: int = 2900,
+    size: int = 64,
+    seed: int = 0,
+    quality: int = 95,
+) -> None:
     """Write `count` JPEGs: 29 class folders (`pure`), or Land-1.0's folders and CSVs, split 70/10/20 (`mixed`); or large
     mixed scenes as PNGs, each with its class map, whose grey values are indices into MIXED_CLASSES (`scene`).
 
@@ -332,8 +467,12 @@ def write_scenes(root: str | Path, layout: str = "pure", count: int = 2900, size
     root, least = Path(root), {"pure": len(CLASSES), "mixed": 10, "scene": 1}
     if layout not in least:
         raise ValueError(f"layout is {layout!r}: give {', '.join(least)}")
-    for name, value, low, high in (("count", count, least[layout], 10**7), ("size", size, 16, 4096),
-                                   ("seed", seed, 0, 2**63), ("quality", quality, 1, 100)):
+    for name, value, low, high in (
+        ("count", count, least[layout], 10**7),
+        ("size", size, 16, 4096),
+        ("seed", seed, 0, 2**63),
+        ("quality", quality, 1, 100),
+    ):
         if not low <= value <= high:
             raise ValueError(f"{name} is {value}: give a number from {low} to {high} (layout {layout})")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -342,7 +481,9 @@ def write_scenes(root: str | Path, layout: str = "pure", count: int = 2900, size
     part.mkdir(parents=True)
     try:
         with tqdm(total=count, desc=f"{layout} scenes", unit="scene", disable=None) as bar:
-            {"pure": write_pure, "mixed": write_mixed, "scene": write_large}[layout](part, count, size, seed, quality, bar)
+            {"pure": write_pure, "mixed": write_mixed, "scene": write_large}[layout](
+                part, count, size, seed, quality, bar
+            )
         os.replace(part, root)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -354,12 +495,19 @@ def fail(message: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.synthetic", description="Write built-in scenes as JPEGs.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m data.synthetic",
+        description="Write built-in scenes as JPEGs.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.error = fail
     parser.add_argument("out", help="folder to create")
-    parser.add_argument("--layout", choices=("pure", "mixed", "scene"), default="pure",
-                        help="class folders; fractions; or large pictures with their class maps")
+    parser.add_argument(
+        "--layout",
+        choices=("pure", "mixed", "scene"),
+        default="pure",
+        help="class folders; fractions; or large pictures with their class maps",
+    )
     parser.add_argument("--count", type=int, help="scenes in all; 2900 or, of the large ones, 1 if left out")
     parser.add_argument("--size", type=int, default=64, help="pixels along a side, 10 m each")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")

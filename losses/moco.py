@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 
 
-def info_nce_loss(q: torch.Tensor, k: torch.Tensor, queue: torch.Tensor, *, temperature: float = 0.2) -> torch.Tensor:
+def info_nce_loss(
+    q: torch.Tensor, k: torch.Tensor, queue: torch.Tensor, *, temperature: float = 0.2
+) -> torch.Tensor:
     """InfoNCE (Eq. 1 and Algorithm 1): query i picks key i of k (N, D) against the rows of queue (K, D).
 
     q and k are normalised here, the queue's rows have unit length already; k and queue get no gradient. Computed in

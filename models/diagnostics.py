@@ -23,7 +23,9 @@ def effective_rank(features: torch.Tensor) -> float:
     return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
 
 
-def knn_macro_f1(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray, k: int = 20) -> float:
+def knn_macro_f1(
+    bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray, k: int = 20
+) -> float:
     """Macro F1 of the vote of the k nearest of bank (n, D), by cosine, with labels (n,), for queries (m, D) of truth (m,)."""
     vote = KNeighborsClassifier(min(k, len(bank)), metric="cosine").fit(bank, labels)
     return f1_score(truth, vote.predict(queries), average="macro")

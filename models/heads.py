@@ -11,7 +11,11 @@ def mlp(dims: list[int], *, norm: bool = True, last_norm: bool = False) -> nn.Se
     """
     layers = []
     for width_in, width in zip(dims[:-2], dims[1:-1]):
-        layers += [nn.Linear(width_in, width, bias=not norm), *([nn.BatchNorm1d(width)] if norm else []), nn.ReLU(True)]
+        layers += [
+            nn.Linear(width_in, width, bias=not norm),
+            *([nn.BatchNorm1d(width)] if norm else []),
+            nn.ReLU(True),
+        ]
     layers.append(nn.Linear(dims[-2], dims[-1], bias=not last_norm))
     return nn.Sequential(*layers, *([nn.BatchNorm1d(dims[-1], affine=False)] if last_norm else []))
 

@@ -18,15 +18,31 @@ class MoCo(nn.Module):
     each view is a query once and a key once, and keys enter the queue only after both losses are computed.
     """
 
-    def __init__(self, backbone, hidden=512, out=128, temperature=0.2, queue_size=4096, key_momentum=0.99, splits=8,
-                 symmetric=True):
+    def __init__(
+        self,
+        backbone,
+        hidden=512,
+        out=128,
+        temperature=0.2,
+        queue_size=4096,
+        key_momentum=0.99,
+        splits=8,
+        symmetric=True,
+    ):
         super().__init__()
         self.backbone, self.projector = backbone, mlp([width(backbone), hidden, out], norm=False)
         self.key_backbone, self.key_projector = copy.deepcopy(backbone), copy.deepcopy(self.projector)
         self.key_backbone.requires_grad_(False), self.key_projector.requires_grad_(False)
-        self.temperature, self.key_momentum, self.splits, self.symmetric = temperature, key_momentum, splits, symmetric
+        self.temperature, self.key_momentum, self.splits, self.symmetric = (
+            temperature,
+            key_momentum,
+            splits,
+            symmetric,
+        )
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, out), dim=1))
-        self.register_buffer("cursor", torch.zeros((), dtype=torch.long))  # next row of the queue to be replaced
+        self.register_buffer(
+            "cursor", torch.zeros((), dtype=torch.long)
+        )  # next row of the queue to be replaced
 
     def forward(self, view1, view2):
         q1, queue = self.projector(self.backbone(view1)), self.queue.clone()
@@ -40,20 +56,26 @@ class MoCo(nn.Module):
         q2, k1 = self.projector(self.backbone(view2)), self.keys(view1)
         self.enqueue(k2)
         self.enqueue(k1)
-        return 0.5 * (info_nce_loss(q1, k2, queue, temperature=self.temperature)
-                      + info_nce_loss(q2, k1, queue, temperature=self.temperature))
+        return 0.5 * (
+            info_nce_loss(q1, k2, queue, temperature=self.temperature)
+            + info_nce_loss(q2, k1, queue, temperature=self.temperature)
+        )
 
     @torch.no_grad()
     def keys(self, view):
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        groups = max(1, min(self.splits // ranks, len(view) // 4))  # a statistic of fewer than four images is noise
+        groups = max(
+            1, min(self.splits // ranks, len(view) // 4)
+        )  # a statistic of fewer than four images is noise
         k = torch.cat([self.key_projector(self.key_backbone(group)) for group in view.chunk(groups)])
         return F.normalize(k.float(), dim=1)
 
     @torch.no_grad()
     def move_key_encoder(self):
-        pairs = zip([*self.backbone.parameters(), *self.projector.parameters()],
-                    [*self.key_backbone.parameters(), *self.key_projector.parameters()])
+        pairs = zip(
+            [*self.backbone.parameters(), *self.projector.parameters()],
+            [*self.key_backbone.parameters(), *self.key_projector.parameters()],
+        )
         for query, key in pairs:
             key.lerp_(query, 1 - self.key_momentum)
 
@@ -65,7 +87,7 @@ class MoCo(nn.Module):
             shares = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
             dist.all_gather(shares, keys.contiguous())
             keys = torch.cat(shares)
-        keys = keys[-len(self.queue):]
+        keys = keys[-len(self.queue) :]
         rows = (self.cursor + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[rows] = keys.type_as(self.queue)
         self.cursor.copy_((self.cursor + len(keys)) % len(self.queue))

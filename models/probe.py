@@ -6,7 +6,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-PENALTIES = (1000, 100, 10, 1)  # of the sum of the losses of standardised features: 1 / C as scikit-learn has it
+PENALTIES = (
+    1000,
+    100,
+    10,
+    1,
+)  # of the sum of the losses of standardised features: 1 / C as scikit-learn has it
 
 
 class Axes(NamedTuple):
@@ -48,16 +53,24 @@ def minimise(x, y, variance, penalty: float, loss: str, start: torch.Tensor) -> 
 
     def closure():
         z = F.linear(x, w[:, 1:], w[:, 0])
-        total = F.cross_entropy(z, y) if loss == "softmax" else F.binary_cross_entropy_with_logits(z, y) * y.shape[1]
+        total = (
+            F.cross_entropy(z, y)
+            if loss == "softmax"
+            else F.binary_cross_entropy_with_logits(z, y) * y.shape[1]
+        )
         residual = ((z.softmax(1) if loss == "softmax" else z.sigmoid()) - y) / len(x)
         w.grad[:, 0], w.grad[:, 1:] = residual.sum(0), residual.T @ x + ridge * w[:, 1:]
         return total + 0.5 * (ridge * w[:, 1:].square()).sum()
 
-    torch.optim.LBFGS([w], max_iter=100, tolerance_grad=1e-3, history_size=20, line_search_fn="strong_wolfe").step(closure)
+    torch.optim.LBFGS(
+        [w], max_iter=100, tolerance_grad=1e-3, history_size=20, line_search_fn="strong_wolfe"
+    ).step(closure)
     return torch.cat([w[:, :1], w[:, 1:] * scale], 1)
 
 
-def neighbour_votes(bank: torch.Tensor, targets: torch.Tensor, queries: torch.Tensor, k: int = 20) -> torch.Tensor:
+def neighbour_votes(
+    bank: torch.Tensor, targets: torch.Tensor, queries: torch.Tensor, k: int = 20
+) -> torch.Tensor:
     """(m, K) votes of the k nearest of `bank` (n, D), by cosine, with targets (n, K), for queries (m, D)."""
     bank = F.normalize(bank, dim=1)
     nearest = [(q @ bank.T).topk(min(k, len(bank))).indices for q in F.normalize(queries, dim=1).split(1024)]

@@ -44,7 +44,9 @@ def synchronise(module: nn.Module, cuda: bool) -> nn.Module:
 
 def _to_sync_norm(module):
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        norm = SyncNorm(module.num_features, module.eps, module.momentum, module.affine, dtype=module.running_mean.dtype)
+        norm = SyncNorm(
+            module.num_features, module.eps, module.momentum, module.affine, dtype=module.running_mean.dtype
+        )
         norm.load_state_dict(module.state_dict())
         return norm
     for name, child in module.named_children():

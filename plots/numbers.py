@@ -1,4 +1,5 @@
 """Files written by the other scripts → tidy DataFrames → means and paired tests. Needs no torch."""
+
 import re
 import sys
 import warnings
@@ -13,20 +14,32 @@ import yaml
 from scipy.stats import ttest_rel
 
 METHODS = ["barlow", "moco", "simclr", "simsiam"]
-NAMES = {"random": "Random", "channels": "Channel statistics", "imagenet": "ImageNet-1k", "barlow": "Barlow Twins",
-         "moco": "MoCo v2", "simclr": "SimCLR", "simsiam": "SimSiam", "linear": "linear probing",
-         "finetune": "fine-tuning", "rmse": "RMSE", "f1": "F1", "f1_micro": "Micro F1",
-         "f1_macro": "Macro F1", "f1_weighted": "Weighted F1"}
+NAMES = {
+    "random": "Random",
+    "channels": "Channel statistics",
+    "imagenet": "ImageNet-1k",
+    "barlow": "Barlow Twins",
+    "moco": "MoCo v2",
+    "simclr": "SimCLR",
+    "simsiam": "SimSiam",
+    "linear": "linear probing",
+    "finetune": "fine-tuning",
+    "rmse": "RMSE",
+    "f1": "F1",
+    "f1_micro": "Micro F1",
+    "f1_macro": "Macro F1",
+    "f1_weighted": "Weighted F1",
+}
 F1 = ["f1_micro", "f1_macro", "f1_weighted"]
 CELL = ["task", "data", "init", "mode", "ratio"]  # what the seeds are averaged over
 SETTING = ["lr", "momentum", "weight_decay", "epochs", "batch_size"]
 
 
 class Task(NamedTuple):
-    metric: str         # over all classes; its best validation value chooses the epoch
+    metric: str  # over all classes; its best validation value chooses the epoch
     per_class: str
     overall: list[str]  # columns of the class-wise table before the classes
-    sign: int           # +1 where higher is better
+    sign: int  # +1 where higher is better
 
 
 TASKS = {"fraction": Task("rmse", "rmse", ["rmse"], -1), "scene": Task("f1_macro", "f1", F1, +1)}
@@ -48,7 +61,9 @@ def stem_of(text: str) -> str:
 def ordered(inits: Iterable[str]) -> list[str]:
     """Each name once: what is not pretrained here, the four methods, then the others by name."""
     first = ["random", "channels", "imagenet", *METHODS]
-    return sorted(dict.fromkeys(inits), key=lambda init: (first.index(init) if init in first else len(first), init))
+    return sorted(
+        dict.fromkeys(inits), key=lambda init: (first.index(init) if init in first else len(first), init)
+    )
 
 
 def read_csv(path: Path, text: list[str], numbers: list[str], optional: list[str]) -> pd.DataFrame:
@@ -60,16 +75,26 @@ def read_csv(path: Path, text: list[str], numbers: list[str], optional: list[str
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False,
-                               on_bad_lines="warn").fillna("")
+            rows = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,
+                skip_blank_lines=False,
+                on_bad_lines="warn",
+            ).fillna("")
     except (OSError, ValueError) as error:
         warn(f"{path}: {error}")
         return nothing
     if absent := [name for name in text + numbers if name not in rows]:
         warn(f"{path}: no column {', '.join(absent)}: file left out")
         return nothing
-    faults = {int(line): what for w in caught for line, what in re.findall(r"line (\d+): (.*)", str(w.message))}
-    rows.index = np.setdiff1d(np.arange(2, len(rows) + len(faults) + 2), list(faults))  # line numbers in the file
+    faults = {
+        int(line): what for w in caught for line, what in re.findall(r"line (\d+): (.*)", str(w.message))
+    }
+    rows.index = np.setdiff1d(
+        np.arange(2, len(rows) + len(faults) + 2), list(faults)
+    )  # line numbers in the file
     rows = rows[(rows != "").any(axis=1)]
     for name in [*text, *numbers, *(o for o in optional if o in rows)]:
         raw = rows[name].str.strip()
@@ -91,15 +116,19 @@ def read_results(paths: list[Path]) -> pd.DataFrame:
     text = ["task", "init", "mode", "split", "metric", "class"]
     numbers, optional = ["ratio", "seed", "value"], ["epoch", "images", *SETTING]
     columns = [*text, "data", *numbers, *optional]
-    files = [read_csv(path, text, numbers, optional).reindex(columns=columns).assign(out=path.parent.as_posix())
-             for path in paths]
+    files = [
+        read_csv(path, text, numbers, optional).reindex(columns=columns).assign(out=path.parent.as_posix())
+        for path in paths
+    ]
     rows = pd.concat([pd.DataFrame(columns=columns), *files]).astype(dict.fromkeys(numbers + optional, float))
     if strange := sorted(set(rows.task) - set(TASKS)):
         warn(f"rows of unknown tasks left out: {', '.join(strange)}")
     rows = rows[rows.task.isin(list(TASKS))].reset_index(drop=True)
     rows["data"] = rows.data.fillna("").map(lambda folder: Path(folder).name or "built-in")
     rows["epoch"] = rows.epoch.fillna(0)
-    rows["weight_decay"] = rows.weight_decay.mask(rows.lr == 0, 0)  # of a head that was solved for it is an outcome
+    rows["weight_decay"] = rows.weight_decay.mask(
+        rows.lr == 0, 0
+    )  # of a head that was solved for it is an outcome
     rows["setting"] = rows.groupby(SETTING, dropna=False).ngroup()
     once = rows.drop_duplicates([*CELL, "seed", "setting", "epoch", "split", "metric", "class"], keep="last")
     if len(once) < len(rows):
@@ -134,8 +163,14 @@ def read_embeddings(paths: list[Path]) -> list[dict]:
             with np.load(path, allow_pickle=False) as arrays:
                 kept = arrays["labels"] >= 0
                 features, labels = arrays["features"][kept].astype(np.float64), arrays["labels"][kept]
-                found.append({"init": str(arrays["init"]), "classes": [str(c) for c in arrays["classes"]],
-                              "features": features, "labels": labels})
+                found.append(
+                    {
+                        "init": str(arrays["init"]),
+                        "classes": [str(c) for c in arrays["classes"]],
+                        "features": features,
+                        "labels": labels,
+                    }
+                )
         except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
             warn(f"{path}: {error}: embeddings left out")
     order = ordered(item["init"] for item in found)
@@ -155,8 +190,10 @@ def at_chosen_epoch(results: pd.DataFrame) -> pd.DataFrame:
     """
     kept, several = [results.iloc[:0]], 0
     for (task, *_), cell in results.groupby(CELL, sort=False):
-        runs = [(run.seed.nunique(), np.nan_to_num(validation(run, task).max().mean(), nan=-np.inf), setting, run)
-                for setting, run in cell.groupby("setting")]
+        runs = [
+            (run.seed.nunique(), np.nan_to_num(validation(run, task).max().mean(), nan=-np.inf), setting, run)
+            for setting, run in cell.groupby("setting")
+        ]
         several += len(runs) > 1
         *_, run = max(runs, key=lambda run: run[:3])
         test, score = run[run.split == "test"], validation(run, task).dropna()  # epochs that every seed has
@@ -164,7 +201,9 @@ def at_chosen_epoch(results: pd.DataFrame) -> pd.DataFrame:
         reached = test.seed.isin(test.seed[test.epoch == best])
         kept.append(test[test.epoch == test.groupby("seed").epoch.transform("max").mask(reached, best)])
     if several:
-        warn(f"{several} cells were run with several settings: the most seeds count, then the best validation")
+        warn(
+            f"{several} cells were run with several settings: the most seeds count, then the best validation"
+        )
     return pd.concat(kept)
 
 
@@ -202,10 +241,17 @@ def versus(ours: pd.DataFrame, theirs: pd.DataFrame, ratios: list[float], sign: 
     a, b = a[seeds], b[seeds]  # NaN means where no seed is common
     gap = (ours[ratios].mean() - theirs[ratios].mean()).drop("all", level=1).dropna()
     improvement = 100 * sign * (a - b).mean() / b.mean() if b.mean() else np.nan
-    return {"value": a.mean(), "baseline_value": b.mean(), "difference": (a - b).mean(),
-            "improvement": improvement, "wins": int((sign * gap > 0).sum()),
-            "cells": len(gap), "class_difference": gap.abs().mean(), "n": len(seeds),
-            "p": paired_p(a.to_numpy(), b.to_numpy())}
+    return {
+        "value": a.mean(),
+        "baseline_value": b.mean(),
+        "difference": (a - b).mean(),
+        "improvement": improvement,
+        "wins": int((sign * gap > 0).sum()),
+        "cells": len(gap),
+        "class_difference": gap.abs().mean(),
+        "n": len(seeds),
+        "p": paired_p(a.to_numpy(), b.to_numpy()),
+    }
 
 
 def comparison(test: pd.DataFrame, task: str, reference: str | None) -> pd.DataFrame:
@@ -218,25 +264,45 @@ def comparison(test: pd.DataFrame, task: str, reference: str | None) -> pd.DataF
     rows, lines = headline(test, task), []
     inits = ordered(rows.init)
     baselines = baselines_of(inits, reference)
-    pairs = [(init, base) for k, base in enumerate(baselines) for init in inits if init not in baselines[:k + 1]]
+    pairs = [
+        (init, base) for k, base in enumerate(baselines) for init in inits if init not in baselines[: k + 1]
+    ]
     for mode, part in rows.groupby("mode"):
-        values = {init: cells.pivot(index="seed", columns=["ratio", "class"], values="value")
-                  for init, cells in part.groupby("init")}
+        values = {
+            init: cells.pivot(index="seed", columns=["ratio", "class"], values="value")
+            for init, cells in part.groupby("init")
+        }
         for init, base in (pair for pair in pairs if set(pair) <= set(values)):
-            ratios = sorted(r for r, c in values[init].columns.intersection(values[base].columns) if c == "all")
-            for ratio, some in [*((r, [r]) for r in ratios), *([("mean", ratios)] if len(ratios) > 1 else [])]:
-                lines.append({"mode": mode, "ratio": ratio, "init": init, "baseline": base,
-                              **versus(values[init], values[base], some, TASKS[task].sign)})
+            ratios = sorted(
+                r for r, c in values[init].columns.intersection(values[base].columns) if c == "all"
+            )
+            for ratio, some in [
+                *((r, [r]) for r in ratios),
+                *([("mean", ratios)] if len(ratios) > 1 else []),
+            ]:
+                lines.append(
+                    {
+                        "mode": mode,
+                        "ratio": ratio,
+                        "init": init,
+                        "baseline": base,
+                        **versus(values[init], values[base], some, TASKS[task].sign),
+                    }
+                )
     return pd.DataFrame(lines)
 
 
 def class_differences(test: pd.DataFrame, task: str, init: str, reference: str) -> pd.DataFrame:
     """Mean difference, n and p per class and ratio over the seeds that both have."""
     rows, lines = headline(test, task), []
-    values = rows[rows["class"] != "all"].pivot(index=["class", "ratio", "seed"], columns="init", values="value")
+    values = rows[rows["class"] != "all"].pivot(
+        index=["class", "ratio", "seed"], columns="init", values="value"
+    )
     for (name, ratio), cell in values[[init, reference]].dropna().groupby(level=["class", "ratio"]):
         a, b = cell[init].to_numpy(), cell[reference].to_numpy()
-        lines.append({"class": name, "ratio": ratio, "difference": (a - b).mean(), "n": len(a), "p": paired_p(a, b)})
+        lines.append(
+            {"class": name, "ratio": ratio, "difference": (a - b).mean(), "n": len(a), "p": paired_p(a, b)}
+        )
     place = {name: i for i, name in enumerate(class_names(rows))}
     return pd.DataFrame(sorted(lines, key=lambda line: (place[line["class"]], line["ratio"])))
 
@@ -250,6 +316,14 @@ def training_times(logs: pd.DataFrame, configs: dict[str, dict], images: int) ->
         comparable = config.get("size") == 224 and seen > 0
         device = str(config.get("device_name") or config.get("device") or "unknown device")
         if hours:
-            lines.append({"run": run, "device": device, "size": str(config.get("size") or ""), "epochs": len(log),
-                          "hours": hours, "scaled_hours": hours / seen * images if comparable else float("nan")})
+            lines.append(
+                {
+                    "run": run,
+                    "device": device,
+                    "size": str(config.get("size") or ""),
+                    "epochs": len(log),
+                    "hours": hours,
+                    "scaled_hours": hours / seen * images if comparable else float("nan"),
+                }
+            )
     return pd.DataFrame(lines)

@@ -1,4 +1,5 @@
 """Numbers → the paper's tables, as CSV, Markdown and LaTeX (booktabs)."""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,8 @@ from plots.numbers import F1, TASKS, class_names, name_of, ordered
 
 
 class Table(NamedTuple):
-    shown: pd.DataFrame    # strings, as printed
-    bold: np.ndarray       # same shape, the cells to stress
+    shown: pd.DataFrame  # strings, as printed
+    bold: np.ndarray  # same shape, the cells to stress
     numbers: pd.DataFrame  # tidy, for the CSV
 
 
@@ -29,10 +30,17 @@ def score_table(rows: pd.DataFrame, columns: dict[tuple[str, str], str], sign: i
     score = sign * mean.round(3)
     blocks = score.groupby(level=0)
     best = (score == blocks.transform("max")) & (blocks.transform("count") > 1)
-    shown = pd.DataFrame({"Ratio (%)": [f"{r:g}" for r, _ in lines], "Initialisation": [name_of(i) for _, i in lines],
-                          "n": [f"{least:.0f}" for least in n.min(axis=1)]})
+    shown = pd.DataFrame(
+        {
+            "Ratio (%)": [f"{r:g}" for r, _ in lines],
+            "Initialisation": [name_of(i) for _, i in lines],
+            "n": [f"{least:.0f}" for least in n.min(axis=1)],
+        }
+    )
     for key, title in columns.items():
-        shown[title] = [signed(m, ".3f") + ("" if np.isnan(s) else f" ± {s:.3f}") for m, s in zip(mean[key], std[key])]
+        shown[title] = [
+            signed(m, ".3f") + ("" if np.isnan(s) else f" ± {s:.3f}") for m, s in zip(mean[key], std[key])
+        ]
     return Table(shown, np.hstack([np.zeros((len(lines), 3), bool), best.to_numpy()]), rows)
 
 
@@ -56,32 +64,54 @@ def class_table(summary: pd.DataFrame, task: str, mode: str) -> Table:
 def comparison_table(lines: pd.DataFrame, task: str) -> Table:
     """`comparison` as printed; p below .05 in bold."""
     metric = name_of(TASKS[task].metric)
-    shown = pd.DataFrame([{
-        "Mode": name_of(x["mode"]), "Ratio (%)": x.ratio if x.ratio == "mean" else f"{x.ratio:g}",
-        "Initialisation": name_of(x.init), "Baseline": name_of(x.baseline), metric: signed(x.value, ".3f"),
-        f"Baseline {metric}": signed(x.baseline_value, ".3f"), "Difference": signed(x.difference, "+.4f"),
-        "n": str(x.n), "p": shown_p(x.p), "Improvement (%)": signed(x.improvement, "+.2f"),
-        "Classes won": f"{x.wins} / {x.cells}", "Mean class difference": signed(x.class_difference, ".4f")}
-        for _, x in lines.iterrows()])
+    shown = pd.DataFrame(
+        [
+            {
+                "Mode": name_of(x["mode"]),
+                "Ratio (%)": x.ratio if x.ratio == "mean" else f"{x.ratio:g}",
+                "Initialisation": name_of(x.init),
+                "Baseline": name_of(x.baseline),
+                metric: signed(x.value, ".3f"),
+                f"Baseline {metric}": signed(x.baseline_value, ".3f"),
+                "Difference": signed(x.difference, "+.4f"),
+                "n": str(x.n),
+                "p": shown_p(x.p),
+                "Improvement (%)": signed(x.improvement, "+.2f"),
+                "Classes won": f"{x.wins} / {x.cells}",
+                "Mean class difference": signed(x.class_difference, ".4f"),
+            }
+            for _, x in lines.iterrows()
+        ]
+    )
     return Table(shown, (lines.p.to_numpy() < 0.05)[:, None] & (shown.columns == "p"), lines)
 
 
 def difference_table(cells: pd.DataFrame) -> Table:
     """`class_differences` as printed; p below .05 in bold."""
-    shown = pd.DataFrame({"Class": cells["class"], "Ratio (%)": cells.ratio.map("{:g}".format), "n": cells.n.map(str),
-                          "Difference": [signed(d, "+.4f") for d in cells.difference],
-                          "p": [shown_p(p) for p in cells.p]})
+    shown = pd.DataFrame(
+        {
+            "Class": cells["class"],
+            "Ratio (%)": cells.ratio.map("{:g}".format),
+            "n": cells.n.map(str),
+            "Difference": [signed(d, "+.4f") for d in cells.difference],
+            "p": [shown_p(p) for p in cells.p],
+        }
+    )
     return Table(shown, (cells.p.to_numpy() < 0.05)[:, None] & (shown.columns == "p"), cells)
 
 
 def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> Table:
     """Every cell of a table of the paper that `ours` has too, with the difference ours − paper."""
     keys = [column for column in paper if column not in ("mean", "std")]
-    paper, ours = (table.reindex(columns=dict.fromkeys([*table, "std"])) for table in (paper, ours))  # some have no std
+    paper, ours = (
+        table.reindex(columns=dict.fromkeys([*table, "std"])) for table in (paper, ours)
+    )  # some have no std
     both = paper.merge(ours, on=keys, suffixes=("_paper", "_ours"))
     both["difference"] = both.mean_ours - both.mean_paper
     form = ".3f" if "class" in keys else "g"  # scores have three decimals, hyperparameters their own
-    shown = pd.DataFrame({key: [f"{v:g}" if isinstance(v, float) else name_of(v) for v in both[key]] for key in keys})
+    shown = pd.DataFrame(
+        {key: [f"{v:g}" if isinstance(v, float) else name_of(v) for v in both[key]] for key in keys}
+    )
     shown["run"] = both.run
     for side in ("paper", "ours"):
         std = both[f"std_{side}"].map(lambda s: "" if np.isnan(s) else f" ± {s:.3f}")
@@ -91,8 +121,10 @@ def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> Table:
 
 
 def markdown(table: Table, caption: str) -> str:
-    lines = [[f"**{cell}**" if bold else cell for cell, bold in zip(row, marks)]
-             for row, marks in zip(table.shown.to_numpy(), table.bold)]
+    lines = [
+        [f"**{cell}**" if bold else cell for cell, bold in zip(row, marks)]
+        for row, marks in zip(table.shown.to_numpy(), table.bold)
+    ]
     lines = [list(table.shown.columns), ["---"] * table.shown.shape[1], *lines]
     rows = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
     return f"{caption}\n\n" + "".join(rows)
@@ -100,8 +132,18 @@ def markdown(table: Table, caption: str) -> str:
 
 def escape(text: str) -> str:
     """Plain text for LaTeX."""
-    marks = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-             "−": "$-$", "–": "--", "<": "$<$", ">": "$>$", "×": r"$\times$", **{c: "\\" + c for c in "&%$#_{}"}}
+    marks = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "<": "$<$",
+        ">": "$>$",
+        "×": r"$\times$",
+        **{c: "\\" + c for c in "&%$#_{}"},
+    }
     return "".join(marks.get(c, c) for c in text)
 
 
@@ -109,11 +151,28 @@ def latex(table: Table, caption: str, label: str) -> str:
     """A booktabs table one column wide, or as wide as the page where it has more than six columns."""
     columns = table.shown.shape[1]
     kind, width = ("table*", r"\textwidth") if columns > 6 else ("table", r"\columnwidth")
-    cells = [[f"\\textbf{{{escape(cell)}}}" if bold else escape(cell) for cell, bold in zip(row, marks)]
-             for row, marks in zip(table.shown.to_numpy(), table.bold)]
+    cells = [
+        [f"\\textbf{{{escape(cell)}}}" if bold else escape(cell) for cell, bold in zip(row, marks)]
+        for row, marks in zip(table.shown.to_numpy(), table.bold)
+    ]
     lines = [" & ".join(row) + r" \\" for row in cells]
     head = " & ".join(map(escape, table.shown.columns)) + r" \\"
-    return "\n".join([r"% needs \usepackage{booktabs, graphicx}", f"\\begin{{{kind}}}", r"\centering",
-                      f"\\caption{{{escape(caption)}}}", f"\\label{{tab:{label}}}", f"\\resizebox{{{width}}}{{!}}{{%",
-                      f"\\begin{{tabular}}{{{'l' * columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule",
-                      r"\end{tabular}}", f"\\end{{{kind}}}", ""])
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs, graphicx}",
+            f"\\begin{{{kind}}}",
+            r"\centering",
+            f"\\caption{{{escape(caption)}}}",
+            f"\\label{{tab:{label}}}",
+            f"\\resizebox{{{width}}}{{!}}{{%",
+            f"\\begin{{tabular}}{{{'l' * columns}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            f"\\end{{{kind}}}",
+            "",
+        ]
+    )

@@ -34,14 +34,41 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def tiny(folder, tmp_path):
     """Flags of a run of seconds: 81 training images of 32 px in batches of 27."""
-    return ["--data", str(folder), "--size", "32", "--batch-size", "27", "--epochs", "2", "--hidden", "32", "--out-dim", "16",
-            "--device", "cpu", "--workers", "1", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    return [
+        "--data",
+        str(folder),
+        "--size",
+        "32",
+        "--batch-size",
+        "27",
+        "--epochs",
+        "2",
+        "--hidden",
+        "32",
+        "--out-dim",
+        "16",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
 
 
 def script(*command, timeout=240, **environment):
     """Run a script of the project as a user would; returns the finished process with its text."""
-    return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, check=False)
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+    )
 
 
 def refused(capsys, main, *flags):

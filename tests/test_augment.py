@@ -33,7 +33,9 @@ def test_crop_resize_and_flip(height, width, size):
     assert d.flip.any() and not d.flip.all()
 
 
-@pytest.mark.parametrize("operator, adjust", list(enumerate([TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation])))
+@pytest.mark.parametrize(
+    "operator, adjust", list(enumerate([TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]))
+)
 @pytest.mark.parametrize("dark", [1.0, 0.2])
 def test_each_jitter_operator(operator, adjust, dark):
     x = images().float() / 255 * dark
@@ -51,7 +53,9 @@ def test_jitter_keeps_each_images_own_order():
     for i in range(8):
         expected = x[i]
         for k in d.order[i].tolist():
-            expected = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation][k](expected, d.factor[i, k].item())
+            expected = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation][k](
+                expected, d.factor[i, k].item()
+            )
         assert torch.allclose(ours[i], expected, atol=1e-5)
 
 
@@ -72,8 +76,12 @@ def test_view_is_normalised_channels_last_and_untouched_by_autocast():
         inside = view(x, d, 32, MEAN, STD)
     assert torch.equal(plain, inside) and plain.dtype == torch.float32
     assert plain.is_contiguous(memory_format=torch.channels_last) and plain.shape == (8, 3, 32, 32)
-    identity = d._replace(box=torch.tensor([[0, 0, 48, 40]] * 8), flip=torch.zeros(8, 2, dtype=torch.bool),
-                          factor=torch.ones(8, 3), sigma=torch.zeros(8))
+    identity = d._replace(
+        box=torch.tensor([[0, 0, 48, 40]] * 8),
+        flip=torch.zeros(8, 2, dtype=torch.bool),
+        factor=torch.ones(8, 3),
+        sigma=torch.zeros(8),
+    )
     flat = view(torch.full_like(x, 51), identity, 32, MEAN, STD)
     assert torch.allclose(flat[0, :, 0, 0], (0.2 - torch.tensor(MEAN)) / torch.tensor(STD), atol=1e-5)
 
@@ -96,7 +104,9 @@ def test_probabilities_and_ranges_of_the_recipe():
     n, d = 20000, draw(20000, 64, 64, generator())
     jittered, blurred = (d.factor != 1).any(1), d.sigma > 0
     for share, expected in ((jittered, 0.8), (blurred, 0.5), (d.flip[:, 0], 0.5), (d.flip[:, 1], 0.5)):
-        assert float(share.float().mean()) == pytest.approx(expected, abs=4 * (expected * (1 - expected) / n) ** 0.5)
+        assert float(share.float().mean()) == pytest.approx(
+            expected, abs=4 * (expected * (1 - expected) / n) ** 0.5
+        )
     factors, sigmas = d.factor[jittered], d.sigma[blurred]
     assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4 and abs(factors.mean() - 1) < 0.005
     assert 0.1 <= sigmas.min() < 0.12 and 1.98 < sigmas.max() <= 2.0
@@ -112,7 +122,11 @@ def test_plan_shows_every_image_once_an_epoch_in_a_new_order(images, batch, rank
         assert len(seen) == images and len(set(seen.tolist())) == images
     assert not np.array_equal(*(np.concatenate(parts) for parts in epochs))
     sizes = [len(rows) for rows, *_ in plans[0].epoch(0)]
-    assert len(sizes) == plans[0].steps() and max(sizes) <= plans[0].largest() <= -(-batch // ranks) and max(sizes) - min(sizes) <= 1
+    assert (
+        len(sizes) == plans[0].steps()
+        and max(sizes) <= plans[0].largest() <= -(-batch // ranks)
+        and max(sizes) - min(sizes) <= 1
+    )
 
 
 def test_ranks_together_are_one_process():
@@ -130,5 +144,8 @@ def test_loader_goes_on_exactly_and_gives_new_crops_every_epoch():
     whole, tail = list(loader.epoch(1)), list(loader.epoch(1, start=2))
     assert len(whole) == 3 and len(tail) == 1 and all(torch.equal(a, b) for a, b in zip(whole[2], tail[0]))
     assert not torch.equal(whole[0][0], whole[0][1]), "two views of an image differ"
-    first = {e: {int(r): d.box[i].tolist() for rows, d, _ in loader.plan.epoch(e) for i, r in enumerate(rows)} for e in (0, 1)}
+    first = {
+        e: {int(r): d.box[i].tolist() for rows, d, _ in loader.plan.epoch(e) for i, r in enumerate(rows)}
+        for e in (0, 1)
+    }
     assert sum(first[0][r] != first[1][r] for r in range(24)) > 20

@@ -66,11 +66,22 @@ def manifest(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_good_files_of_every_format_are_good(root, manifest, workers):
-    files = write(root, {
-        "a.jpg": JPEG, "progressive.jpeg": encoded("JPEG", progressive=True), "grey.jpg": encoded("JPEG", "L"),
-        "cmyk.jpg": encoded("JPEG", "CMYK"), "trailing.jpg": JPEG + b"some camera's notes", "b.png": encoded("PNG"),
-        "c.tif": encoded("TIFF", compression="tiff_lzw"), "d.tiff": encoded("TIFF"), "e.bmp": encoded("BMP"),
-        "f.webp": encoded("WEBP"), "png inside.jpg": encoded("PNG")})
+    files = write(
+        root,
+        {
+            "a.jpg": JPEG,
+            "progressive.jpeg": encoded("JPEG", progressive=True),
+            "grey.jpg": encoded("JPEG", "L"),
+            "cmyk.jpg": encoded("JPEG", "CMYK"),
+            "trailing.jpg": JPEG + b"some camera's notes",
+            "b.png": encoded("PNG"),
+            "c.tif": encoded("TIFF", compression="tiff_lzw"),
+            "d.tiff": encoded("TIFF"),
+            "e.bmp": encoded("BMP"),
+            "f.webp": encoded("WEBP"),
+            "png inside.jpg": encoded("PNG"),
+        },
+    )
     table = check_files(root, files, manifest, workers)
     assert list(table) == ["file", "bytes", "mtime_ns", "width", "height", "problem"]
     assert table["file"].tolist() == files
@@ -112,14 +123,22 @@ def test_each_kind_of_damage_is_named(root, manifest):
 def test_more_than_eight_bits_are_refused_as_conversion_would_clip_them(root, manifest):
     deep = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(deep, "PNG")
-    assert "only 8-bit" in check_files(root, write(root, {"deep.png": deep.getvalue()}), manifest, 1).problem[0]
+    assert (
+        "only 8-bit" in check_files(root, write(root, {"deep.png": deep.getvalue()}), manifest, 1).problem[0]
+    )
 
 
 def test_flipped_bits_that_pillow_decodes_in_silence_are_found_and_put_down_to_their_file(root, manifest):
     first = JPEG.index(b"\xff\xda") + 14  # past the header of the scan
     damaged = [flipped(JPEG, position) for position in np.linspace(first, len(JPEG) - 3, 60).astype(int)]
-    files = write(root, {f"{i:02d} {kind}.jpg": data for i, bad in enumerate(damaged)
-                         for kind, data in (("bad", bad), ("good", JPEG))})
+    files = write(
+        root,
+        {
+            f"{i:02d} {kind}.jpg": data
+            for i, bad in enumerate(damaged)
+            for kind, data in (("bad", bad), ("good", JPEG))
+        },
+    )
     table = check_files(root, files, manifest, 1)
     problem = table["problem"].to_numpy()
     silent = [text for text, data in zip(problem[0::2], damaged) if pillow_decodes(data)]
@@ -136,13 +155,24 @@ def test_what_libtiff_prints_is_not_put_down_to_the_jpeg_after_it(root, manifest
 
 
 def test_odd_names_are_read_and_remembered(root, manifest):
-    names = ["a b.jpg", "100%_(+36.5,-3.2).jpg", "it's \"here\".jpg", "Almería_Ñ_北.jpg", "NA", "-1.50", "#.jpg", "a;c\t"]
+    names = [
+        "a b.jpg",
+        "100%_(+36.5,-3.2).jpg",
+        'it\'s "here".jpg',
+        "Almería_Ñ_北.jpg",
+        "NA",
+        "-1.50",
+        "#.jpg",
+        "a;c\t",
+    ]
     if sys.platform == "linux":
         names.append(os.fsdecode(b"caf\xe9.jpg"))  # a Latin-1 name, as old archives hold
     (root / "a class").mkdir()
     files = write(root, {f"a class/{name}": JPEG for name in names} | {"NA": JPEG, "1": JPEG[:-9]})
     first = check_files(root, files, manifest, 1)
-    assert first["file"].tolist() == files and (first["problem"] == "").tolist() == [True] * (len(files) - 1) + [False]
+    assert first["file"].tolist() == files and (first["problem"] == "").tolist() == [True] * (
+        len(files) - 1
+    ) + [False]
     for file in files:
         overwrite_unseen(root / file, bytes((root / file).stat().st_size))
     pd.testing.assert_frame_equal(check_files(root, np.array(files), manifest, 1), first)
@@ -180,17 +210,20 @@ def test_an_unreadable_file_is_tried_again(root, manifest):
     assert check_files(root, files, manifest, 1)["problem"].tolist() == [""]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda text: "",
-    lambda text: "\0\1\2",
-    lambda text: "epoch,loss\n1,2.5\n",
-    lambda text: text[:-10],
-    lambda text: text[:-len(",Image is incomplete or truncated\n")],
-    lambda text: text + '"',
-    lambda text: text + text.split("\n", 1)[1],
-    lambda text: text.replace("mtime_ns", "time"),
-    lambda text: text.replace(",48,", ",x,"),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: "\0\1\2",
+        lambda text: "epoch,loss\n1,2.5\n",
+        lambda text: text[:-10],
+        lambda text: text[: -len(",Image is incomplete or truncated\n")],
+        lambda text: text + '"',
+        lambda text: text + text.split("\n", 1)[1],
+        lambda text: text.replace("mtime_ns", "time"),
+        lambda text: text.replace(",48,", ",x,"),
+    ],
+)
 def test_a_damaged_manifest_is_rebuilt(root, manifest, damage):
     files = write(root, {"a.jpg": JPEG, "b.jpg": JPEG[:-2]})
     table = check_files(root, files, manifest, 1)

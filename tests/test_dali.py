@@ -21,7 +21,13 @@ dali = pytest.importorskip("data.dali", reason="NVIDIA DALI is not installed", e
 
 CPU = torch.device("cpu")
 LEVELS = {"mean": [0, 0, 0], "std": [1 / 255] * 3}  # views in grey levels, 0-255
-ODD_NAMES = ["a b.png", "50%_(+1.5,-2).png", "Île-de-France, été.png", "北京 #1&2;'q'.png", "sub dir/x=y[0]{1}.png"]
+ODD_NAMES = [
+    "a b.png",
+    "50%_(+1.5,-2).png",
+    "Île-de-France, été.png",
+    "北京 #1&2;'q'.png",
+    "sub dir/x=y[0]{1}.png",
+]
 
 
 class Fixed:
@@ -42,8 +48,13 @@ class Fixed:
 
 def still(n, height=40, width=48):
     """A draw that leaves n images as they are."""
-    return Draw(torch.tensor([[0, 0, height, width]]).repeat(n, 1), torch.zeros(n, 2, dtype=torch.bool), torch.ones(n, 3),
-                torch.arange(3).repeat(n, 1), torch.zeros(n))
+    return Draw(
+        torch.tensor([[0, 0, height, width]]).repeat(n, 1),
+        torch.zeros(n, 2, dtype=torch.bool),
+        torch.ones(n, 3),
+        torch.arange(3).repeat(n, 1),
+        torch.zeros(n),
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +83,9 @@ def jpegs(tmp_path_factory):
     slope = np.add.outer(np.arange(32) * 0.3, np.arange(32) * 0.6)[..., None]
     files = [f"{i}.jpg" for i in range(240)]
     for file in files:
-        Image.fromarray((picture(rng, 32) * 0.2 + slope).astype(np.uint8)).save(root / file, quality=90, subsampling=2)
+        Image.fromarray((picture(rng, 32) * 0.2 + slope).astype(np.uint8)).save(
+            root / file, quality=90, subsampling=2
+        )
     return root, files, load_pixels(root, files, 32, 32, cache=root)
 
 
@@ -80,14 +93,16 @@ def difference(pngs, drawn, size):
     """|DALI - torch| of the twelve pictures in grey levels (12, 3, size, size)."""
     root, files, pixels = pngs
     loader = dali.DaliLoader(root, files, Fixed(drawn, 40, 48), size, **LEVELS, device=CPU, workers=1)
-    (ours, _), = loader.epoch(0)
+    ((ours, _),) = loader.epoch(0)
     return (ours - view(pixels, drawn, size, **LEVELS)).abs()
 
 
 def jittered(order=(0, 1, 2), **factor):
     drawn = still(12)
     for name, values in factor.items():
-        drawn.factor[:, {"brightness": BRIGHTNESS, "contrast": CONTRAST, "saturation": SATURATION}[name]] = values
+        drawn.factor[:, {"brightness": BRIGHTNESS, "contrast": CONTRAST, "saturation": SATURATION}[name]] = (
+            values
+        )
     return drawn._replace(order=torch.tensor(order).repeat(12, 1))
 
 
@@ -95,17 +110,32 @@ FACTORS = torch.linspace(0.5, 1.6, 12)
 random = draw(12, 40, 48, torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("drawn, size", [
-    pytest.param(still(12)._replace(box=random.box), 48, id="crop and resize"),
-    pytest.param(still(12)._replace(flip=torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]).bool().repeat(3, 1)), 48, id="flips"),
-    pytest.param(jittered(brightness=FACTORS), 48, id="brightness"),
-    pytest.param(jittered(contrast=FACTORS), 48, id="contrast"),
-    pytest.param(jittered(saturation=FACTORS), 48, id="saturation"),
-    pytest.param(jittered((2, 0, 1), brightness=FACTORS, contrast=FACTORS.flip(0), saturation=1.6), 48, id="order 2 0 1"),
-    pytest.param(jittered((1, 2, 0), brightness=FACTORS, contrast=FACTORS.flip(0), saturation=1.6), 48, id="order 1 2 0"),
-    pytest.param(still(12)._replace(sigma=torch.linspace(0, 2, 12)), 48, id="blur 5 taps"),
-    pytest.param(still(12)._replace(sigma=torch.linspace(0, 2, 12)), 112, id="blur 11 taps"),
-])
+@pytest.mark.parametrize(
+    "drawn, size",
+    [
+        pytest.param(still(12)._replace(box=random.box), 48, id="crop and resize"),
+        pytest.param(
+            still(12)._replace(flip=torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]).bool().repeat(3, 1)),
+            48,
+            id="flips",
+        ),
+        pytest.param(jittered(brightness=FACTORS), 48, id="brightness"),
+        pytest.param(jittered(contrast=FACTORS), 48, id="contrast"),
+        pytest.param(jittered(saturation=FACTORS), 48, id="saturation"),
+        pytest.param(
+            jittered((2, 0, 1), brightness=FACTORS, contrast=FACTORS.flip(0), saturation=1.6),
+            48,
+            id="order 2 0 1",
+        ),
+        pytest.param(
+            jittered((1, 2, 0), brightness=FACTORS, contrast=FACTORS.flip(0), saturation=1.6),
+            48,
+            id="order 1 2 0",
+        ),
+        pytest.param(still(12)._replace(sigma=torch.linspace(0, 2, 12)), 48, id="blur 5 taps"),
+        pytest.param(still(12)._replace(sigma=torch.linspace(0, 2, 12)), 112, id="blur 11 taps"),
+    ],
+)
 def test_each_operator_agrees_within_a_hundredth_of_a_level(pngs, drawn, size):
     assert difference(pngs, drawn, size).max() < 0.01
 
@@ -119,8 +149,11 @@ def test_shrinking_differs_at_the_border_only(pngs):
 def test_both_loaders_give_the_same_views(jpegs):
     root, files, pixels = jpegs
     plan = Plan(240, 64, 32, 32, seed=5)
-    pairs = zip(dali.DaliLoader(root, files, plan, 32, **LEVELS, device=CPU, workers=2).epoch(3),
-                TorchLoader(pixels, plan, 32, **LEVELS, device=CPU).epoch(3), strict=True)
+    pairs = zip(
+        dali.DaliLoader(root, files, plan, 32, **LEVELS, device=CPU, workers=2).epoch(3),
+        TorchLoader(pixels, plan, 32, **LEVELS, device=CPU).epoch(3),
+        strict=True,
+    )
     for ours, theirs in pairs:
         for a, b in zip(ours, theirs, strict=True):
             assert a.shape == b.shape and (a - b).abs().max() < 0.01
@@ -132,9 +165,13 @@ def statistics(loader):
     x = torch.cat([v for epoch in range(2) for pair in loader.epoch(epoch) for v in pair]).mean(1)
     half = x.shape[-1] // 2
     energy = x.diff(dim=1).square().mean((1, 2)) + x.diff(dim=2).square().mean((1, 2))  # of the gradient
-    return {"mean": x.mean((1, 2)), "std": x.std((1, 2)), "roughness": energy / x.var((1, 2)),
-            "left - right": (x[..., :half] - x[..., half:]).mean((1, 2)),
-            "top - bottom": (x[:, :half] - x[:, half:]).mean((1, 2))}
+    return {
+        "mean": x.mean((1, 2)),
+        "std": x.std((1, 2)),
+        "roughness": energy / x.var((1, 2)),
+        "left - right": (x[..., :half] - x[..., half:]).mean((1, 2)),
+        "top - bottom": (x[:, :half] - x[:, half:]).mean((1, 2)),
+    }
 
 
 def p_values(a, b):
@@ -145,12 +182,23 @@ def test_views_are_drawn_alike_and_the_test_would_notice(jpegs, monkeypatch):
     root, files, pixels = jpegs
 
     def theirs(**change):
-        return statistics(TorchLoader(pixels, Plan(240, 80, 32, 32, seed=2, recipe=Recipe(**change)), 32, **LEVELS, device=CPU))
+        return statistics(
+            TorchLoader(
+                pixels, Plan(240, 80, 32, 32, seed=2, recipe=Recipe(**change)), 32, **LEVELS, device=CPU
+            )
+        )
 
-    ours = statistics(dali.DaliLoader(root, files, Plan(240, 80, 32, 32, seed=1), 32, **LEVELS, device=CPU, workers=2))
+    ours = statistics(
+        dali.DaliLoader(root, files, Plan(240, 80, 32, 32, seed=1), 32, **LEVELS, device=CPU, workers=2)
+    )
     assert min(p_values(ours, theirs()).values()) > 0.01
-    for statistic, change in {"left - right": {"flip": 0}, "top - bottom": {"flip": 0}, "roughness": {"blur_probability": 0},
-                              "mean": {"jitter_probability": 0}, "std": {"area": (0.8, 1.0)}}.items():
+    for statistic, change in {
+        "left - right": {"flip": 0},
+        "top - bottom": {"flip": 0},
+        "roughness": {"blur_probability": 0},
+        "mean": {"jitter_probability": 0},
+        "std": {"area": (0.8, 1.0)},
+    }.items():
         assert p_values(ours, theirs(**change))[statistic] < 1e-4, change
 
     def pivot_on_128(x, factor, order):
@@ -177,7 +225,10 @@ def test_every_file_once_an_epoch_in_a_new_order_over_all_ranks(greys, ranks):
     loaders = [dali.DaliLoader(*greys, plan, 16, **LEVELS, device=CPU, workers=1) for plan in plans]
     orders = []
     for epoch in range(2):
-        steps = [[(a.mean((1, 2, 3)) / 6, b.mean((1, 2, 3)) / 6) for a, b in loader.epoch(epoch)] for loader in loaders]
+        steps = [
+            [(a.mean((1, 2, 3)) / 6, b.mean((1, 2, 3)) / 6) for a, b in loader.epoch(epoch)]
+            for loader in loaders
+        ]
         assert all(len(s) == plan.steps() for s, plan in zip(steps, plans, strict=True))
         seen = [a.round().int().tolist() for s in steps for a, b in s if torch.allclose(a, b, atol=1e-3)]
         orders.append(sum(seen, []))
@@ -186,7 +237,9 @@ def test_every_file_once_an_epoch_in_a_new_order_over_all_ranks(greys, ranks):
 
 
 def equal(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
 
 
 def test_any_step_on_gives_the_tail_of_the_epoch_bit_for_bit(jpegs):
@@ -211,9 +264,17 @@ def test_names_of_any_kind_and_the_cache_knows_them(tmp_path):
     for k, name in enumerate(ODD_NAMES):
         Image.new("RGB", (16, 16), (40 * k,) * 3).save(tmp_path / name)
     for cache_mb in (0, 64):
-        loader = dali.DaliLoader(tmp_path, ODD_NAMES, Fixed(still(5, 16, 16), 16, 16), 16, **LEVELS, device=CPU, workers=1,
-                                 cache_mb=cache_mb)
-        (a, _), = loader.epoch(0)
+        loader = dali.DaliLoader(
+            tmp_path,
+            ODD_NAMES,
+            Fixed(still(5, 16, 16), 16, 16),
+            16,
+            **LEVELS,
+            device=CPU,
+            workers=1,
+            cache_mb=cache_mb,
+        )
+        ((a, _),) = loader.epoch(0)
         assert a.mean((1, 2, 3)).tolist() == [0, 40, 80, 120, 160]
 
     @dali.pipeline_def(batch_size=5, num_threads=1, device_id=None, prefetch_queue_depth=1)
@@ -221,14 +282,16 @@ def test_names_of_any_kind_and_the_cache_knows_them(tmp_path):
         paths = dali.fn.external_source(name="paths")
         return dali.fn.decoders.image(dali.fn.io.file.read(paths, dont_use_mmap=True))
 
-    images, = decoded().run(paths=loader.paths)
+    (images,) = decoded().run(paths=loader.paths)
     assert [image.source_info() for image in images] == [str(tmp_path / name) for name in ODD_NAMES]
 
 
 @pytest.mark.parametrize("half, dtype", [(False, torch.float32), (True, torch.float16)])
 def test_handed_over_in_channels_last_without_a_copy_and_kept_while_held(jpegs, half, dtype):
     root, files, _ = jpegs
-    loader = dali.DaliLoader(root, files, Plan(240, 24, 32, 32), 32, **LEVELS, device=CPU, workers=2, half=half)
+    loader = dali.DaliLoader(
+        root, files, Plan(240, 24, 32, 32), 32, **LEVELS, device=CPU, workers=2, half=half
+    )
     run, pointers = loader.pipeline.run, []
 
     def recorded():
@@ -242,22 +305,31 @@ def test_handed_over_in_channels_last_without_a_copy_and_kept_while_held(jpegs, 
         held.append(pair)
         copies.append([v.clone() for v in pair])
         for v, pointer in zip(pair, pointers[-1], strict=True):
-            assert v.data_ptr() == pointer and v.dtype == dtype and v.is_contiguous(memory_format=torch.channels_last)
+            assert (
+                v.data_ptr() == pointer
+                and v.dtype == dtype
+                and v.is_contiguous(memory_format=torch.channels_last)
+            )
     assert len(held) == 10 and equal(held, copies)
 
 
 def test_images_of_another_size_are_cut_by_the_same_shares(tmp_path):
     for name, side in (("plan", 32), ("double", 64)):
-        Image.fromarray(np.kron(picture(np.random.default_rng(0), 32), np.ones((side // 32, side // 32, 1), np.uint8))).save(
-            tmp_path / f"{name}.png")
+        Image.fromarray(
+            np.kron(picture(np.random.default_rng(0), 32), np.ones((side // 32, side // 32, 1), np.uint8))
+        ).save(tmp_path / f"{name}.png")
     drawn = still(2, 32, 32)._replace(box=torch.tensor([[8, 4, 16, 16]]).repeat(2, 1))
-    loader = dali.DaliLoader(tmp_path, ["plan.png", "double.png"], Fixed(drawn, 32, 32), 16, **LEVELS, device=CPU)
-    (a, _), = loader.epoch(0)
+    loader = dali.DaliLoader(
+        tmp_path, ["plan.png", "double.png"], Fixed(drawn, 32, 32), 16, **LEVELS, device=CPU
+    )
+    ((a, _),) = loader.epoch(0)
     assert (a[0] - a[1])[:, 1:-1, 1:-1].abs().mean() < 8 < (a[0] - a[0].flip(-1)).abs().mean()
 
 
 def test_the_graph_for_a_gpu_can_be_put_together_without_one(greys):
-    loader = dali.DaliLoader(*greys, Plan(41, 12, 16, 16), 16, **LEVELS, device=torch.device("cuda", 0), half=True, cache_mb=8)
+    loader = dali.DaliLoader(
+        *greys, Plan(41, 12, 16, 16), 16, **LEVELS, device=torch.device("cuda", 0), half=True, cache_mb=8
+    )
     assert loader.pipeline.device_id == 0
 
 
@@ -269,15 +341,19 @@ def test_the_gpu_gives_the_views_of_the_cpu(jpegs, cache_mb):
     loader = dali.DaliLoader(root, files, plan, 32, **LEVELS, device=torch.device("cuda"), cache_mb=cache_mb)
     for epoch in range(3):  # from the second on out of the cache
         pairs = list(loader.epoch(epoch))
-        for ours, theirs in zip(pairs, TorchLoader(pixels, plan, 32, **LEVELS, device=CPU).epoch(epoch), strict=True):
+        for ours, theirs in zip(
+            pairs, TorchLoader(pixels, plan, 32, **LEVELS, device=CPU).epoch(epoch), strict=True
+        ):
             for a, b in zip(ours, theirs, strict=True):
                 assert a.is_cuda and a.is_contiguous(memory_format=torch.channels_last)
-                assert (a.cpu() - b).abs().mean() < 1 and (a.cpu() - b).abs().max() < 24  # nvJPEG rounds otherwise
+                assert (a.cpu() - b).abs().mean() < 1 and (
+                    a.cpu() - b
+                ).abs().max() < 24  # nvJPEG rounds otherwise
 
 
 def test_copies_alone(greys, tmp_path):
     shutil.copy(ROOT / "data" / "dali.py", tmp_path)
-    (tmp_path / "use.py").write_text(f'''
+    (tmp_path / "use.py").write_text(f"""
 import sys, numpy, torch
 from dali import DaliLoader
 
@@ -295,12 +371,22 @@ class Plan:
 files = ["1.png", "2.png", "3.png"]
 loader = DaliLoader({str(greys[0])!r}, files, Plan(), 8, [0] * 3, [1 / 255] * 3, torch.device("cpu"), workers=1)
 print([a.mean((1, 2, 3)).tolist() for a, b in loader.epoch(0)], "data" in sys.modules)
-''')
-    run = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+""")
+    run = subprocess.run(
+        [sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
     assert run.stdout.strip() == "[[6.0, 12.0, 18.0], [6.0, 12.0]] False", run.stderr
 
 
 def test_no_other_file_imports_dali():
-    sources = [f for f in ROOT.rglob("*.py") if "tests" not in f.parts and not any(p.startswith(".") for p in f.parts)]
-    importing = [f.relative_to(ROOT).as_posix() for f in sources if re.search(r"^\s*(from|import) nvidia", f.read_text(), re.M)]
+    sources = [
+        f
+        for f in ROOT.rglob("*.py")
+        if "tests" not in f.parts and not any(p.startswith(".") for p in f.parts)
+    ]
+    importing = [
+        f.relative_to(ROOT).as_posix()
+        for f in sources
+        if re.search(r"^\s*(from|import) nvidia", f.read_text(), re.M)
+    ]
     assert importing == ["data/dali.py"]

@@ -13,8 +13,37 @@ from data.pixels import channel_statistics, common_size, decode, load_pixels
 from data.splits import split_classes, split_counts, stratified_subset
 from data.tables import DataError, load_table
 
-TABLE_II = [14000, 4656, 8869, 14000, 11937, 4437, 1348, 14000, 10438, 6380, 2880, 567, 1258, 14000, 3914, 3872, 13991, 416,
-            487, 4205, 14000, 14000, 14000, 2004, 842, 1020, 353, 413, 12590]
+TABLE_II = [
+    14000,
+    4656,
+    8869,
+    14000,
+    11937,
+    4437,
+    1348,
+    14000,
+    10438,
+    6380,
+    2880,
+    567,
+    1258,
+    14000,
+    3914,
+    3872,
+    13991,
+    416,
+    487,
+    4205,
+    14000,
+    14000,
+    14000,
+    2004,
+    842,
+    1020,
+    353,
+    413,
+    12590,
+]
 
 
 def test_split_gives_the_papers_counts():
@@ -23,8 +52,12 @@ def test_split_gives_the_papers_counts():
     assert len(labels) == 194_877
     assert [int((split == s).sum()) for s in ("train", "val", "test")] == [175_381, 4_861, 14_635]
     for label, n in enumerate(TABLE_II):
-        assert tuple(int((split[labels == label] == s).sum()) for s in ("train", "val", "test")) == split_counts(n)
-    assert np.array_equal(split, split_classes(labels)) and not np.array_equal(split, split_classes(labels, seed=1))
+        assert tuple(
+            int((split[labels == label] == s).sum()) for s in ("train", "val", "test")
+        ) == split_counts(n)
+    assert np.array_equal(split, split_classes(labels)) and not np.array_equal(
+        split, split_classes(labels, seed=1)
+    )
 
 
 def test_subset_is_stratified_and_seeded():
@@ -41,7 +74,11 @@ def test_class_folders_in_the_order_of_their_numbers(folder):
     assert table.classes == ["1_Water (deep)", "2_Fields, 50%", "10_Café"]
     assert len(table) == 90 and np.bincount(table.labels).tolist() == [30, 30, 30]
     assert all(table.classes[label] == file.split("/")[0] for file, label in zip(table.files, table.labels))
-    assert {s: int((table.split == s).sum()) for s in ("train", "val", "test")} == {"train": 81, "val": 0, "test": 9}
+    assert {s: int((table.split == s).sum()) for s in ("train", "val", "test")} == {
+        "train": 81,
+        "val": 0,
+        "test": 9,
+    }
 
 
 def test_archive_inside_a_folder_and_split_copy_and_flat_folder(folder, tmp_path):
@@ -52,7 +89,11 @@ def test_archive_inside_a_folder_and_split_copy_and_flat_folder(folder, tmp_path
     table = load_table(tmp_path / "split")
     assert len(table) == 270 and table.classes == load_table(folder).classes
     assert all(file.startswith(("train", "val", "test")) for file in table.files)
-    assert {s: int((table.split == s).sum()) for s in ("train", "val", "test")} == {"train": 90, "val": 90, "test": 90}
+    assert {s: int((table.split == s).sum()) for s in ("train", "val", "test")} == {
+        "train": 90,
+        "val": 90,
+        "test": 90,
+    }
     flat = tmp_path / "flat"
     shutil.copytree(folder / "10_Café", flat)
     (flat / "notes.txt").write_text("not an image")
@@ -73,16 +114,24 @@ def land(tmp_path):
             Image.fromarray(picture(rng, 16)).save(folder / f"{split} {i}%.jpg")
             fractions = rng.dirichlet(np.ones(10)).round(6)
             fractions[0] += 1 - fractions.sum()
-            rows.append([i, 0.0, 0.0, f"{split} {i}%.jpg", "N2", *fractions, "ABCDEFGHIJ"[fractions.argmax()]])
+            rows.append(
+                [i, 0.0, 0.0, f"{split} {i}%.jpg", "N2", *fractions, "ABCDEFGHIJ"[fractions.argmax()]]
+            )
         columns = ["anything", "lat", "lon", "file", "level", *"ABCDEFGHIJ", "Class_max"]
-        pd.DataFrame(rows, columns=columns).to_csv(root / "Level_N2" / "CSV" / f"csv_{split}.csv", index=False)
+        pd.DataFrame(rows, columns=columns).to_csv(
+            root / "Level_N2" / "CSV" / f"csv_{split}.csv", index=False
+        )
     return root
 
 
 def test_land_layout_reads_by_position(land):
     table = load_table(land)
     assert len(table) == 18 and table.classes == list("ABCDEFGHIJ") and table.fractions.shape == (18, 10)
-    assert {s: int((table.split == s).sum()) for s in ("train", "val", "test")} == {"train": 6, "val": 6, "test": 6}
+    assert {s: int((table.split == s).sum()) for s in ("train", "val", "test")} == {
+        "train": 6,
+        "val": 6,
+        "test": 6,
+    }
     csv = pd.read_csv(land / "Level_N2" / "CSV" / "csv_test.csv")
     part = table.rows(table.split == "test")
     assert [table.classes[k] for k in part.labels] == csv.Class_max.tolist()
@@ -90,13 +139,16 @@ def test_land_layout_reads_by_position(land):
     assert all((land / "Level_N2" / f).is_file() for f in table.files)
 
 
-@pytest.mark.parametrize("spoil, says", [
-    (lambda csv: csv.assign(A=csv.A + 0.5), "line 2: the fractions"),
-    (lambda csv: csv.assign(B=-csv.B), "line 2: the fractions"),
-    (lambda csv: csv.assign(C=np.nan), "line 2: the fractions"),
-    (lambda csv: csv.iloc[:, :9], "has 9 columns"),
-    (lambda csv: csv.assign(file=csv.file.where(csv.index != 3, "gone.jpg")), "line 5"),
-])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda csv: csv.assign(A=csv.A + 0.5), "line 2: the fractions"),
+        (lambda csv: csv.assign(B=-csv.B), "line 2: the fractions"),
+        (lambda csv: csv.assign(C=np.nan), "line 2: the fractions"),
+        (lambda csv: csv.iloc[:, :9], "has 9 columns"),
+        (lambda csv: csv.assign(file=csv.file.where(csv.index != 3, "gone.jpg")), "line 5"),
+    ],
+)
 def test_land_errors_name_file_and_line(land, spoil, says):
     file = land / "Level_N2" / "CSV" / "csv_train.csv"
     spoil(pd.read_csv(file)).to_csv(file, index=False)
@@ -152,8 +204,12 @@ def test_odd_sizes_are_scaled_to_cover_and_cut(tmp_path):
 
 
 def test_channel_statistics():
-    pixels = torch.randint(0, 256, (700, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (700, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     pixels[:, 1] //= 2
     mean, std = channel_statistics(pixels)
     x = pixels.double() / 255
-    assert mean == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=1e-4) and std == pytest.approx(x.std((0, 2, 3)).tolist(), abs=1e-3)
+    assert mean == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=1e-4) and std == pytest.approx(
+        x.std((0, 2, 3)).tolist(), abs=1e-3
+    )

@@ -16,8 +16,12 @@ from losses.simsiam import negative_cosine_loss
 from models import METHODS
 from models.backbone import build_backbone
 
-LOSSES = {"barlow": barlow_twins_loss, "simclr": nt_xent_loss, "simsiam": negative_cosine_loss,
-          "moco": lambda q, k: info_nce_loss(q, k, torch.nn.functional.normalize(pair(64, 8, seed=9)[0], dim=1))}
+LOSSES = {
+    "barlow": barlow_twins_loss,
+    "simclr": nt_xent_loss,
+    "simsiam": negative_cosine_loss,
+    "moco": lambda q, k: info_nce_loss(q, k, torch.nn.functional.normalize(pair(64, 8, seed=9)[0], dim=1)),
+}
 
 
 def pair(n=16, d=8, seed=0):
@@ -61,7 +65,9 @@ def test_info_nce_is_algorithm_1():
     for i in range(len(q)):
         positive = math.exp(cosine(q[i], k[i]) / t)
         terms.append(-math.log(positive / (positive + sum(math.exp(cosine(q[i], row) / t) for row in queue))))
-    assert float(info_nce_loss(q, k, queue, temperature=t)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    assert float(info_nce_loss(q, k, queue, temperature=t)) == pytest.approx(
+        sum(terms) / len(terms), rel=1e-5
+    )
 
 
 def test_negative_cosine_is_equation_1():
@@ -73,7 +79,9 @@ def test_negative_cosine_is_equation_1():
 def test_barlow_ignores_an_affine_map_of_each_column():
     z1, z2 = pair()
     scale, shift = torch.rand(8, dtype=torch.float64) * 5 + 0.2, torch.randn(8, dtype=torch.float64) * 10
-    assert float(barlow_twins_loss(z1 * scale + shift, z2)) == pytest.approx(float(barlow_twins_loss(z1, z2)), rel=1e-4)
+    assert float(barlow_twins_loss(z1 * scale + shift, z2)) == pytest.approx(
+        float(barlow_twins_loss(z1, z2)), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["simclr", "simsiam", "moco"])
@@ -139,7 +147,9 @@ def test_every_trained_weight_gets_a_gradient(name, views):
         assert (p.grad is None) == key.startswith("key_"), key
 
 
-@pytest.mark.parametrize("name, settings", [("barlow", {}), ("simclr", {}), ("moco", {"symmetric": False, "queue_size": 512})])
+@pytest.mark.parametrize(
+    "name, settings", [("barlow", {}), ("simclr", {}), ("moco", {"symmetric": False, "queue_size": 512})]
+)
 def test_chance_loss_is_what_unrelated_embeddings_give(name, settings):
     g = torch.Generator().manual_seed(3)
     z1, z2 = torch.randn(2, 2048, 16, generator=g)
@@ -173,7 +183,9 @@ def test_moco_keys_are_normalised_in_groups_and_follow_slowly(views):
     changed = views[0].clone()
     changed[8:] = changed[8:] * 2 + 1  # other groups: the first two groups of four must not notice
     assert torch.allclose(model.keys(changed)[:8], keys[:8], atol=1e-5)
-    assert not torch.allclose(model.projector(model.backbone(changed))[:8], model.projector(model.backbone(views[0]))[:8], atol=1e-3)
+    assert not torch.allclose(
+        model.projector(model.backbone(changed))[:8], model.projector(model.backbone(views[0]))[:8], atol=1e-3
+    )
     weight = next(model.backbone.parameters())
     old = next(model.key_backbone.parameters()).clone()
     with torch.no_grad():
@@ -183,20 +195,42 @@ def test_moco_keys_are_normalised_in_groups_and_follow_slowly(views):
 
 
 def test_simsiam_predictor_is_a_bottleneck():
-    shapes = [tuple(m.weight.shape) for m in method("simsiam", predictor_hidden=4).predictor if isinstance(m, torch.nn.Linear)]
+    shapes = [
+        tuple(m.weight.shape)
+        for m in method("simsiam", predictor_hidden=4).predictor
+        if isinstance(m, torch.nn.Linear)
+    ]
     assert shapes == [(4, 16), (16, 4)]
 
 
-@pytest.mark.parametrize("file, use", [
-    ("losses/barlow.py", "from barlow import *; barlow_twins_loss(torch.randn(8, 4), torch.randn(8, 4))"),
-    ("losses/simclr.py", "from simclr import *; nt_xent_loss(torch.randn(8, 4), torch.randn(8, 4))"),
-    ("losses/moco.py", "from moco import *; info_nce_loss(torch.randn(8, 4), torch.randn(8, 4), torch.eye(4))"),
-    ("losses/simsiam.py", "from simsiam import *; negative_cosine_loss(torch.randn(8, 4), torch.randn(8, 4))"),
-    ("models/heads.py", "from heads import *; mlp([4, 8, 2])(torch.randn(8, 4))"),
-    ("data/augment.py", "from augment import *; g = torch.Generator(); x = torch.zeros(2, 3, 40, 50, dtype=torch.uint8); "
-                        "assert view(x, draw(2, 40, 50, g), 32, (0.5,) * 3, (0.2,) * 3).shape == (2, 3, 32, 32)"),
-])
+@pytest.mark.parametrize(
+    "file, use",
+    [
+        ("losses/barlow.py", "from barlow import *; barlow_twins_loss(torch.randn(8, 4), torch.randn(8, 4))"),
+        ("losses/simclr.py", "from simclr import *; nt_xent_loss(torch.randn(8, 4), torch.randn(8, 4))"),
+        (
+            "losses/moco.py",
+            "from moco import *; info_nce_loss(torch.randn(8, 4), torch.randn(8, 4), torch.eye(4))",
+        ),
+        (
+            "losses/simsiam.py",
+            "from simsiam import *; negative_cosine_loss(torch.randn(8, 4), torch.randn(8, 4))",
+        ),
+        ("models/heads.py", "from heads import *; mlp([4, 8, 2])(torch.randn(8, 4))"),
+        (
+            "data/augment.py",
+            "from augment import *; g = torch.Generator(); x = torch.zeros(2, 3, 40, 50, dtype=torch.uint8); "
+            "assert view(x, draw(2, 40, 50, g), 32, (0.5,) * 3, (0.2,) * 3).shape == (2, 3, 32, 32)",
+        ),
+    ],
+)
 def test_works_when_copied_alone(file, use, tmp_path):
     shutil.copy(ROOT / file, tmp_path)
-    done = subprocess.run([sys.executable, "-c", f"import torch; {use}"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import torch; {use}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

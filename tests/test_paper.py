@@ -44,6 +44,7 @@ def both(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """Tiny settings, no measurement, no ImageNet weights."""
+
     def no_weights(arch):
         raise WeightsError("no network")
 
@@ -60,21 +61,29 @@ def test_finds_both_datasets(both, folder):
     assert paper.find_data(folder, both / "mixed é%") == (folder, both / "mixed é%")
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--data", "{both}/nowhere"], "no such folder"),
-    (["--data", "{both}/mixed é%"], "found 0 folders of class folders"),
-    (["--land", "{both}/mixed é%"], "--land without --data"),
-    (["--data", "{both}/mixed é%", "--land", "{both}/patches 1"], "has no class fractions"),
-    (["--data", "{folder}", "--land", "{both}/mixed é%"], "no labelled image is in the val split"),
-    (["--recipes", "{both}"], "has no barlow.yaml"),
-    (["--data", "{both}/mixed é%", "--land", "{both}/mixed é%"], "are both called mixed é%"),
-    (["--epochs", "0"], "--epochs"),
-])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--data", "{both}/nowhere"], "no such folder"),
+        (["--data", "{both}/mixed é%"], "found 0 folders of class folders"),
+        (["--land", "{both}/mixed é%"], "--land without --data"),
+        (["--data", "{both}/mixed é%", "--land", "{both}/patches 1"], "has no class fractions"),
+        (["--data", "{folder}", "--land", "{both}/mixed é%"], "no labelled image is in the val split"),
+        (["--recipes", "{both}"], "has no barlow.yaml"),
+        (["--data", "{both}/mixed é%", "--land", "{both}/mixed é%"], "are both called mixed é%"),
+        (["--epochs", "0"], "--epochs"),
+    ],
+)
 def test_refuses(flags, said, both, folder, tmp_path, capsys, quick):
-    assert said in refused(capsys, paper.main, "--small", "--out", tmp_path, *(f.format(both=both, folder=folder) for f in flags))
+    assert said in refused(
+        capsys, paper.main, "--small", "--out", tmp_path, *(f.format(both=both, folder=folder) for f in flags)
+    )
 
 
-@pytest.mark.parametrize("text, said", [("epochs: [1", "not readable as YAML"), ("epochs: abc", "not a whole number"), ("lrr: 0.1", "nearest")])
+@pytest.mark.parametrize(
+    "text, said",
+    [("epochs: [1", "not readable as YAML"), ("epochs: abc", "not a whole number"), ("lrr: 0.1", "nearest")],
+)
 def test_names_a_broken_recipe_before_it_begins(text, said, both, tmp_path, capsys, quick):
     for method in METHODS:
         (tmp_path / f"{method}.yaml").write_text(text if method == "simsiam" else f"method: {method}\n")
@@ -88,7 +97,17 @@ def test_refuses_a_class_without_training_images_before_it_begins(both, tmp_path
             (tmp_path / "odd" / split / name).mkdir(parents=True)
             for i in range(4):
                 Image.new("RGB", (32, 32)).save(tmp_path / "odd" / split / name / f"{i}.png")
-    error = refused(capsys, paper.main, "--small", "--data", tmp_path / "odd", "--land", both / "mixed é%", "--out", tmp_path)
+    error = refused(
+        capsys,
+        paper.main,
+        "--small",
+        "--data",
+        tmp_path / "odd",
+        "--land",
+        both / "mixed é%",
+        "--out",
+        tmp_path,
+    )
     assert "none of them with class c" in error
 
 
@@ -99,8 +118,15 @@ def test_damaged_times_begin_anew(tmp_path):
 
 
 def test_only_one_at_a_time(both, tmp_path, capsys, quick):
-    holder = subprocess.Popen([sys.executable, "-c", f"import fcntl, time; f = open(r'{tmp_path}/.lock', 'w'); "
-                               "fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import fcntl, time; f = open(r'{tmp_path}/.lock', 'w'); "
+            "fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
     holder.stdout.readline()
     try:
         assert "another paper.py" in refused(capsys, paper.main, "--small", "--data", both, "--out", tmp_path)
@@ -131,14 +157,26 @@ def test_commands_parse_and_cost_what_they_do(flags, both, tmp_path):
     assert text.count("train_ssl.py") == 4 and text.count("tune.py") == 4 * ("--tune" in flags)
     assert "imagenet" in text and shlex.quote(str(tmp_path / "simclr" / "backbone.pth")) in text
     if not flags:
-        assert "--epochs 500" in text and "--protocol paper" in text and "--ratios 50 100 --seeds 42 5 97 123 256" in text
+        assert (
+            "--epochs 500" in text
+            and "--protocol paper" in text
+            and "--ratios 50 100 --seeds 42 5 97 123 256" in text
+        )
     if flags == ["--tune"]:  # the grid's 40 % of the images, 1,616 epochs
-        assert next(s for s in steps if s.name.startswith("tune")).passes == pytest.approx(6 * 129 * 0.4 * 1616)
+        assert next(s for s in steps if s.name.startswith("tune")).passes == pytest.approx(
+            6 * 129 * 0.4 * 1616
+        )
 
 
 def test_best_is_by_macro_f1_on_test_among_the_methods(tmp_path):
-    rows = [("barlow", "test", "f1_macro", 0.5), ("moco", "test", "f1_macro", 0.6), ("simclr", "test", "f1_macro", 0.4),
-            ("simclr", "val", "f1_macro", 0.9), ("barlow", "test", "f1_micro", 0.9), ("imagenet", "test", "f1_macro", 0.8)]
+    rows = [
+        ("barlow", "test", "f1_macro", 0.5),
+        ("moco", "test", "f1_macro", 0.6),
+        ("simclr", "test", "f1_macro", 0.4),
+        ("simclr", "val", "f1_macro", 0.9),
+        ("barlow", "test", "f1_micro", 0.9),
+        ("imagenet", "test", "f1_macro", 0.8),
+    ]
     pd.DataFrame(rows, columns=["init", "split", "metric", "value"]).to_csv(tmp_path / "r.csv")
     assert paper.best_method(tmp_path / "r.csv") == "moco"
 
@@ -171,12 +209,22 @@ def test_report_holds_everything_itself(tmp_path):
     shown = pd.DataFrame({"Name": ["a|b <i>", "c"], "Score": ["0.5 ± 0.1", "−0.2"]})
     table = tables.Table(shown, np.array([[False, True], [False, False]]), shown)
     (tmp_path / "table5-x.md").write_text(tables.markdown(table, "Caption"))
-    (tmp_path / "index.csv").write_text("stem,kind,caption\ntable5-x,table,\"RMSE, p < .05\"\ncurves,figure,Curves & more\n")
+    (tmp_path / "index.csv").write_text(
+        'stem,kind,caption\ntable5-x,table,"RMSE, p < .05"\ncurves,figure,Curves & more\n'
+    )
     write_report(tmp_path / "report.html", "Title", ["one & two"], tmp_path, {"Commands": ["python <x>"]})
     page = Page((tmp_path / "report.html").read_text())
-    assert page.open == [] and "one & two" in page.text and "python <x>" in page.text and "RMSE, p < .05" in page.text
+    assert (
+        page.open == []
+        and "one & two" in page.text
+        and "python <x>" in page.text
+        and "RMSE, p < .05" in page.text
+    )
     (source,) = page.sources
-    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == (tmp_path / "curves.png").read_bytes()
+    assert (
+        base64.b64decode(source.removeprefix("data:image/png;base64,"))
+        == (tmp_path / "curves.png").read_bytes()
+    )
     text = (tmp_path / "report.html").read_text()
     assert text.index("<h2>Pretraining") < text.index("<h2>Land-cover") < text.index("<h2>Commands")
     assert '<td class="left">a|b &lt;i&gt;</td><td><b>0.5 ± 0.1</b></td>' in text
@@ -192,23 +240,43 @@ def test_whole_paper_on_tiny_images(both, tmp_path, quick, capfd, monkeypatch):
     paper.main(flags)
     printed = capfd.readouterr().out
     assert "ImageNet-1k is left out: no network" in printed
-    plan = printed[:printed.index("left out")]
-    assert re.search(r"takes about [\d.]+ min", plan) and all(f"train_ssl.py --method {m}" in plan for m in METHODS)
+    plan = printed[: printed.index("left out")]
+    assert re.search(r"takes about [\d.]+ min", plan) and all(
+        f"train_ssl.py --method {m}" in plan for m in METHODS
+    )
     best = paper.best_method(Path("small/probes/results.csv"))
     text = Path("small/report.html").read_text()
     page = Page(text)
-    assert page.open == [] and len(page.sources) >= 6 and all(s.startswith("data:image/png") for s in page.sources)
-    assert "ImageNet-1k is left out" in page.text and f"small/{best}/backbone.pth" in page.text and "torch" in page.text
+    assert (
+        page.open == []
+        and len(page.sources) >= 6
+        and all(s.startswith("data:image/png") for s in page.sources)
+    )
+    assert (
+        "ImageNet-1k is left out" in page.text
+        and f"small/{best}/backbone.pth" in page.text
+        and "torch" in page.text
+    )
     rows = pd.read_csv("small/transfer/results.csv")
-    assert set(rows.init) == {"random", best} and set(rows.task) == {"fraction", "scene"} and set(rows.ratio) == {50, 100}
+    assert (
+        set(rows.init) == {"random", best}
+        and set(rows.task) == {"fraction", "scene"}
+        and set(rows.ratio) == {50, 100}
+    )
 
 
 def test_a_killed_call_takes_its_step_with_it(both, tmp_path):
     """SIGKILL of paper.py: the training it began saves and ends, so that the next call finds no other at work."""
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import paper; paper.images_per_second = lambda *_: (100.0, 'cpu'); "
-            f"paper.SMALL = paper.Settings(32, 'yaml', 100, [50, 100], [0, 1], 1, []); paper.main(sys.argv[1:])")
-    process = subprocess.Popen([sys.executable, "-c", code, "--small", "--data", str(both), "--epochs", "5000", "--out", "small"], cwd=tmp_path,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import paper; paper.images_per_second = lambda *_: (100.0, 'cpu'); "
+        f"paper.SMALL = paper.Settings(32, 'yaml', 100, [50, 100], [0, 1], 1, []); paper.main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--small", "--data", str(both), "--epochs", "5000", "--out", "small"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     log, until = tmp_path / "small" / "barlow" / "log.csv", time.time() + 120
     while not log.exists():
         assert process.poll() is None and time.time() < until

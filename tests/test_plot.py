@@ -1,4 +1,5 @@
 """plot.py: aggregates against hand-made numbers, the files it writes, and what it says of incomplete input."""
+
 import csv
 import math
 import os
@@ -19,15 +20,58 @@ import plot
 from plots import figures, numbers, tables
 
 matplotlib.use("Agg")
-HEADER = ["task", "data", "init", "mode", "ratio", "seed", "epoch", "split", "metric", "class", "value", "lr", "momentum",
-          "weight_decay", "epochs", "batch_size", "images", "seconds", "commit"]
+HEADER = [
+    "task",
+    "data",
+    "init",
+    "mode",
+    "ratio",
+    "seed",
+    "epoch",
+    "split",
+    "metric",
+    "class",
+    "value",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "epochs",
+    "batch_size",
+    "images",
+    "seconds",
+    "commit",
+]
 PAPER = ROOT / "results" / "paper"
-LONG = ["Combinations of Croplands and Natural Vegetation, or Greenhouses among Woody Croplands",
-        *(f"Dense Evergreen Needleleaf Forests {i}" for i in range(28))]
+LONG = [
+    "Combinations of Croplands and Natural Vegetation, or Greenhouses among Woody Croplands",
+    *(f"Dense Evergreen Needleleaf Forests {i}" for i in range(28)),
+]
 
 
-def row(task, init, mode, ratio, seed, metric, name, value, split="test", epoch=1, data="land", images=100, lr=0.1):
-    return [task, data, init, mode, ratio, seed, epoch, split, metric, name, value, lr, 0.9, 0, 1, 64, images, 1.0, "abc"]
+def row(
+    task, init, mode, ratio, seed, metric, name, value, split="test", epoch=1, data="land", images=100, lr=0.1
+):
+    return [
+        task,
+        data,
+        init,
+        mode,
+        ratio,
+        seed,
+        epoch,
+        split,
+        metric,
+        name,
+        value,
+        lr,
+        0.9,
+        0,
+        1,
+        64,
+        images,
+        1.0,
+        "abc",
+    ]
 
 
 def write_rows(path, rows):
@@ -43,9 +87,13 @@ def results(tmp_path, rows):
 def scene_rows(inits, ratios, seeds, classes, modes=("linear", "finetune")):
     """Scene results whose value is a known function of its cell, with the macro F1 as the mean of the classes."""
     rows = []
-    for mode, (k, init), ratio, seed in ((m, i, r, s) for m in modes for i in enumerate(inits) for r in ratios for s in seeds):
-        f1 = [round(0.3 + 0.1 * k + 0.001 * ratio + 0.01 * seed + 0.02 * (c % 5) - 0.03 * (seed * c % 3), 5)
-              for c in range(len(classes))]
+    for mode, (k, init), ratio, seed in (
+        (m, i, r, s) for m in modes for i in enumerate(inits) for r in ratios for s in seeds
+    ):
+        f1 = [
+            round(0.3 + 0.1 * k + 0.001 * ratio + 0.01 * seed + 0.02 * (c % 5) - 0.03 * (seed * c % 3), 5)
+            for c in range(len(classes))
+        ]
         for metric in numbers.F1:
             rows.append(row("scene", init, mode, ratio, seed, metric, "all", np.mean(f1)))
         rows += [row("scene", init, mode, ratio, seed, "f1", name, value) for name, value in zip(classes, f1)]
@@ -58,20 +106,42 @@ def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     rows = scene_rows(["random", "imagenet", "barlow"], [5, 100], [1, 2], ["a & b", "c_d", "50%"])
     rows = [r for r in rows if not (r[2] == "barlow" and r[3] == "finetune" and r[4] == 5 and r[5] == 2)]
-    fractions = [row("fraction", init, "finetune", ratio, seed, "rmse", name, 0.1 + 0.01 * k + 0.001 * seed * k + ratio / 1e4)
-                 for k, init in enumerate(["random", "barlow"]) for ratio in (5, 100) for seed in (1, 2)
-                 for name in ("all", "x", "y")]
+    fractions = [
+        row(
+            "fraction",
+            init,
+            "finetune",
+            ratio,
+            seed,
+            "rmse",
+            name,
+            0.1 + 0.01 * k + 0.001 * seed * k + ratio / 1e4,
+        )
+        for k, init in enumerate(["random", "barlow"])
+        for ratio in (5, 100)
+        for seed in (1, 2)
+        for name in ("all", "x", "y")
+    ]
     write_rows(root / "results.csv", rows + fractions)
     run = root / "runs" / "barlow"
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump({"method": "barlow", "size": 224, "device": "auto", "device_name": "H200"}))
-    (run / "log.csv").write_text("epoch,loss,chance_loss,effective_rank,knn_macro_f1,images_per_s,seconds\n"
-                                 "1,20,128,5,,1000,90\n2,10,128,9,0.5,1000,90\n")
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({"method": "barlow", "size": 224, "device": "auto", "device_name": "H200"})
+    )
+    (run / "log.csv").write_text(
+        "epoch,loss,chance_loss,effective_rank,knn_macro_f1,images_per_s,seconds\n"
+        "1,20,128,5,,1000,90\n2,10,128,9,0.5,1000,90\n"
+    )
     rng = np.random.default_rng(0)
     for k, init in enumerate(["barlow", "random"]):
         labels = np.arange(60) % 3
-        np.savez(root / f"embeddings_{k}.npz", features=rng.normal(size=(60, 8)) + 5 * k * labels[:, None], labels=labels,
-                 classes=np.array(["a & b", "c_d", "50%"]), init=np.array(init))
+        np.savez(
+            root / f"embeddings_{k}.npz",
+            features=rng.normal(size=(60, 8)) + 5 * k * labels[:, None],
+            labels=labels,
+            classes=np.array(["a & b", "c_d", "50%"]),
+            init=np.array(init),
+        )
     return root
 
 
@@ -79,7 +149,14 @@ def study(tmp_path_factory):
 def drawn(study):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(figures.RC, "savefig.dpi", 100)
-        flags = ["--runs", study / "runs" / "barlow", "--results", study / "results.csv", "--out", study / "figures"]
+        flags = [
+            "--runs",
+            study / "runs" / "barlow",
+            "--results",
+            study / "results.csv",
+            "--out",
+            study / "figures",
+        ]
         plot.main([str(flag) for flag in flags])
     return study / "figures"
 
@@ -105,18 +182,37 @@ def test_the_papers_means_are_the_means_of_its_classes(number, metric, per_class
 def test_the_paper_tables_give_what_its_text_quotes(tmp_path):
     """Section V-C: fine-tuning averages .083/.099/.078 and .643/.530/.653, and Barlow Twins ahead of random in every class."""
     for number, task, quoted in ((5, "fraction", (0.083, 0.099, 0.078)), (6, "scene", (0.643, 0.530, 0.653))):
-        rows = [row(task, init, mode, ratio, 1, metric, name, mean)
-                for init, mode, ratio, metric, name, mean, _ in paper(number).to_numpy()]
-        lines = numbers.comparison(results(tmp_path, rows), task, "imagenet").set_index(["ratio", "init", "baseline"])
+        rows = [
+            row(task, init, mode, ratio, 1, metric, name, mean)
+            for init, mode, ratio, metric, name, mean, _ in paper(number).to_numpy()
+        ]
+        lines = numbers.comparison(results(tmp_path, rows), task, "imagenet").set_index(
+            ["ratio", "init", "baseline"]
+        )
         line, other = lines.loc[("mean", "barlow", "random")], lines.loc[("mean", "barlow", "imagenet")]
         assert np.round([line.value, line.baseline_value, other.baseline_value], 3) == pytest.approx(quoted)
         assert line.cells == 50 and (task != "fraction" or line.wins == 50)
 
 
 def test_the_paper_beside_itself_differs_by_nothing(tmp_path, capsys):
-    rows = [row("fraction", init, mode, ratio, 1, metric, name, mean, data="any/name", images=15_038 * ratio // 100)
-            for init, mode, ratio, metric, name, mean, _ in paper(5).to_numpy()]
-    configs = {"bt": {"method": "barlow", "data": "/data/Sentinel2GlobalLULC_full", "lr": 2e-4, "hidden": 256}}
+    rows = [
+        row(
+            "fraction",
+            init,
+            mode,
+            ratio,
+            1,
+            metric,
+            name,
+            mean,
+            data="any/name",
+            images=15_038 * ratio // 100,
+        )
+        for init, mode, ratio, metric, name, mean, _ in paper(5).to_numpy()
+    ]
+    configs = {
+        "bt": {"method": "barlow", "data": "/data/Sentinel2GlobalLULC_full", "lr": 2e-4, "hidden": 256}
+    }
     found = {stem: thing.numbers for stem, _, thing in plot.compare_paper(results(tmp_path, rows), configs)}
     assert len(found["compare-table5"]) == 165 and (found["compare-table5"].difference == 0).all()
     flags = found["compare-table3"]
@@ -125,40 +221,68 @@ def test_the_paper_beside_itself_differs_by_nothing(tmp_path, capsys):
 
 
 def test_other_data_is_not_compared(tmp_path):
-    rows = [row("fraction", "random", "finetune", 100, 1, "rmse", "all", 0.1, data="eurosat_mixed", images=2100)]
-    assert not list(plot.compare_paper(results(tmp_path, rows), {"barlow": {"method": "barlow", "lr": 1e-4, "data": None}}))
+    rows = [
+        row("fraction", "random", "finetune", 100, 1, "rmse", "all", 0.1, data="eurosat_mixed", images=2100)
+    ]
+    assert not list(
+        plot.compare_paper(
+            results(tmp_path, rows), {"barlow": {"method": "barlow", "lr": 1e-4, "data": None}}
+        )
+    )
 
 
 # Aggregates
 
 
 def test_the_epoch_is_chosen_by_the_mean_validation_over_the_seeds(tmp_path):
-    val = {1: (0.2, 0.5), 2: (0.3, 0.3), 3: (0.1, 0.9)}  # seed 1 alone would take epoch 3, the mean takes epoch 2
-    rows = [row("fraction", "random", "linear", 5, seed, "rmse", "all", value, "val", epoch)
-            for epoch, values in val.items() for seed, value in enumerate(values)]
-    rows += [row("fraction", "random", "linear", 5, seed, "rmse", "all", 10 * epoch + seed, "test", epoch)
-             for epoch in val for seed in (0, 1)]
-    rows += [row("fraction", "random", "linear", 5, 0, "rmse", "all", 0.01, split, 4) for split in ("val", "test")]  # one seed only
+    val = {
+        1: (0.2, 0.5),
+        2: (0.3, 0.3),
+        3: (0.1, 0.9),
+    }  # seed 1 alone would take epoch 3, the mean takes epoch 2
+    rows = [
+        row("fraction", "random", "linear", 5, seed, "rmse", "all", value, "val", epoch)
+        for epoch, values in val.items()
+        for seed, value in enumerate(values)
+    ]
+    rows += [
+        row("fraction", "random", "linear", 5, seed, "rmse", "all", 10 * epoch + seed, "test", epoch)
+        for epoch in val
+        for seed in (0, 1)
+    ]
+    rows += [
+        row("fraction", "random", "linear", 5, 0, "rmse", "all", 0.01, split, 4) for split in ("val", "test")
+    ]  # one seed only
     assert sorted(results(tmp_path, rows).value) == [20, 21]
 
 
 def test_without_validation_the_last_epoch_counts(tmp_path):
-    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch, epoch=epoch)
-            for seed in (0, 1) for epoch in (1, 7 + seed)]
+    rows = [
+        row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch, epoch=epoch)
+        for seed in (0, 1)
+        for epoch in (1, 7 + seed)
+    ]
     assert sorted(results(tmp_path, rows).value) == [7, 8]
 
 
 def test_an_epoch_of_its_own_for_each_seed_is_kept(tmp_path):
-    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch, split, epoch)
-            for seed, epoch in enumerate((4, 4, 9)) for split in ("val", "test")]
+    rows = [
+        row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch, split, epoch)
+        for seed, epoch in enumerate((4, 4, 9))
+        for split in ("val", "test")
+    ]
     assert sorted(results(tmp_path, rows).value) == [4, 4, 9]
 
 
 def test_of_several_settings_one_counts(tmp_path, capsys):
     """Three seeds at rate .1, two at .2 that are better: never a mixture; with as many seeds, the better on validation."""
+
     def cells(lr, value, seeds):
-        return [row("scene", "random", "linear", 5, seed, "f1_macro", "all", value, split, 1, lr=lr)
-                for seed in seeds for split in ("val", "test")]
+        return [
+            row("scene", "random", "linear", 5, seed, "f1_macro", "all", value, split, 1, lr=lr)
+            for seed in seeds
+            for split in ("val", "test")
+        ]
 
     assert set(results(tmp_path, cells(0.1, 0.5, (1, 2, 3)) + cells(0.2, 0.6, (1, 2))).value) == {0.5}
     assert "1 cells were run with several settings" in capsys.readouterr().err
@@ -166,18 +290,30 @@ def test_of_several_settings_one_counts(tmp_path, capsys):
 
 
 def test_mean_std_and_n_over_the_seeds(tmp_path):
-    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", value) for seed, value in enumerate((0.1, 0.2, 0.6))]
+    rows = [
+        row("scene", "random", "linear", 5, seed, "f1_macro", "all", value)
+        for seed, value in enumerate((0.1, 0.2, 0.6))
+    ]
     line = numbers.over_seeds(results(tmp_path, rows)).iloc[0]
     assert (line["mean"], line["std"], line.n) == pytest.approx((0.3, math.sqrt((0.04 + 0.01 + 0.09) / 2), 3))
 
 
 def test_comparison_by_hand(tmp_path):
     """Two classes, two ratios, a seed that the baseline lacks; the t distribution of one degree of freedom by hand."""
-    ours = {(5, 1): (0.10, 0.20), (5, 2): (0.12, 0.22), (5, 3): (0.9, 0.9), (10, 1): (0.08, 0.10), (10, 2): (0.08, 0.12)}
+    ours = {
+        (5, 1): (0.10, 0.20),
+        (5, 2): (0.12, 0.22),
+        (5, 3): (0.9, 0.9),
+        (10, 1): (0.08, 0.10),
+        (10, 2): (0.08, 0.12),
+    }
     base = {(5, 1): (0.14, 0.20), (5, 2): (0.20, 0.22), (10, 1): (0.10, 0.12), (10, 2): (0.06, 0.20)}
-    rows = [row("fraction", init, "finetune", ratio, seed, "rmse", name, value)
-            for init, cells in (("barlow", ours), ("imagenet", base)) for (ratio, seed), (x, y) in cells.items()
-            for name, value in (("all", (x + y) / 2), ("x", x), ("y", y))]
+    rows = [
+        row("fraction", init, "finetune", ratio, seed, "rmse", name, value)
+        for init, cells in (("barlow", ours), ("imagenet", base))
+        for (ratio, seed), (x, y) in cells.items()
+        for name, value in (("all", (x + y) / 2), ("x", x), ("y", y))
+    ]
     lines = numbers.comparison(results(tmp_path, rows), "fraction", None).set_index("ratio")
     five, mean = lines.loc[5], lines.loc["mean"]
     assert (five.n, five.value, five.baseline_value) == pytest.approx((2, 0.16, 0.19))
@@ -206,12 +342,29 @@ def test_class_differences_use_the_seeds_both_have(study):
 def test_the_best_of_each_ratio_is_bold(tmp_path):
     rows = scene_rows(["random", "barlow"], [5, 100], [1, 2], ["x", "y"], ["finetune"])
     table = tables.class_table(numbers.over_seeds(results(tmp_path, rows)), "scene", "finetune")
-    assert list(table.shown.columns) == ["Ratio (%)", "Initialisation", "n", "Micro F1", "Macro F1", "Weighted F1", "0", "1"]
-    assert table.bold[:, 3:].all(axis=1).tolist() == [False, True, False, True] and not table.bold[:, :3].any()
-    fraction = [row("fraction", init, "finetune", 5, 1, "rmse", "all", value)
-                for init, value in (("random", 0.2), ("barlow", 0.1), ("moco", 0.1001))]
+    assert list(table.shown.columns) == [
+        "Ratio (%)",
+        "Initialisation",
+        "n",
+        "Micro F1",
+        "Macro F1",
+        "Weighted F1",
+        "0",
+        "1",
+    ]
+    assert (
+        table.bold[:, 3:].all(axis=1).tolist() == [False, True, False, True] and not table.bold[:, :3].any()
+    )
+    fraction = [
+        row("fraction", init, "finetune", 5, 1, "rmse", "all", value)
+        for init, value in (("random", 0.2), ("barlow", 0.1), ("moco", 0.1001))
+    ]
     table = tables.class_table(numbers.over_seeds(results(tmp_path, fraction)), "fraction", "finetune")
-    assert table.bold[:, 3].tolist() == [False, True, True] and table.shown.RMSE.tolist() == ["0.200", "0.100", "0.100"]
+    assert table.bold[:, 3].tolist() == [False, True, True] and table.shown.RMSE.tolist() == [
+        "0.200",
+        "0.100",
+        "0.100",
+    ]
 
 
 def test_training_times(study):
@@ -225,8 +378,17 @@ def test_training_times(study):
 
 
 def test_everything_is_drawn_and_no_figure_is_blank(drawn):
-    stems = {"curves", "fig9", "fig3", "fig4-land", "fig5-land-barlow", "fig8a-land-barlow", "fig6-land", "fig7-land-barlow",
-             "fig8b-land-barlow"}
+    stems = {
+        "curves",
+        "fig9",
+        "fig3",
+        "fig4-land",
+        "fig5-land-barlow",
+        "fig8a-land-barlow",
+        "fig6-land",
+        "fig7-land-barlow",
+        "fig8b-land-barlow",
+    }
     assert {p.stem for p in drawn.glob("*.png")} == {p.stem for p in drawn.glob("*.pdf")} == stems
     for path in drawn.glob("*.png"):
         pixels = plt.imread(path)[..., :3]
@@ -234,7 +396,13 @@ def test_everything_is_drawn_and_no_figure_is_blank(drawn):
         assert 0.01 < (pixels.min(axis=2) < 0.9).mean() < 0.9 and len(colours) > 5, path
         assert pixels.shape[1] in (350, 716), path  # one and two columns at 100 dpi
     made = {p.stem for p in drawn.glob("*.tex")}
-    assert {"table4-land", "table5-land-finetune", "table6-land-linear", "table6-land-finetune", "comparison-scene-land"} <= made
+    assert {
+        "table4-land",
+        "table5-land-finetune",
+        "table6-land-linear",
+        "table6-land-finetune",
+        "comparison-scene-land",
+    } <= made
     assert made == {p.stem for p in drawn.glob("*.md")} and not list(drawn.glob(".*"))
     assert set(pd.read_csv(drawn / "index.csv").stem) == stems | made
 
@@ -245,7 +413,7 @@ def test_latex_is_balanced_and_escaped(drawn):
         bare = re.sub(r"\\[&%$#_{}]", "", text)
         assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0 and text.isascii(), path
         assert re.findall(r"\\begin{(.*?)}", text) == re.findall(r"\\end{(.*?)}", text)[::-1]
-        body = bare[bare.index(r"\toprule"):bare.index(r"\bottomrule")]
+        body = bare[bare.index(r"\toprule") : bare.index(r"\bottomrule")]
         columns = len(re.search(r"begin{tabular}{(l+)}", text)[1])
         assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {columns - 1}, path
         assert not re.search("[_#%]", bare.split(r"\label")[0].split(r"\caption")[1])
@@ -253,16 +421,24 @@ def test_latex_is_balanced_and_escaped(drawn):
 
 
 def test_special_characters_in_latex():
-    assert tables.escape("a&b_c%{~}^\\ 1 ± 2 − x") == \
-        r"a\&b\_c\%\{\textasciitilde{}\}\textasciicircum{}\textbackslash{} 1 $\pm$ 2 $-$ x"
+    assert (
+        tables.escape("a&b_c%{~}^\\ 1 ± 2 − x")
+        == r"a\&b\_c\%\{\textasciitilde{}\}\textasciicircum{}\textbackslash{} 1 $\pm$ 2 $-$ x"
+    )
 
 
 def test_the_same_input_gives_the_same_bytes_without_torch(study, drawn):
     code = "import sys, plot; plot.figures.RC['savefig.dpi'] = 100; plot.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     again = study / "again"
     flags = ["--runs", study / "runs" / "barlow", "--results", study / "results.csv", "--out", again]
-    subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, check=True, capture_output=True, timeout=600,
-                   env={**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"})
+    subprocess.run(
+        [sys.executable, "-c", code, *flags],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=600,
+        env={**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"},
+    )
     assert sorted(p.name for p in again.iterdir()) == sorted(p.name for p in drawn.iterdir())
     assert [p.name for p in drawn.iterdir() if p.read_bytes() != (again / p.name).read_bytes()] == []
 
@@ -275,17 +451,28 @@ def boxes(figure):
     figure.canvas.draw()
     axis = [a for axes in figure.axes for a in (axes.xaxis, axes.yaxis)]
     inside = {id(tick) for a in axis for tick in a._update_ticks()}  # the ticks that matplotlib draws
-    beyond = {label for a in axis for tick in a.get_major_ticks() + a.get_minor_ticks() if id(tick) not in inside
-              for label in (tick.label1, tick.label2)}
-    found = [t.get_window_extent() for t in figure.findobj(matplotlib.text.Text)
-             if t.get_visible() and t.get_text().strip() and t not in beyond]
+    beyond = {
+        label
+        for a in axis
+        for tick in a.get_major_ticks() + a.get_minor_ticks()
+        if id(tick) not in inside
+        for label in (tick.label1, tick.label2)
+    }
+    found = [
+        t.get_window_extent()
+        for t in figure.findobj(matplotlib.text.Text)
+        if t.get_visible() and t.get_text().strip() and t not in beyond
+    ]
     return np.array([[b.x0, b.y0, b.x1, b.y1] for b in found]), figure.bbox
 
 
 @pytest.mark.parametrize("kind", ["classes", "differences", "ratios"])
 def test_no_text_is_cut_or_overlaps_with_29_long_classes(tmp_path, kind):
     inits = ["random", "imagenet", "barlow", "moco", "simclr", "simsiam"]
-    test = results(tmp_path, scene_rows(inits, [1, 5, 10, 25, 50, 100] if kind == "differences" else [5, 100], [1, 2], LONG))
+    test = results(
+        tmp_path,
+        scene_rows(inits, [1, 5, 10, 25, 50, 100] if kind == "differences" else [5, 100], [1, 2], LONG),
+    )
     summary, styles = numbers.over_seeds(test), figures.styles_of(inits, {})
     with plt.rc_context(figures.RC):
         if kind == "classes":
@@ -298,7 +485,9 @@ def test_no_text_is_cut_or_overlaps_with_29_long_classes(tmp_path, kind):
             figure = figures.ratio_figure(summary, "scene", styles)
         found, page = boxes(figure)
     x0, y0, x1, y1 = found.T
-    assert len(found) > 8 and min(x0.min(), y0.min()) > -1 and x1.max() < page.x1 + 1 and y1.max() < page.y1 + 1
+    assert (
+        len(found) > 8 and min(x0.min(), y0.min()) > -1 and x1.max() < page.x1 + 1 and y1.max() < page.y1 + 1
+    )
     wide = np.minimum.outer(x1, x1) - np.maximum.outer(x0, x0)
     high = np.minimum.outer(y1, y1) - np.maximum.outer(y0, y0)
     overlap = np.triu((wide > 1) & (high > 2), 1)  # pixels at 100 dpi; line boxes may touch
@@ -333,9 +522,16 @@ def test_missing_cells_come_with_their_command(study, capsys):
     configs, logs = numbers.read_runs([study / "runs" / "barlow"])
     lines = list(plot.missing(test, configs, logs, []))
     weights = f"{study}/runs/barlow/backbone.pth"
-    assert f"1 of 4 cells of Barlow Twins, fine-tuning, land: python transfer.py --config {study}/config.yaml --out {study} " \
-           f"--task scene --data PATH/land --init {weights} --mode finetune --ratios 5 --seeds 1 --seed 2" in lines
-    assert [re.search(r"--method (\w+)", line)[1] for line in lines if "train_ssl" in line] == ["moco", "simclr", "simsiam"]
+    assert (
+        f"1 of 4 cells of Barlow Twins, fine-tuning, land: python transfer.py --config {study}/config.yaml --out {study} "
+        f"--task scene --data PATH/land --init {weights} --mode finetune --ratios 5 --seeds 1 --seed 2"
+        in lines
+    )
+    assert [re.search(r"--method (\w+)", line)[1] for line in lines if "train_ssl" in line] == [
+        "moco",
+        "simclr",
+        "simsiam",
+    ]
     assert any(line.startswith("fig3") and "--save-embeddings" in line for line in lines)
     assert any("--task fraction" in line and line.endswith("--init imagenet") for line in lines)
     assert len(lines) == 6
@@ -352,30 +548,45 @@ def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
     assert numbers.read_results([path]).seed.tolist() == [0, 5]
     said = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[1] for line in said] == [f"{path}:{n}" for n in (3, 4, 5, 6)]
-    assert "value 'oops' is not a number" in said[0] and "expected 19 fields" in said[2] and "seed is empty" in said[3]
+    assert (
+        "value 'oops' is not a number" in said[0]
+        and "expected 19 fields" in said[2]
+        and "seed is empty" in said[3]
+    )
 
 
 def test_repeated_rows_count_once(tmp_path, capsys):
     rows = [row("scene", "random", "linear", 5, 1, "f1_macro", "all", v) for v in (0.5, 0.7)]
-    assert results(tmp_path, rows).value.tolist() == [0.7] and "1 results stand more than once" in capsys.readouterr().err
+    assert (
+        results(tmp_path, rows).value.tolist() == [0.7]
+        and "1 results stand more than once" in capsys.readouterr().err
+    )
 
 
 def test_a_folder_without_a_readable_config_is_still_drawn(tmp_path, capsys):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "log.csv").write_text("epoch,loss\n1,2\n")
     (tmp_path / "odd" / "config.yaml").write_text("a: [1\n")
-    plot.main(["--runs", str(tmp_path / "odd"), "--results", "--out", str(tmp_path / "figures"), "--format", "png"])
+    plot.main(
+        ["--runs", str(tmp_path / "odd"), "--results", "--out", str(tmp_path / "figures"), "--format", "png"]
+    )
     assert (tmp_path / "figures" / "curves.png").exists() and "config.yaml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--runs", "nowhere", "--results", "nothing.csv"], "nothing to draw"),
-    (["--points", "many"], "--points"),
-    (["--no-such-flag"], "--no-such-flag")])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--runs", "nowhere", "--results", "nothing.csv"], "nothing to draw"),
+        (["--points", "many"], "--points"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+)
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, said):
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, plot.main, *flags) and not Path("figures").exists()
 
 
 def test_an_unknown_reference_is_refused(study, capsys):
-    assert "random, imagenet, barlow" in refused(capsys, plot.main, "--results", study / "results.csv", "--reference", "byol")
+    assert "random, imagenet, barlow" in refused(
+        capsys, plot.main, "--results", study / "results.csv", "--reference", "byol"
+    )

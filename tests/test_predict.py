@@ -33,29 +33,75 @@ def world(tmp_path_factory):
             rows.append([i, "", "", f"{i:03d}.png", "N2", *shares, MIXED_CLASSES[shares.argmax()]])
         header = ["ID", "Latitude", "Longitude", "Filename", "Level", *MIXED_CLASSES, "Class_max"]
         pd.DataFrame(rows, columns=header).to_csv(folder / "land" / "CSV" / f"csv_{split}.csv", index=False)
-    transfer.main(["--data", str(folder / "land"), "--size", "64", "--ratios", "100", "--seeds", "1", "--save-model", "--device", "cpu",
-                   "--precision", "fp32", "--workers", "1", "--out", str(folder / "out"), "--cache", str(folder / "cache")])
+    transfer.main(
+        [
+            "--data",
+            str(folder / "land"),
+            "--size",
+            "64",
+            "--ratios",
+            "100",
+            "--seeds",
+            "1",
+            "--save-model",
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--workers",
+            "1",
+            "--out",
+            str(folder / "out"),
+            "--cache",
+            str(folder / "cache"),
+        ]
+    )
     return folder, class_map
 
 
 def test_images_get_the_numbers_of_transfer(world, tmp_path):
     folder, _ = world
-    predict.main([str(folder / "out" / "model-fraction-random.pth"), str(folder / "land" / "RGB Images" / "test"),
-                  "--out", str(tmp_path / "new" / "p.csv"), "--device", "cpu"])
+    predict.main(
+        [
+            str(folder / "out" / "model-fraction-random.pth"),
+            str(folder / "land" / "RGB Images" / "test"),
+            "--out",
+            str(tmp_path / "new" / "p.csv"),
+            "--device",
+            "cpu",
+        ]
+    )
     found = pd.read_csv(tmp_path / "new" / "p.csv")
     assert len(found) == 40 and found.file[3].endswith("003.png")
     fractions = found[MIXED_CLASSES].to_numpy()
-    assert np.allclose(fractions.sum(1), 1, atol=1e-3) and (found["class"] == np.array(MIXED_CLASSES)[fractions.argmax(1)]).all()
+    assert (
+        np.allclose(fractions.sum(1), 1, atol=1e-3)
+        and (found["class"] == np.array(MIXED_CLASSES)[fractions.argmax(1)]).all()
+    )
     truth = pd.read_csv(folder / "land" / "CSV" / "csv_test.csv")[MIXED_CLASSES].to_numpy()
     results = pd.read_csv(folder / "out" / "results.csv")
-    rmse = results[(results.split == "test") & (results.metric == "rmse") & (results["class"] == "all")].value.item()
+    rmse = results[
+        (results.split == "test") & (results.metric == "rmse") & (results["class"] == "all")
+    ].value.item()
     assert np.sqrt(((fractions - truth) ** 2).mean(0)).mean() == pytest.approx(rmse, abs=2e-4)
 
 
 def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
     folder, class_map = world
-    predict.main([str(folder / "out" / "model-fraction-random.pth"), str(folder / "scene.png"), "--stride", "24",
-                  "--out", str(tmp_path / "scene.csv"), "--truth", str(folder / "classes.png"), "--device", "cpu"])
+    predict.main(
+        [
+            str(folder / "out" / "model-fraction-random.pth"),
+            str(folder / "scene.png"),
+            "--stride",
+            "24",
+            "--out",
+            str(tmp_path / "scene.csv"),
+            "--truth",
+            str(folder / "classes.png"),
+            "--device",
+            "cpu",
+        ]
+    )
     found = pd.read_csv(tmp_path / "scene.csv")
     assert len(found) == 9 * 13 and found.row.max() == 240 - TILE and found.column.max() == 336 - TILE
 
@@ -67,10 +113,14 @@ def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
     rmse, truth = error(found.row, found.column)
     spread = truth.std(0).mean()
     right = (truth.argmax(1) == found[MIXED_CLASSES].to_numpy().argmax(1)).mean()
-    assert f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {spread:.3f})" in (said := capsys.readouterr().out)
+    assert f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {spread:.3f})" in (
+        said := capsys.readouterr().out
+    )
     assert f"right in {right:.0%}" in said
     assert rmse < 0.75 * spread
-    assert rmse < 0.75 * error(found.row.max() - found.row, found.column.max() - found.column)[0]  # of a map upside down
+    assert (
+        rmse < 0.75 * error(found.row.max() - found.row, found.column.max() - found.column)[0]
+    )  # of a map upside down
     with Image.open(tmp_path / "scene-map.png") as image:
         assert image.width > 800 and np.asarray(image.convert("RGB")).std() > 20
 
@@ -80,26 +130,55 @@ def test_bad_input(world, tmp_path, capsys):
     model, image = folder / "out" / "model-fraction-random.pth", folder / "scene.png"
     (tmp_path / "noise.png").write_bytes(b"nothing")
     (tmp_path / "empty").mkdir()
-    for arguments, part in (([tmp_path / "none.pth", image], "none.pth: not a model of transfer.py --save-model ([Errno 2] No such file"),
-                            ([image, image], "scene.png: not a model of transfer.py --save-model"),
-                            ([model, tmp_path / "none.png"], "none.png: not a readable image ([Errno 2] No such file"),
-                            ([model, tmp_path / "noise.png"], "noise.png: not a readable image"),
-                            ([model, tmp_path / "empty"], "empty: holds no images")):
-        assert part in refused(capsys, predict.main, *arguments, "--out", tmp_path / "p.csv", "--device", "cpu")
+    for arguments, part in (
+        (
+            [tmp_path / "none.pth", image],
+            "none.pth: not a model of transfer.py --save-model ([Errno 2] No such file",
+        ),
+        ([image, image], "scene.png: not a model of transfer.py --save-model"),
+        ([model, tmp_path / "none.png"], "none.png: not a readable image ([Errno 2] No such file"),
+        ([model, tmp_path / "noise.png"], "noise.png: not a readable image"),
+        ([model, tmp_path / "empty"], "empty: holds no images"),
+    ):
+        assert part in refused(
+            capsys, predict.main, *arguments, "--out", tmp_path / "p.csv", "--device", "cpu"
+        )
     Image.fromarray(np.full((240, 336), 99, np.uint8)).save(tmp_path / "far.png")
     Image.fromarray(np.zeros((240, 335), np.uint8)).save(tmp_path / "narrow.png")
     Image.fromarray(np.zeros((240, 336), np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((240, 336), -1, np.int32)).save(tmp_path / "signed.tif")
-    for truth, part in ((folder / "scene.png", "one channel of integers"), (tmp_path / "noise.png", "noise.png: not a readable image"),
-                        (tmp_path / "far.png", "holds class 99, the model knows 0 to 9"), (tmp_path / "float.tif", "one channel of integers"),
-                        (tmp_path / "narrow.png", "has shape (240, 335), the picture (240, 336)"), (tmp_path / "signed.tif", "holds class -1")):
-        assert part in refused(capsys, predict.main, model, image, "--truth", truth, "--out", tmp_path / "p.csv", "--device", "cpu")
+    for truth, part in (
+        (folder / "scene.png", "one channel of integers"),
+        (tmp_path / "noise.png", "noise.png: not a readable image"),
+        (tmp_path / "far.png", "holds class 99, the model knows 0 to 9"),
+        (tmp_path / "float.tif", "one channel of integers"),
+        (tmp_path / "narrow.png", "has shape (240, 335), the picture (240, 336)"),
+        (tmp_path / "signed.tif", "holds class -1"),
+    ):
+        assert part in refused(
+            capsys,
+            predict.main,
+            model,
+            image,
+            "--truth",
+            truth,
+            "--out",
+            tmp_path / "p.csv",
+            "--device",
+            "cpu",
+        )
     kept = {f: f.read_bytes() for f in (model, image)}
     for out in (image, model):
-        assert "would overwrite" in refused(capsys, predict.main, model, image, "--out", out, "--device", "cpu")
+        assert "would overwrite" in refused(
+            capsys, predict.main, model, image, "--out", out, "--device", "cpu"
+        )
     Image.fromarray(np.zeros((240, 336), np.uint8)).save(tmp_path / "scene-map.png")
-    assert "would overwrite" in refused(capsys, predict.main, model, image, "--truth", tmp_path / "scene-map.png", "--out", tmp_path / "x.csv")
+    assert "would overwrite" in refused(
+        capsys, predict.main, model, image, "--truth", tmp_path / "scene-map.png", "--out", tmp_path / "x.csv"
+    )
     assert "is a folder" in refused(capsys, predict.main, model, image, "--out", tmp_path, "--device", "cpu")
     assert all(f.read_bytes() == content for f, content in kept.items())
-    assert "one scene, not of 2" in refused(capsys, predict.main, model, image, image, "--truth", image, "--out", tmp_path / "p.csv")
+    assert "one scene, not of 2" in refused(
+        capsys, predict.main, model, image, image, "--truth", image, "--out", tmp_path / "p.csv"
+    )
     assert not (tmp_path / "p.csv").exists()

@@ -19,12 +19,17 @@ RANKS, BATCH = 2, 16
 
 def joined_batch():
     g = torch.Generator().manual_seed(0)
-    return torch.randn(2, BATCH, 3, 32, 32, generator=g).double() + torch.linspace(-1, 1, BATCH)[None, :, None, None, None]
+    return (
+        torch.randn(2, BATCH, 3, 32, 32, generator=g).double()
+        + torch.linspace(-1, 1, BATCH)[None, :, None, None, None]
+    )
 
 
 def build(name):
     torch.manual_seed(1)
-    return METHODS[name](build_backbone(), hidden=32, out=16, **({"queue_size": 24} if name == "moco" else {})).double()
+    return METHODS[name](
+        build_backbone(), hidden=32, out=16, **({"queue_size": 24} if name == "moco" else {})
+    ).double()
 
 
 def outcome(model, method, views):
@@ -77,7 +82,9 @@ def test_the_test_would_see_a_gradient_of_half_the_size(ranks):
     method = build("barlow")
     whole = outcome(method, method, joined_batch())["gradients"]
     key = "backbone.conv1.weight"
-    assert float(whole[key].norm()) > 1e-3 and float((share[key] / 2 - whole[key]).norm()) > 0.1 * float(whole[key].norm())
+    assert float(whole[key].norm()) > 1e-3 and float((share[key] / 2 - whole[key]).norm()) > 0.1 * float(
+        whole[key].norm()
+    )
 
 
 def test_synchronised_norm_is_batch_norm_in_eval_mode():
@@ -89,8 +96,36 @@ def test_synchronised_norm_is_batch_norm_in_eval_mode():
 
 
 def test_torchrun_with_two_ranks_trains_as_one_process(folder, tmp_path):
-    flags = ["--method", "moco", "--data", folder, "--size", "32", "--subset", "0.667", "--batch-size", "18", "--epochs", "2", "--hidden", "32",
-             "--out-dim", "16", "--queue-size", "72", "--splits", "2", "--device", "cpu", "--precision", "fp32", "--lr", "1e-4", "--cache", tmp_path / "cache"]
+    flags = [
+        "--method",
+        "moco",
+        "--data",
+        folder,
+        "--size",
+        "32",
+        "--subset",
+        "0.667",
+        "--batch-size",
+        "18",
+        "--epochs",
+        "2",
+        "--hidden",
+        "32",
+        "--out-dim",
+        "16",
+        "--queue-size",
+        "72",
+        "--splits",
+        "2",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--lr",
+        "1e-4",
+        "--cache",
+        tmp_path / "cache",
+    ]
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_ssl.py"]
     pair = script(*run, *flags, "--out", tmp_path / "pair")
     alone = script("train_ssl.py", *flags, "--out", tmp_path / "alone")

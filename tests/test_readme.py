@@ -12,9 +12,14 @@ import common
 import train_ssl
 
 SCRIPTS = ["train_ssl", "transfer", "predict", "bench", "tune", "plot", "paper"]
-SOURCES = ["README.md", *(f"{s}.py" for s in SCRIPTS if (ROOT / f"{s}.py").exists()),
-           *(str(f.relative_to(ROOT)) for f in sorted((ROOT / "yaml").rglob("*.yaml")))]
-COMMAND = re.compile(r"(?:^|[\s#&])(?:python|torchrun(?: --[\w=]+)*) ((?:%s)\.py)((?: [^#\n`&;]*)?)" % "|".join(SCRIPTS))
+SOURCES = [
+    "README.md",
+    *(f"{s}.py" for s in SCRIPTS if (ROOT / f"{s}.py").exists()),
+    *(str(f.relative_to(ROOT)) for f in sorted((ROOT / "yaml").rglob("*.yaml"))),
+]
+COMMAND = re.compile(
+    r"(?:^|[\s#&])(?:python|torchrun(?: --[\w=]+)*) ((?:%s)\.py)((?: [^#\n`&;]*)?)" % "|".join(SCRIPTS)
+)
 
 
 def commands():
@@ -23,7 +28,9 @@ def commands():
         text = (ast.get_docstring(ast.parse(text)) or "") if source.endswith(".py") else text
         for script, words in COMMAND.findall(text):
             if "..." not in words:
-                yield pytest.param(script.removesuffix(".py"), words.strip(), id=f"{source}: {script}{words}"[:90])
+                yield pytest.param(
+                    script.removesuffix(".py"), words.strip(), id=f"{source}: {script}{words}"[:90]
+                )
 
 
 def options(script):
@@ -42,10 +49,16 @@ def test_command_parses(script, words):
 
 def test_there_are_commands_to_check():
     found = [p.id for p in commands()]
-    assert len(found) >= 10 and any(i.startswith("README") for i in found) and any(i.startswith("yaml/paper/moco") for i in found)
+    assert (
+        len(found) >= 10
+        and any(i.startswith("README") for i in found)
+        and any(i.startswith("yaml/paper/moco") for i in found)
+    )
 
 
-@pytest.mark.parametrize("file", [f for f in SOURCES if f.startswith("yaml") and "tune" not in f and "transfer" not in f])
+@pytest.mark.parametrize(
+    "file", [f for f in SOURCES if f.startswith("yaml") and "tune" not in f and "transfer" not in f]
+)
 def test_recipes_hold_valid_values_and_little_else(file):
     parser = train_ssl.flags()
     args = common.parse(parser, ["--config", str(ROOT / file)])

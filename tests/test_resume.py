@@ -15,7 +15,14 @@ from test_train import wait_for
 
 import train_ssl
 
-CASES = [("barlow", "torch"), ("moco", "torch"), ("simclr", "torch"), ("simsiam", "torch"), ("moco", "dali"), ("barlow", "dali")]
+CASES = [
+    ("barlow", "torch"),
+    ("moco", "torch"),
+    ("simclr", "torch"),
+    ("simsiam", "torch"),
+    ("moco", "dali"),
+    ("barlow", "dali"),
+]
 
 
 @pytest.mark.parametrize("method, loader", CASES)
@@ -26,8 +33,13 @@ def test_killed_at_a_random_moment(method, loader, tiny, tmp_path):
     train_ssl.main([*flags, "--out", str(tmp_path / "whole")])
     seed = random.randrange(10**6)
     print("kill seed", seed)  # shown when the test fails
-    process = subprocess.Popen([sys.executable, "train_ssl.py", *flags, "--save-minutes", "1e-9"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "train_ssl.py", *flags, "--save-minutes", "1e-9"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
     time.sleep(random.Random(seed).uniform(0, 1.5))
     process.send_signal(signal.SIGKILL)
@@ -39,7 +51,8 @@ def test_killed_at_a_random_moment(method, loader, tiny, tmp_path):
     assert_equal(*(torch.load(tmp_path / d / "backbone.pth") for d in ("whole", "run")))
     logs = [pd.read_csv(tmp_path / d / "log.csv") for d in ("whole", "run")]
     assert logs[0][["epoch", "loss", "lr", "feature_std", "effective_rank"]].equals(
-        logs[1][["epoch", "loss", "lr", "feature_std", "effective_rank"]])
+        logs[1][["epoch", "loss", "lr", "feature_std", "effective_rank"]]
+    )
 
 
 @pytest.mark.parametrize("last_words", ["diagnose", "describe", "draw_curve"])
@@ -53,7 +66,11 @@ def test_dies_after_the_last_step_of_an_epoch(last_words, tiny, tmp_path, monkey
     train_ssl.main(flags)
     assert_equal(*(torch.load(tmp_path / d / "backbone.pth") for d in ("whole", "run")))
     logs = [pd.read_csv(tmp_path / d / "log.csv") for d in ("whole", "run")]
-    assert logs[0].drop(columns=["images_per_s", "data_wait", "seconds"]).equals(logs[1].drop(columns=["images_per_s", "data_wait", "seconds"]))
+    assert (
+        logs[0]
+        .drop(columns=["images_per_s", "data_wait", "seconds"])
+        .equals(logs[1].drop(columns=["images_per_s", "data_wait", "seconds"]))
+    )
     assert (tmp_path / "run" / "curve.png").exists()
 
 

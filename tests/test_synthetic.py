@@ -1,6 +1,6 @@
 """The built-in scenes: the same for ever, laid out as the real archives, with fractions that are true.
 
-    python -m tests.test_synthetic    # what colour, texture and a random network know of 2,900 scenes, in a minute
+python -m tests.test_synthetic    # what colour, texture and a random network know of 2,900 scenes, in a minute
 """
 
 import csv
@@ -19,7 +19,9 @@ from data.tables import load_table
 
 
 def contents(root):
-    return {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    return {
+        file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def test_same_seed_same_bytes_and_another_seed_none(pure, tmp_path):
     assert len(set(first.values())) == len(first) == 60
 
 
-@pytest.mark.parametrize("layout, fewer, options", [("pure", 29, dict(size=32)), ("mixed", 10, dict(size=48, seed=3))])
+@pytest.mark.parametrize(
+    "layout, fewer, options", [("pure", 29, dict(size=32)), ("mixed", 10, dict(size=48, seed=3))]
+)
 def test_a_scene_does_not_depend_on_how_many_there_are(layout, fewer, options, pure, mixed, tmp_path):
     synthetic.write_scenes(tmp_path / "fewer", layout, count=fewer, **options)
     more = contents({"pure": pure, "mixed": mixed}[layout])
@@ -55,22 +59,38 @@ def test_a_scene_does_not_depend_on_how_many_there_are(layout, fewer, options, p
 
 def test_pure_scenes_are_laid_out_as_the_archive(pure):
     names = sorted((folder.name for folder in pure.iterdir()), key=lambda name: int(name.split("_")[0]))
-    assert names[:6] == ["1_BarrenLands___jpeg", "2_MossAndLichen_jpeg", "3_Grasslands____jpeg", "4_ShrublandOpen_jpeg",
-                         "5_SrublandClose_jpeg", "6_ForestsOpDeBr_jpeg"]
+    assert names[:6] == [
+        "1_BarrenLands___jpeg",
+        "2_MossAndLichen_jpeg",
+        "3_Grasslands____jpeg",
+        "4_ShrublandOpen_jpeg",
+        "5_SrublandClose_jpeg",
+        "6_ForestsOpDeBr_jpeg",
+    ]
     assert names[28] == "29_UrbanBlUpArea_jpeg" and len(names) == 29
     table = load_table(pure)
     assert table.classes == names and len(table) == 60
     assert set(np.bincount(table.labels)) == {2, 3}
     scene = synthetic.render(9, 32, np.random.default_rng([0, 0, 9, 1]))
     stored = np.asarray(Image.open(pure / names[9] / "00001.jpg"))
-    assert stored.shape == (32, 32, 3) and abs(stored.astype(int) - scene).mean() < 6  # JPEG's loss, not another scene
+    assert (
+        stored.shape == (32, 32, 3) and abs(stored.astype(int) - scene).mean() < 6
+    )  # JPEG's loss, not another scene
 
 
 def test_mixed_scenes_are_laid_out_as_land(mixed):
     for split, n in {"train": 14, "val": 2, "test": 4}.items():
         with open(mixed / "Level_N2" / "CSV" / f"csv_{split}.csv", newline="") as file:
             header, *rows = csv.reader(file)
-        assert header == ["ID", "Latitude", "Longitude", "Filename", "Level", *synthetic.MIXED_CLASSES, "Class_max"]
+        assert header == [
+            "ID",
+            "Latitude",
+            "Longitude",
+            "Filename",
+            "Level",
+            *synthetic.MIXED_CLASSES,
+            "Class_max",
+        ]
         images = sorted(image.name for image in (mixed / "Level_N2" / "RGB Images" / split).iterdir())
         assert [row[3] for row in rows] == images and len(images) == n
         for row in rows:
@@ -84,7 +104,7 @@ def test_fractions_are_the_areas_of_the_class_map(mixed):
     table, size = load_table(mixed), 48
     for i, row in enumerate(np.flatnonzero(table.split == "train")):
         rng = np.random.default_rng([3, 1, 0, i])
-        _, class_map = synthetic.mixed_scene(size, size, rng, size * rng.uniform(.4, 1.2))
+        _, class_map = synthetic.mixed_scene(size, size, rng, size * rng.uniform(0.4, 1.2))
         areas = [(class_map == index).sum() / size**2 for index in range(10)]
         np.testing.assert_allclose(table.fractions[row], areas, atol=2e-6)
 
@@ -92,9 +112,12 @@ def test_fractions_are_the_areas_of_the_class_map(mixed):
 @pytest.fixture
 def flat(monkeypatch):
     """Mixed scenes whose pixels are the number of the class that was painted there."""
+
     def grow(recipe, shape, rng, season):
         land = synthetic.bare(shape, rng, season)
-        land.colour += [any(recipe is look for look in looks) for _, looks in synthetic.MIXED.values()].index(True)
+        land.colour += [any(recipe is look for look in looks) for _, looks in synthetic.MIXED.values()].index(
+            True
+        )
         return land
 
     monkeypatch.setattr(synthetic, "grow", grow)
@@ -111,7 +134,7 @@ def test_mixed_classes_are_imbalanced_as_in_land(flat):
     _, class_map = synthetic.mixed_scene(320, 320, np.random.default_rng(0), region=10)
     area = np.bincount(class_map.ravel(), minlength=10) / class_map.size
     weights = np.sqrt([scenes for scenes, _ in synthetic.MIXED.values()])
-    np.testing.assert_allclose(area, weights / weights.sum(), atol=.05)
+    np.testing.assert_allclose(area, weights / weights.sum(), atol=0.05)
     assert area.max() > 4 * area.min() > 0
 
 
@@ -119,15 +142,26 @@ def test_mixed_classes_are_imbalanced_as_in_land(flat):
 def test_every_class_at_every_size(size):
     for index in range(29) if size < 100 else (0, 8, 28):
         scene = synthetic.render(index, size, np.random.default_rng(index))
-        assert scene.shape == (size, size, 3) and scene.dtype == np.uint8 and scene.std() > 1, synthetic.CLASSES[index]
+        assert scene.shape == (size, size, 3) and scene.dtype == np.uint8 and scene.std() > 1, (
+            synthetic.CLASSES[index]
+        )
     image, shares = synthetic.render_mixed(size, np.random.default_rng(0))
     assert image.shape == (size, size, 3) and abs(shares.sum() - 1) < 1e-9
 
 
-@pytest.mark.parametrize("flags, says", [
-    (["--count", "28"], "count is 28"), (["--count", "9", "--layout", "mixed"], "count is 9"),
-    (["--size", "8"], "size is 8"), (["--quality", "0"], "quality is 0"), (["--seed", "-1"], "seed is -1"),
-    (["--count", "many"], "invalid int value"), (["--layout", "round"], "invalid choice"), ([], "not empty")])
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--count", "28"], "count is 28"),
+        (["--count", "9", "--layout", "mixed"], "count is 9"),
+        (["--size", "8"], "size is 8"),
+        (["--quality", "0"], "quality is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--count", "many"], "invalid int value"),
+        (["--layout", "round"], "invalid choice"),
+        ([], "not empty"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(flags, says, tmp_path, capsys):
     if not flags:
         (tmp_path / "out").mkdir()
@@ -135,7 +169,9 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         synthetic.main([str(tmp_path / "out"), *flags])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and says in error, error
+    assert (
+        stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and says in error
+    ), error
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ([] if flags else ["mine.txt"])
 
 
@@ -153,7 +189,11 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def sample(each, size=64, seed=7):
     """`each` scenes of every class, their labels, and the mask of the quarter kept for testing."""
-    images = [synthetic.render(c, size, np.random.default_rng([seed, 0, c, i])) for c in range(29) for i in range(each)]
+    images = [
+        synthetic.render(c, size, np.random.default_rng([seed, 0, c, i]))
+        for c in range(29)
+        for i in range(each)
+    ]
     return np.stack(images), np.repeat(np.arange(29), each), np.tile(np.arange(each) % 4 == 0, 29)
 
 
@@ -166,9 +206,11 @@ def texture(images):
     grey = images.mean(-1) - images.mean((1, 2, 3))[:, None, None]
     size, power = grey.shape[1], abs(np.fft.rfft2(grey)) ** 2
     radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
-    edges = np.geomspace(1 / size, .5, 12)
+    edges = np.geomspace(1 / size, 0.5, 12)
     rings = [power[:, (a <= radius) & (radius < b)].mean(1) for a, b in zip(edges, edges[1:])]
-    steps = np.quantile(np.hypot(*np.gradient(grey, axis=(1, 2))).reshape(len(grey), -1), [.1, .3, .5, .7, .9, .97], 1)
+    steps = np.quantile(
+        np.hypot(*np.gradient(grey, axis=(1, 2))).reshape(len(grey), -1), [0.1, 0.3, 0.5, 0.7, 0.9, 0.97], 1
+    )
     return np.log(np.stack([*rings, *steps], 1) + 1e-3)
 
 
@@ -180,9 +222,11 @@ def macro_f1(model, features, labels, test):
 def test_colour_alone_does_not_tell_the_classes_and_texture_does():
     images, labels, test = sample(20)
     by_colour = macro_f1(KNeighborsClassifier(5), colour(images), labels, test)
-    by_texture = macro_f1(LogisticRegression(max_iter=300), np.c_[colour(images), texture(images)], labels, test)
-    assert 2 / 29 < by_colour < .4, by_colour
-    assert by_texture > by_colour + .25, (by_texture, by_colour)
+    by_texture = macro_f1(
+        LogisticRegression(max_iter=300), np.c_[colour(images), texture(images)], labels, test
+    )
+    assert 2 / 29 < by_colour < 0.4, by_colour
+    assert by_texture > by_colour + 0.25, (by_texture, by_colour)
 
 
 def random_features(images):
@@ -200,9 +244,13 @@ def random_features(images):
 
 def report(each=100):
     images, labels, test = sample(each)
-    kinds = {"channel mean": images.mean((1, 2)), "channel mean, std": colour(images), "texture": texture(images),
-             "texture and channel mean, std": np.c_[texture(images), colour(images)],
-             "random ResNet-18, 512 features": random_features(images)}
+    kinds = {
+        "channel mean": images.mean((1, 2)),
+        "channel mean, std": colour(images),
+        "texture": texture(images),
+        "texture and channel mean, std": np.c_[texture(images), colour(images)],
+        "random ResNet-18, 512 features": random_features(images),
+    }
     print(f"macro F1 on {test.sum()} of {len(labels)} scenes of 64 px   5-NN  10-NN  20-NN  linear")
     for name, features in kinds.items():
         models = [*map(KNeighborsClassifier, (5, 10, 20)), LogisticRegression(max_iter=500)]

@@ -28,7 +28,14 @@ COLUMNS = "epoch,loss,chance_loss,lr,feature_std,effective_rank,knn_macro_f1,ima
 def test_a_run_leaves_what_the_design_says(name, tiny, tmp_path, capsys):
     train_ssl.main(["--method", name, *tiny])
     out = tmp_path / "run"
-    assert {f.name for f in out.iterdir()} == {"config.yaml", "log.csv", "checkpoint.pt", "backbone.pth", "views.png", "curve.png"}
+    assert {f.name for f in out.iterdir()} == {
+        "config.yaml",
+        "log.csv",
+        "checkpoint.pt",
+        "backbone.pth",
+        "views.png",
+        "curve.png",
+    }
     assert (out / "log.csv").read_text().splitlines()[0] == COLUMNS
     log = pd.read_csv(out / "log.csv")
     assert log.epoch.tolist() == [1, 2] and (log.loss != log.chance_loss).all() and (log.lr > 0).all()
@@ -43,9 +50,28 @@ def test_a_run_leaves_what_the_design_says(name, tiny, tmp_path, capsys):
 
 def test_it_learns(tiny, tmp_path):
     """Every image has its own colours: a few epochs tell the pictures apart better than chance."""
-    flags = dict(zip(tiny[::2], tiny[1::2])) | {"--epochs": "10", "--out": str(tmp_path / "learns"), "--precision": "fp32"}
-    train_ssl.main(["--method", "simclr", "--optimizer", "adamw", "--lr", "2e-3", "--jitter", "0.1", "--blur", "0", "--min-area", "0.6",
-                    *(x for pair in flags.items() for x in pair)])
+    flags = dict(zip(tiny[::2], tiny[1::2])) | {
+        "--epochs": "10",
+        "--out": str(tmp_path / "learns"),
+        "--precision": "fp32",
+    }
+    train_ssl.main(
+        [
+            "--method",
+            "simclr",
+            "--optimizer",
+            "adamw",
+            "--lr",
+            "2e-3",
+            "--jitter",
+            "0.1",
+            "--blur",
+            "0",
+            "--min-area",
+            "0.6",
+            *(x for pair in flags.items() for x in pair),
+        ]
+    )
     log = pd.read_csv(tmp_path / "learns" / "log.csv")
     assert log.loss.iloc[-1] < 0.9 * log.chance_loss.iloc[-1]
     assert log.effective_rank.iloc[-1] > 2 and log.feature_std.iloc[-1] > 0.05
@@ -53,8 +79,15 @@ def test_it_learns(tiny, tmp_path):
 
 def test_warmup_then_cosine_never_zero():
     rates = [common.learning_rate(s, 100, 10, 0.5) for s in range(100)]
-    assert rates[:10] == pytest.approx([0.05 * (k + 1) for k in range(10)]) and max(rates) == rates[9] == rates[10] == 0.5
-    assert rates[55] == pytest.approx(0.25) and all(a >= b for a, b in zip(rates[9:], rates[10:])) and min(rates) > 0
+    assert (
+        rates[:10] == pytest.approx([0.05 * (k + 1) for k in range(10)])
+        and max(rates) == rates[9] == rates[10] == 0.5
+    )
+    assert (
+        rates[55] == pytest.approx(0.25)
+        and all(a >= b for a, b in zip(rates[9:], rates[10:]))
+        and min(rates) > 0
+    )
     assert min(common.learning_rate(s, 5, 10, 0.5) for s in range(5)) > 0, "a run shorter than its warm-up"
 
 
@@ -66,7 +99,9 @@ def test_lars_scales_each_weight_and_leaves_biases():
     optimizer.step()
     update = torch.full((3, 4), 3.0 + 0.1 * 2.0)
     expected = 2.0 - 0.5 * 0.01 * torch.full((3, 4), 2.0).norm() / update.norm() * update
-    assert torch.allclose(weight, expected) and torch.allclose(bias, torch.full((4,), 2.0 - 0.5 * (3.0 + 0.1 * 2.0)))
+    assert torch.allclose(weight, expected) and torch.allclose(
+        bias, torch.full((4,), 2.0 - 0.5 * (3.0 + 0.1 * 2.0))
+    )
 
 
 def test_predictor_keeps_its_rate_and_norms_do_not_decay():
@@ -85,12 +120,22 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_p
     forward = METHODS["simclr"].forward
     monkeypatch.setattr(METHODS["simclr"], "forward", lambda self, a, b: forward(self, a, b) * float("nan"))
     error = refused(capsys, train_ssl.main, "--method", "simclr", *tiny)
-    assert "not finite at epoch 2, step 1" in error and (tmp_path / "run" / "checkpoint.pt").read_bytes() == good
+    assert (
+        "not finite at epoch 2, step 1" in error and (tmp_path / "run" / "checkpoint.pt").read_bytes() == good
+    )
 
 
 def test_collapse_is_announced():
-    row = {"epoch": 1, "loss": -1, "chance_loss": 0, "feature_std": 0.001, "effective_rank": 30, "knn_macro_f1": None,
-           "images_per_s": 1, "data_wait": 0}
+    row = {
+        "epoch": 1,
+        "loss": -1,
+        "chance_loss": 0,
+        "feature_std": 0.001,
+        "effective_rank": 30,
+        "knn_macro_f1": None,
+        "images_per_s": 1,
+        "data_wait": 0,
+    }
     assert "warning: the features have collapsed" in train_ssl.describe(row, 2)
     assert "warning" not in train_ssl.describe(row | {"feature_std": 0.4}, 2)
 
@@ -99,7 +144,9 @@ def test_finished_and_other_configurations(tiny, tmp_path, capsys):
     train_ssl.main(["--method", "simclr", *tiny])
     kept = (tmp_path / "run" / "backbone.pth").read_bytes()
     train_ssl.main(["--method", "simclr", *tiny, "--workers", "2"])
-    assert "is complete" in capsys.readouterr().out and (tmp_path / "run" / "backbone.pth").read_bytes() == kept
+    assert (
+        "is complete" in capsys.readouterr().out and (tmp_path / "run" / "backbone.pth").read_bytes() == kept
+    )
     error = refused(capsys, train_ssl.main, "--method", "simclr", *tiny, "--lr", "0.123")
     assert "lr was 0.1" in error or "lr was" in error and "is 0.123" in error
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"damaged" * 100)
@@ -118,18 +165,31 @@ def test_init_takes_our_files_torchvisions_and_the_authors(tiny, tmp_path, capsy
     reference = torchvision.models.resnet18()
     state = {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
     numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-    authors = {"backbone." + ".".join([numbers[k.split(".")[0]], *k.split(".")[1:]]): v for k, v in state.items()}
+    authors = {
+        "backbone." + ".".join([numbers[k.split(".")[0]], *k.split(".")[1:]]): v for k, v in state.items()
+    }
     torch.save(reference.state_dict(), tmp_path / "torchvision.pth")
-    torch.save({"MODEL": authors | {"projection_head.0.weight": torch.zeros(2)}, "EPOCH": 500}, tmp_path / "authors.pt")
-    torch.save({"model": {f"backbone.{k}": v for k, v in state.items()} | {"queue": torch.zeros(2)}}, tmp_path / "checkpoint.pt")
+    torch.save(
+        {"MODEL": authors | {"projection_head.0.weight": torch.zeros(2)}, "EPOCH": 500},
+        tmp_path / "authors.pt",
+    )
+    torch.save(
+        {"model": {f"backbone.{k}": v for k, v in state.items()} | {"queue": torch.zeros(2)}},
+        tmp_path / "checkpoint.pt",
+    )
     torch.save({f"_orig_mod.{k}": v for k, v in state.items()}, tmp_path / "compiled.pth")
     for name in ("torchvision.pth", "authors.pt", "checkpoint.pt", "compiled.pth"):
         loaded = build_backbone(init=str(tmp_path / name)).state_dict()
         assert all(torch.equal(loaded[k], state[k]) for k in state), name
     train_ssl.main(["--method", "barlow", *tiny, "--init", str(tmp_path / "authors.pt"), "--stop-epoch", "1"])
-    state.pop("layer1.0.conv1.weight"), state.update({"other.weight": torch.zeros(1), "bn1.bias": torch.zeros(3)})
+    (
+        state.pop("layer1.0.conv1.weight"),
+        state.update({"other.weight": torch.zeros(1), "bn1.bias": torch.zeros(3)}),
+    )
     torch.save(state, tmp_path / "misfit.pth")
-    with pytest.raises(WeightsError, match="layer1.0.conv1.weight is missing, other.weight is unknown, bn1.bias has shape"):
+    with pytest.raises(
+        WeightsError, match="layer1.0.conv1.weight is missing, other.weight is unknown, bn1.bias has shape"
+    ):
         build_backbone(init=str(tmp_path / "misfit.pth"))
     (tmp_path / "text.pth").write_text("no weights")
     for name in ("text.pth", "gone.pth"):
@@ -139,10 +199,16 @@ def test_init_takes_our_files_torchvisions_and_the_authors(tiny, tmp_path, capsy
 
 def test_imagenet_weights_come_through_torchvisions_api(tmp_path, monkeypatch, tiny, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
-    assert "cannot be downloaded" in refused(capsys, train_ssl.main, "--method", "barlow", *tiny, "--init", "imagenet")
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network"))
+    )
+    assert "cannot be downloaded" in refused(
+        capsys, train_ssl.main, "--method", "barlow", *tiny, "--init", "imagenet"
+    )
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **k: torchvision.models.resnet18().state_dict())
+    monkeypatch.setattr(
+        type(weights), "get_state_dict", lambda self, **k: torchvision.models.resnet18().state_dict()
+    )
     train_ssl.main(["--method", "barlow", *tiny, "--init", "imagenet", "--stop-epoch", "1"])
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["mean"] == [0.485, 0.456, 0.406], "ImageNet weights keep their normalisation"
@@ -153,7 +219,9 @@ def test_profile_names_the_bottleneck(tiny, tmp_path, capsys):
     assert "bottleneck: the" in capsys.readouterr().out
     row = pd.read_csv(tmp_path / "run" / "profile.csv").iloc[0]
     assert row.loader_images_per_s > row.images_per_s > 0 and 0 < row.data_wait < 1
-    assert (tmp_path / "run" / "trace.json").stat().st_size > 1000 and not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert (tmp_path / "run" / "trace.json").stat().st_size > 1000 and not (
+        tmp_path / "run" / "checkpoint.pt"
+    ).exists()
 
 
 def test_auto_chooses_a_loader_and_says_why(monkeypatch):
@@ -168,8 +236,27 @@ def test_auto_chooses_a_loader_and_says_why(monkeypatch):
 
 
 def test_built_in_scenes_and_the_command_line(tmp_path):
-    done = script("train_ssl.py", "--method", "barlow", "--scenes", "120", "--size", "32", "--epochs", "1", "--batch-size", "48",
-                  "--hidden", "16", "--out-dim", "16", "--out", tmp_path / "run", "--cache", tmp_path / "cache")
+    done = script(
+        "train_ssl.py",
+        "--method",
+        "barlow",
+        "--scenes",
+        "120",
+        "--size",
+        "32",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "48",
+        "--hidden",
+        "16",
+        "--out-dim",
+        "16",
+        "--out",
+        tmp_path / "run",
+        "--cache",
+        tmp_path / "cache",
+    )
     assert done.returncode == 0 and "120 built-in scenes" in done.stdout, done.stderr
     assert "%|" not in done.stderr, "no progress bar where the output is not a terminal"
     assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 1
@@ -182,38 +269,71 @@ def test_bad_files_stop_the_run_unless_skipped(folder, tmp_path, capsys):
     first[0].write_bytes(first[0].read_bytes()[:300])
     first[1].write_bytes(b"")
     first[2].write_text("not an image")
-    flags = ["--method", "barlow", "--data", data, "--size", "32", "--batch-size", "20", "--epochs", "1", "--hidden", "8", "--out-dim", "8",
-             "--device", "cpu", "--out", tmp_path / "run", "--cache", tmp_path / "cache"]
+    flags = [
+        "--method",
+        "barlow",
+        "--data",
+        data,
+        "--size",
+        "32",
+        "--batch-size",
+        "20",
+        "--epochs",
+        "1",
+        "--hidden",
+        "8",
+        "--out-dim",
+        "8",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+        "--cache",
+        tmp_path / "cache",
+    ]
     assert "3 of 90 files do not decode" in refused(capsys, train_ssl.main, *flags)
     assert len(pd.read_csv(tmp_path / "run" / "bad_files.csv")) == 3
     train_ssl.main([str(f) for f in flags] + ["--skip-bad-files"])
     assert "left out" in capsys.readouterr().out and (tmp_path / "run" / "backbone.pth").exists()
 
 
-@pytest.mark.parametrize("yaml_text, says", [
-    ("learning_rat: 0.1", "nearest valid key is 'lr'|nearest valid key"),
-    ("batchsize: 8", "'batch_size'"),
-    ("lr: 1e-3", "1.0e-03"),
-    ("epochs: 2.5", "not a whole number"),
-    ("lr: .nan", "not a number"),
-    ("weight_decay: -1.0", "at least 0"),
-    ("method: byol", "not one of barlow"),
-    ("compile: maybe", "not true or false"),
-    ("just text", "holds no"),
-    ("a: [", "not readable as YAML"),
-])
+@pytest.mark.parametrize(
+    "yaml_text, says",
+    [
+        ("learning_rat: 0.1", "nearest valid key is 'lr'|nearest valid key"),
+        ("batchsize: 8", "'batch_size'"),
+        ("lr: 1e-3", "1.0e-03"),
+        ("epochs: 2.5", "not a whole number"),
+        ("lr: .nan", "not a number"),
+        ("weight_decay: -1.0", "at least 0"),
+        ("method: byol", "not one of barlow"),
+        ("compile: maybe", "not true or false"),
+        ("just text", "holds no"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
 def test_yaml_that_is_wrong(yaml_text, says, tiny, tmp_path, capsys):
     (tmp_path / "odd name.yaml").write_text(yaml_text)
     error = refused(capsys, train_ssl.main, *tiny, "--config", tmp_path / "odd name.yaml")
     assert "odd name.yaml" in error and any(part in error for part in says.split("|")), error
 
 
-@pytest.mark.parametrize("flags, says", [
-    (["--lr", "nan"], "not a number"), (["--lr", "-1"], "above 0"), (["--epochs", "0"], "at least 1"),
-    (["--learning-rate", "1"], "nearest valid flag"), (["--config", "gone.yaml"], "gone.yaml"), (["--data", "gone"], "gone: no such folder"),
-    (["--batch-size", "500"], "fewer than one batch"), (["--temperature", "0.1"], "no setting of barlow"),
-    (["--out", "README.md"], "README.md"), (["--init", "gone.pth"], "gone.pth: no such weights file"), (["--subset", "0"], "above 0"),
-])
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--lr", "nan"], "not a number"),
+        (["--lr", "-1"], "above 0"),
+        (["--epochs", "0"], "at least 1"),
+        (["--learning-rate", "1"], "nearest valid flag"),
+        (["--config", "gone.yaml"], "gone.yaml"),
+        (["--data", "gone"], "gone: no such folder"),
+        (["--batch-size", "500"], "fewer than one batch"),
+        (["--temperature", "0.1"], "no setting of barlow"),
+        (["--out", "README.md"], "README.md"),
+        (["--init", "gone.pth"], "gone.pth: no such weights file"),
+        (["--subset", "0"], "above 0"),
+    ],
+)
 def test_flags_that_are_wrong(flags, says, tiny, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert says in refused(capsys, train_ssl.main, "--method", "barlow", *tiny, *flags)
@@ -221,18 +341,34 @@ def test_flags_that_are_wrong(flags, says, tiny, capsys, monkeypatch):
 
 def test_command_line_beats_yaml_beats_default(tiny, tmp_path):
     (tmp_path / "c.yaml").write_text("lr: 0.25\nweight_decay: 0.001\noptimizer: adamw\nsymmetric: false\n")
-    args = common.parse(train_ssl.flags(), [*tiny, "--config", str(tmp_path / "c.yaml"), "--lr", "0.5", "--symmetric"])
-    assert (args.lr, args.weight_decay, args.optimizer, args.momentum, args.symmetric) == (0.5, 0.001, "adamw", 0.9, True)
+    args = common.parse(
+        train_ssl.flags(), [*tiny, "--config", str(tmp_path / "c.yaml"), "--lr", "0.5", "--symmetric"]
+    )
+    assert (args.lr, args.weight_decay, args.optimizer, args.momentum, args.symmetric) == (
+        0.5,
+        0.001,
+        "adamw",
+        0.9,
+        True,
+    )
 
 
 def test_sigterm_saves_says_so_and_goes_on(tiny, tmp_path):
     command = [sys.executable, "train_ssl.py", "--method", "barlow", *tiny, "--epochs", "300"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM and "stopped by a signal" in out and "Traceback" not in err
+    assert (
+        process.returncode == 128 + signal.SIGTERM and "stopped by a signal" in out and "Traceback" not in err
+    )
     state = torch.load(tmp_path / "run" / "checkpoint.pt")
     assert state["epoch"] >= 1 and state["config"]["epochs"] == 300
 

@@ -24,8 +24,25 @@ from models.probe import PENALTIES, linear_heads, neighbour_votes, principal_axe
 from scores import CELL, COLUMNS, Results, fraction_metrics, scene_metrics
 
 CLASSES = list("abcdefghij")
-QUICK = ["--size", "32", "--epochs", "1", "--batch-size", "16", "--ratios", "50", "100", "--seeds", "2", "--device", "cpu",
-         "--precision", "fp32", "--workers", "1"]
+QUICK = [
+    "--size",
+    "32",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "16",
+    "--ratios",
+    "50",
+    "100",
+    "--seeds",
+    "2",
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--workers",
+    "1",
+]
 
 
 def write_land(root: Path, counts={"train": 60, "val": 20, "test": 30}) -> Path:
@@ -38,7 +55,9 @@ def write_land(root: Path, counts={"train": 60, "val": 20, "test": 30}) -> Path:
         rows = []
         for i in range(n):
             first, second, width = i % 10, (i + 1 + rng.integers(9)) % 10, int(rng.integers(18, 32))
-            pixels = np.repeat(colours[[first] * width + [second] * (32 - width)][None], 32, 0) + rng.normal(0, 20, (32, 32, 3))
+            pixels = np.repeat(colours[[first] * width + [second] * (32 - width)][None], 32, 0) + rng.normal(
+                0, 20, (32, 32, 3)
+            )
             Image.fromarray(np.uint8(pixels.clip(0, 255))).save(root / "RGB Images" / split / f"{i}.png")
             fractions = np.zeros(10)
             fractions[first], fractions[second] = width / 32, 1 - width / 32
@@ -65,13 +84,28 @@ def folders(tmp_path_factory):
 
 
 def run(data, out, *flags, base=QUICK):
-    transfer.main(["--data", str(data), "--out", str(out), "--cache", str(Path(data).parent / "cache"), *base, *map(str, flags)])
+    transfer.main(
+        [
+            "--data",
+            str(data),
+            "--out",
+            str(out),
+            "--cache",
+            str(Path(data).parent / "cache"),
+            *base,
+            *map(str, flags),
+        ]
+    )
     return pd.read_csv(Path(out) / "results.csv")
 
 
 def values(results):
     """What must not depend on when and where a cell ran, in the order of the cells."""
-    return results.drop(columns=["seconds", "commit"]).sort_values([*CELL, "epoch", "split", "metric", "class"]).reset_index(drop=True)
+    return (
+        results.drop(columns=["seconds", "commit"])
+        .sort_values([*CELL, "epoch", "split", "metric", "class"])
+        .reset_index(drop=True)
+    )
 
 
 # Metrics and heads
@@ -83,7 +117,9 @@ def test_fraction_metrics():
     found = fraction_metrics(truth, predicted, ["x", "y", "z"])
     per_class = np.sqrt([0.04 / 3, (0.04 + 0.36) / 3, 0.36 / 3])
     assert [found["rmse", c] for c in "xyz"] == pytest.approx(per_class)
-    assert per_class == pytest.approx(metrics.root_mean_squared_error(truth, predicted, multioutput="raw_values"))
+    assert per_class == pytest.approx(
+        metrics.root_mean_squared_error(truth, predicted, multioutput="raw_values")
+    )
     assert found["rmse", "all"] == pytest.approx(metrics.root_mean_squared_error(truth, predicted))
     assert found["rmse_pooled", "all"] == pytest.approx(np.sqrt(((truth - predicted) ** 2).mean()))
     assert found["rmse", "all"] < found["rmse_pooled", "all"] - 0.01  # mean of roots and root of mean differ
@@ -93,9 +129,15 @@ def test_fraction_metrics():
 
 def test_scene_metrics():
     found = scene_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ["x", "y", "z"])
-    assert found["f1", "x"] == pytest.approx(0.8) and found["f1", "y"] == pytest.approx(2 / 3) and found["f1", "z"] == 0
+    assert (
+        found["f1", "x"] == pytest.approx(0.8)
+        and found["f1", "y"] == pytest.approx(2 / 3)
+        and found["f1", "z"] == 0
+    )
     assert found["f1_macro", "all"] == pytest.approx((0.8 + 2 / 3) / 3)  # a class that never occurs counts
-    assert found["f1_micro", "all"] == 0.75 and found["f1_weighted", "all"] == pytest.approx(0.75 * 0.8 + 0.25 * 2 / 3)
+    assert found["f1_micro", "all"] == 0.75 and found["f1_weighted", "all"] == pytest.approx(
+        0.75 * 0.8 + 0.25 * 2 / 3
+    )
     truth, predicted = np.random.default_rng(0).integers(0, [[4], [5]], (2, 200))
     found = scene_metrics(truth, predicted, CLASSES)
     for average in ("micro", "macro", "weighted"):
@@ -112,12 +154,18 @@ def test_linear_heads_are_the_minima():
     targets, axes = F.one_hot(labels, 4).float(), principal_axes(x)
     z = (x - x.mean(0)) / x.std(0)
     for penalty, weight, bias in linear_heads(x, targets, axes, "softmax"):
-        own = LogisticRegression(C=1 / penalty, max_iter=5000, tol=1e-8).fit(z.numpy(), labels.numpy()).predict_proba(z.numpy())
+        own = (
+            LogisticRegression(C=1 / penalty, max_iter=5000, tol=1e-8)
+            .fit(z.numpy(), labels.numpy())
+            .predict_proba(z.numpy())
+        )
         assert np.abs(own - probabilities(F.linear(x, weight, bias), "softmax").numpy()).max() < 0.02
     soft = torch.softmax(torch.randn(150, 4), 1)
     for penalty, weight, bias in linear_heads(x, soft, axes, "bce"):
         w, b = (weight * x.std(0)).requires_grad_(), (bias + weight @ x.mean(0)).requires_grad_()
-        loss = F.binary_cross_entropy_with_logits(F.linear(z, w, b), soft) * 4 + penalty / 300 * w.square().sum()
+        loss = (
+            F.binary_cross_entropy_with_logits(F.linear(z, w, b), soft) * 4 + penalty / 300 * w.square().sum()
+        )
         assert max(g.abs().max() for g in torch.autograd.grad(loss, [w, b])) < 5e-3
 
 
@@ -126,7 +174,9 @@ def test_predictions_are_on_the_simplex():
     for loss in ("softmax", "bce"):
         p = probabilities(logits, loss)
         assert (p >= 0).all() and torch.allclose(p.sum(1), torch.ones(50))
-    assert torch.allclose(probabilities(torch.tensor([[0.0, 0.0, 20]]), "bce"), torch.tensor([[0.25, 0.25, 0.5]]), atol=1e-6)
+    assert torch.allclose(
+        probabilities(torch.tensor([[0.0, 0.0, 20]]), "bce"), torch.tensor([[0.25, 0.25, 0.5]]), atol=1e-6
+    )
 
 
 def test_neighbour_votes():
@@ -148,8 +198,13 @@ def snapshot(tmp_path_factory):
     (folder / "barlow").mkdir()
     torch.save(backbone.state_dict(), folder / "barlow" / "backbone.pth")
     numbered = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-    state = {f"backbone.{numbered[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in backbone.state_dict().items()}
-    torch.save({"MODEL": state | {"projection_head.0.weight": torch.zeros(2, 2)}, "EPOCHS": 3}, folder / "authors.pt")
+    state = {
+        f"backbone.{numbered[k.split('.')[0]]}.{k.split('.', 1)[1]}": v
+        for k, v in backbone.state_dict().items()
+    }
+    torch.save(
+        {"MODEL": state | {"projection_head.0.weight": torch.zeros(2, 2)}, "EPOCHS": 3}, folder / "authors.pt"
+    )
     return folder
 
 
@@ -166,12 +221,29 @@ def test_table_of_linear_cells(land, snapshot, tmp_path, monkeypatch, capsys):
     inits = ["random", "channels", snapshot / "barlow" / "backbone.pth", snapshot / "authors.pt"]
     results = run(land, tmp_path, "--init", *inits)
     assert list(results) == COLUMNS and set(results.init) == {"random", "channels", "barlow", "authors"}
-    assert len(results.drop_duplicates(CELL)) == 4 * 2 * 2 and not results.duplicated([*CELL, "split", "metric", "class"]).any()
-    assert set(results[(results.split == "test") & (results["class"] == "all")].metric) == {"rmse", "rmse_pooled", "mae", "r2"}
+    assert (
+        len(results.drop_duplicates(CELL)) == 4 * 2 * 2
+        and not results.duplicated([*CELL, "split", "metric", "class"]).any()
+    )
+    assert set(results[(results.split == "test") & (results["class"] == "all")].metric) == {
+        "rmse",
+        "rmse_pooled",
+        "mae",
+        "r2",
+    }
     assert set(results[results.metric == "rmse"]["class"]) == {"all", *CLASSES}
-    assert set(results.images) == {30, 60} and (results.lr == 0).all() and results.weight_decay.isin(PENALTIES).all()
+    assert (
+        set(results.images) == {30, 60}
+        and (results.lr == 0).all()
+        and results.weight_decay.isin(PENALTIES).all()
+    )
     for init in ("random", "barlow"):  # the seed redraws the subset, and for random the backbone too
-        spread = results[(results.init == init) & (results.metric == "rmse") & (results["class"] == "all") & (results.split == "test")]
+        spread = results[
+            (results.init == init)
+            & (results.metric == "rmse")
+            & (results["class"] == "all")
+            & (results.split == "test")
+        ]
         assert spread[spread.ratio == 50].value.nunique() == 2
         assert spread[spread.ratio == 100].value.nunique() == (2 if init == "random" else 1)
     same = [values(results[results.init == init]).drop(columns="init") for init in ("barlow", "authors")]
@@ -186,12 +258,31 @@ def test_table_of_linear_cells(land, snapshot, tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert "0 cells in" in text and "16 were there" in text and "±" in text and "\033" not in text
     both = run(land, tmp_path, "--init", "channels", "--task", "scene")
-    assert (tmp_path / "results.csv").read_bytes().startswith(bytes_before) and set(both.task) == {"fraction", "scene"}
+    assert (tmp_path / "results.csv").read_bytes().startswith(bytes_before) and set(both.task) == {
+        "fraction",
+        "scene",
+    }
 
 
 def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_path):
-    results = run(folders, tmp_path, "--task", "scene", "--mode", "finetune", "--ratios", 100, "--seeds", 1, "--epochs", 3,
-                  "--augment", "--save-model", "--precision", "bf16")
+    results = run(
+        folders,
+        tmp_path,
+        "--task",
+        "scene",
+        "--mode",
+        "finetune",
+        "--ratios",
+        100,
+        "--seeds",
+        1,
+        "--epochs",
+        3,
+        "--augment",
+        "--save-model",
+        "--precision",
+        "bf16",
+    )
     assert results.epoch.nunique() == 1 and results.epoch.iloc[0] in (1, 2, 3)
     model = torch.load(tmp_path / "model-scene-random.pth", weights_only=True)
     torch.manual_seed(0)
@@ -199,27 +290,66 @@ def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_
     assert not torch.equal(model["state"]["0.conv1.weight"], start["conv1.weight"])
     assert not torch.equal(model["state"]["0.bn1.running_mean"], start["bn1.running_mean"])
     val = results[(results.split == "val") & (results.metric == "f1_macro")].value.item()
-    assert model["score"] == pytest.approx(val, rel=1e-5) and model["classes"] == ["1_sea", "2_sand", "10_wood"]
+    assert model["score"] == pytest.approx(val, rel=1e-5) and model["classes"] == [
+        "1_sea",
+        "2_sand",
+        "10_wood",
+    ]
 
 
 def test_scenes_with_neighbours_confusion_and_embeddings(folders, tmp_path):
-    results = run(folders, tmp_path, "--task", "scene", "--ratios", 100, "--seeds", 1, "--init", "channels", "random", "--save-embeddings")
+    results = run(
+        folders,
+        tmp_path,
+        "--task",
+        "scene",
+        "--ratios",
+        100,
+        "--seeds",
+        1,
+        "--init",
+        "channels",
+        "random",
+        "--save-embeddings",
+    )
     test = results[(results.split == "test")]
     assert set(test[test["class"] == "all"].metric) == {"f1_micro", "f1_macro", "f1_weighted", "knn_f1_macro"}
-    assert list(test[(test.metric == "f1") & (test.init == "random")]["class"]) == ["1_sea", "2_sand", "10_wood"]
+    assert list(test[(test.metric == "f1") & (test.init == "random")]["class"]) == [
+        "1_sea",
+        "2_sand",
+        "10_wood",
+    ]
     assert test[(test.init == "channels") & (test.metric == "f1_macro")].value.item() > 0.8
     confusion = pd.read_csv(tmp_path / "confusion" / "folders-channels-linear-100-0.csv", index_col=0)
-    assert list(confusion) == list(confusion.index) == ["1_sea", "2_sand", "10_wood"] and confusion.to_numpy().sum() == 9
+    assert (
+        list(confusion) == list(confusion.index) == ["1_sea", "2_sand", "10_wood"]
+        and confusion.to_numpy().sum() == 9
+    )
     micro = np.trace(confusion.to_numpy()) / 9
-    assert test[(test.init == "channels") & (test.metric == "f1_micro")].value.item() == pytest.approx(micro, rel=1e-5)
+    assert test[(test.init == "channels") & (test.metric == "f1_micro")].value.item() == pytest.approx(
+        micro, rel=1e-5
+    )
     with np.load(tmp_path / "embeddings-random.npz") as saved:
-        assert saved["features"].shape == (9, 512) and saved["labels"].shape == (9,) and str(saved["init"]) == "random"
+        assert (
+            saved["features"].shape == (9, 512)
+            and saved["labels"].shape == (9,)
+            and str(saved["init"]) == "random"
+        )
         assert list(saved["classes"]) == ["1_sea", "2_sand", "10_wood"]
 
 
 def test_paper_protocol_has_a_common_epoch(land, tmp_path, capsys):
-    flags = transfer.read_flags(transfer.flags(), ["--data", str(land), "--protocol", "paper", "--seeds", "2"])
-    assert (flags.loss, flags.probe, flags.epoch_choice, flags.batch_size, flags.epochs, flags.lr) == ("bce", "sgd", "common", 64, 100, 0.1)
+    flags = transfer.read_flags(
+        transfer.flags(), ["--data", str(land), "--protocol", "paper", "--seeds", "2"]
+    )
+    assert (flags.loss, flags.probe, flags.epoch_choice, flags.batch_size, flags.epochs, flags.lr) == (
+        "bce",
+        "sgd",
+        "common",
+        64,
+        100,
+        0.1,
+    )
     assert flags.seed_list == [0, 1] and flags.ratios == [1, 5, 10, 25, 50, 100] and flags.size == 224
     results = run(land, tmp_path, "--protocol", "paper", "--epochs", 12, "--ratios", 50, "--init", "channels")
     overall = results[(results["class"] == "all") & (results.metric == "rmse")]
@@ -241,9 +371,26 @@ def whole(land, tmp_path_factory):
 
 
 def start(land, out, *launcher):
-    command = [sys.executable, *launcher, ROOT / "transfer.py", "--data", land, "--out", out, "--cache", land.parent / "cache", *QUICK, *CELLS]
-    return subprocess.Popen([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        *launcher,
+        ROOT / "transfer.py",
+        "--data",
+        land,
+        "--out",
+        out,
+        "--cache",
+        land.parent / "cache",
+        *QUICK,
+        *CELLS,
+    ]
+    return subprocess.Popen(
+        [*map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_killed_and_started_again(land, whole, tmp_path, monkeypatch):
@@ -257,7 +404,11 @@ def test_killed_and_started_again(land, whole, tmp_path, monkeypatch):
     cells = len(kept.drop_duplicates(CELL))
     assert 0 < cells < 8, "the kill came too early or too late to show anything"
     ran, finetune = [], transfer.finetune
-    monkeypatch.setattr(transfer, "finetune", lambda init, drawn, todo, *a: ran.extend(todo) or finetune(init, drawn, todo, *a))
+    monkeypatch.setattr(
+        transfer,
+        "finetune",
+        lambda init, drawn, todo, *a: ran.extend(todo) or finetune(init, drawn, todo, *a),
+    )
     again = run(land, tmp_path, *CELLS)
     pd.testing.assert_frame_equal(again[: len(kept)], kept)
     assert len(ran) == 4 - len(kept[kept["mode"] == "finetune"].drop_duplicates(CELL))
@@ -306,6 +457,7 @@ def edit(row, column, value):
         csv[csv.columns[column]] = csv[csv.columns[column]].astype(object)
         csv.iloc[row, column] = value
         csv.to_csv(root / "CSV" / "csv_val.csv", index=False)
+
     return change
 
 
@@ -321,10 +473,17 @@ def empty_class(root):
     csv.to_csv(file, index=False)
 
 
-@pytest.mark.parametrize("change, parts", [
-    (edit(4, 5, 0.7), ["csv_val.csv, line 6", "sum to 1"]), (edit(0, 5, -0.1), ["csv_val.csv, line 2", "-0.1"]),
-    (edit(2, 7, "nan"), ["csv_val.csv, line 4"]), (edit(3, 3, "gone.png"), ["csv_val.csv, line 5", "gone.png is missing"]),
-    (cut_columns, ["csv_test.csv", "9 columns"]), (empty_class, ["--ratios 50", "class a"])])
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (edit(4, 5, 0.7), ["csv_val.csv, line 6", "sum to 1"]),
+        (edit(0, 5, -0.1), ["csv_val.csv, line 2", "-0.1"]),
+        (edit(2, 7, "nan"), ["csv_val.csv, line 4"]),
+        (edit(3, 3, "gone.png"), ["csv_val.csv, line 5", "gone.png is missing"]),
+        (cut_columns, ["csv_test.csv", "9 columns"]),
+        (empty_class, ["--ratios 50", "class a"]),
+    ],
+)
 def test_bad_tables(tmp_path, capsys, change, parts):
     root = write_land(tmp_path / "land", {"train": 20, "val": 10, "test": 10})
     change(root)
@@ -342,7 +501,9 @@ def test_bad_weights_names_and_settings(land, folders, snapshot, tmp_path, capsy
     assert "no such weights file" in bad(capsys, land, out, "--init", tmp_path / "none.pth")
     assert "not a readable weights file" in bad(capsys, land, out, "--init", tmp_path / "noise.pth")
     assert "bn1.weight is missing" in bad(capsys, land, out, "--init", tmp_path / "odd.pth")
-    assert "bn1.weight holds numbers that are not finite" in bad(capsys, land, out, "--init", tmp_path / "nan.pth")
+    assert "bn1.weight holds numbers that are not finite" in bad(
+        capsys, land, out, "--init", tmp_path / "nan.pth"
+    )
     assert "both called random" in bad(capsys, land, out, "--init", "random", "random")
     assert "class fractions" in bad(capsys, folders, out)
     assert "--seeds 0" in bad(capsys, land, out, "--seeds", 0)

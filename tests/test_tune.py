@@ -21,7 +21,7 @@ draw_picture = tune.draw_picture
 
 # log10(lr) near -2 is best from the start, lr 0.5 is poor at epoch 1 and best from epoch 4 on; the loss ranks them the
 # other way. Some rates break: 6 diverges, 7 exits, 8 collapses in epoch 2 and then hangs, 9 is killed until "healed".
-FAKE = r'''
+FAKE = r"""
 import argparse, fcntl, json, math, os, signal, sys, time
 parser = argparse.ArgumentParser()
 for name in "data config init loader precision optimizer device protocol ratios seeds".split():
@@ -81,10 +81,10 @@ for epoch in range(len(state["rows"]) + 1, (args.stop_epoch or args.epochs) + 1)
     note("journal", f"{epoch}\n")
     if gone:
         time.sleep(0 if "x" in (args.data or "") else 60)
-'''
+"""
 
 # A script without --stop-epoch that writes results.csv, as transfer.py does: rmse is best (lowest) at lr 0.1.
-FAKE_TRANSFER = r'''
+FAKE_TRANSFER = r"""
 import argparse, os
 parser = argparse.ArgumentParser()
 for name in "lr momentum epochs".split():
@@ -102,7 +102,7 @@ for seed in range(2):
         kinds = [f"val,rmse,all,{rmse}", "val,rmse,Forest,9", "test,rmse,all,7", f"val,r2,all,{-rmse}"]
         rows += [f"{seed},{epoch},{kind}" for kind in kinds]
 open(os.path.join(args.out, "results.csv"), "w").write("\n".join(rows) + "\n")
-'''
+"""
 
 NINE = [1e-4, 3e-4, 1e-3, 4e-3, 1e-2, 2e-2, 0.2, 0.5, 2.0]
 
@@ -120,14 +120,23 @@ def workplace(tmp_path, monkeypatch):
 def command(grid: dict, *words: str) -> list[str]:
     Path("grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
     script = [] if "--script" in words else ["--script", "train_ssl.py"]
-    return ["tune.py", "--grid", "grid.yaml", *([] if "--out" in words else ["--out", "out"]), *script, *words]
+    return [
+        "tune.py",
+        "--grid",
+        "grid.yaml",
+        *([] if "--out" in words else ["--out", "out"]),
+        *script,
+        *words,
+    ]
 
 
 def search(monkeypatch, grid: dict, *words: str) -> pd.DataFrame:
     """Runs the tuner in this process; returns trials.csv."""
     monkeypatch.setattr(sys, "argv", command(grid, *words))
     tune.main()
-    return pd.read_csv(words[words.index("--out") + 1] + "/trials.csv" if "--out" in words else "out/trials.csv")
+    return pd.read_csv(
+        words[words.index("--out") + 1] + "/trials.csv" if "--out" in words else "out/trials.csv"
+    )
 
 
 def trained(trial: int, out: str = "out") -> list[int]:
@@ -138,7 +147,9 @@ def same_but_time(a: pd.DataFrame, b: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(a.drop(columns="seconds"), b.drop(columns="seconds"))
 
 
-def test_halving_follows_the_curves_and_the_survivor_equals_an_uninterrupted_run(workplace, monkeypatch, capsys):
+def test_halving_follows_the_curves_and_the_survivor_equals_an_uninterrupted_run(
+    workplace, monkeypatch, capsys
+):
     monkeypatch.setattr(tune, "draw_picture", draw_picture)
     table = search(monkeypatch, {"lr": NINE}, "--method", "moco")
     assert table.groupby("rung").size().to_dict() == {1: 9, 3: 3, 9: 1}
@@ -153,8 +164,15 @@ def test_halving_follows_the_curves_and_the_survivor_equals_an_uninterrupted_run
     assert {"search.png", "best.yaml", "search.yaml"} <= set(os.listdir("out"))
 
     best = yaml.safe_load(Path("out/best.yaml").read_text())
-    assert best["lr"] == 1e-2 and best["method"] == "moco" and best["epochs"] == 9 and not {"out", "torch"} & set(best)
-    subprocess.run([sys.executable, "train_ssl.py", "--config", "out/best.yaml", "--out", "straight"], check=True)
+    assert (
+        best["lr"] == 1e-2
+        and best["method"] == "moco"
+        and best["epochs"] == 9
+        and not {"out", "torch"} & set(best)
+    )
+    subprocess.run(
+        [sys.executable, "train_ssl.py", "--config", "out/best.yaml", "--out", "straight"], check=True
+    )
     for name in ("log.csv", "checkpoint.json"):
         assert Path("straight", name).read_bytes() == Path("out/trials/004", name).read_bytes()
 
@@ -178,20 +196,36 @@ def test_rungs_counts_and_eta():
 
 
 def test_every_flag_arrives_in_the_childs_config(workplace, monkeypatch):
-    grid = {"lr": ["1e-3", 0.01], "warmup-epochs": [0, 1], "compile": [True, False], "batch_size": 512, "subset": 0.4}
-    table = search(monkeypatch, grid, "--max-epochs", "1", "--data", "some where", "--subset", "0.1", "--workers", "2")
+    grid = {
+        "lr": ["1e-3", 0.01],
+        "warmup-epochs": [0, 1],
+        "compile": [True, False],
+        "batch_size": 512,
+        "subset": 0.4,
+    }
+    table = search(
+        monkeypatch, grid, "--max-epochs", "1", "--data", "some where", "--subset", "0.1", "--workers", "2"
+    )
     assert len(table) == 8
     for _, row in table.iterrows():
         config = yaml.safe_load(Path(f"out/trials/{row.trial:03d}/config.yaml").read_text())
-        assert (config["lr"], config["warmup_epochs"], config["compile"]) == (row.lr, row.warmup_epochs, row.compile)
+        assert (config["lr"], config["warmup_epochs"], config["compile"]) == (
+            row.lr,
+            row.warmup_epochs,
+            row.compile,
+        )
         assert config["data"] == "some where" and config["batch_size"] == 512
         assert config["subset"] == 0.1  # the command line before the grid's fixed value
         assert config["epochs"] == 1 and config["knn_every"] == 1
 
 
 def test_random_draws_are_seeded_and_inside_their_bounds():
-    entries = {"lr": ("log_uniform", ["1e-4", 0.1]), "momentum": ("uniform", [0.8, 0.99]), "hidden": ("choice", [1, 2]),
-               "out_dim": ("list", [3, 4])}
+    entries = {
+        "lr": ("log_uniform", ["1e-4", 0.1]),
+        "momentum": ("uniform", [0.8, 0.99]),
+        "hidden": ("choice", [1, 2]),
+        "out_dim": ("list", [3, 4]),
+    }
     trials = tune.draw_trials(entries, 200, seed=1)
     assert trials == tune.draw_trials(entries, 200, seed=1) != tune.draw_trials(entries, 200, seed=2)
     assert all(1e-4 <= t["lr"] <= 0.1 and 0.8 <= t["momentum"] <= 0.99 for t in trials)
@@ -203,18 +237,31 @@ def test_random_draws_are_seeded_and_inside_their_bounds():
     assert len({json.dumps(t) for t in some}) == 4
 
 
-def test_one_worker_and_three_give_the_same_leaderboard_and_ties_go_to_the_lower_number(workplace, monkeypatch):
+def test_one_worker_and_three_give_the_same_leaderboard_and_ties_go_to_the_lower_number(
+    workplace, monkeypatch
+):
     grid = {"momentum": [0.9, 0.99, 0.5], "lr": [1e-2, 7]}  # momentum changes nothing
     one = search(monkeypatch, grid, "--out", "one", "--max-epochs", "3", "--workers", "1")
     three = search(monkeypatch, grid, "--out", "three", "--max-epochs", "3", "--workers", "3")
     same_but_time(one, three)
     assert list(one[one.rung == 3].trial) == [0, 2]  # of the three equal ones
-    assert Path("one/best.yaml").read_text().split("\n", 1)[1] == Path("three/best.yaml").read_text().split("\n", 1)[1]
+    assert (
+        Path("one/best.yaml").read_text().split("\n", 1)[1]
+        == Path("three/best.yaml").read_text().split("\n", 1)[1]
+    )
 
 
 def test_a_trial_gets_a_gpu_a_share_of_the_cores_and_nothing_of_torchrun(monkeypatch):
-    given = {"CUDA_VISIBLE_DEVICES": "4,6", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
-             "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x", "RANKING": "kept"}
+    given = {
+        "CUDA_VISIBLE_DEVICES": "4,6",
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_PORT": "1",
+        "TORCHELASTIC_RUN_ID": "x",
+        "RANKING": "kept",
+    }
     for name, text in given.items():
         monkeypatch.setenv(name, text)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -222,7 +269,14 @@ def test_a_trial_gets_a_gpu_a_share_of_the_cores_and_nothing_of_torchrun(monkeyp
     search = tune.Search(Path("s"), {}, [], [], [1], 3, "rmse", Path("o"), 1)
     env = tune.trial_environment(search, 0)
     assert env["CUDA_VISIBLE_DEVICES"] == "6" and env["OMP_NUM_THREADS"] == "4" and env["RANKING"] == "kept"
-    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"} & set(env)
+    assert not {
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_PORT",
+        "TORCHELASTIC_RUN_ID",
+    } & set(env)
 
 
 def alive(out: Path) -> list[int]:
@@ -238,7 +292,9 @@ def test_a_killed_tuner_leaves_no_trial_running_and_the_same_command_goes_on(wor
     slow = ("--pause", "0.2")
     full = [sys.executable, ROOT / "tune.py", *command(grid, *words, "killed", *slow)[1:]]
     tuner = subprocess.Popen(full, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (list(Path("killed").glob("trials/*-2.json")) and alive(Path("killed"))):  # amid the second rung
+    while not (
+        list(Path("killed").glob("trials/*-2.json")) and alive(Path("killed"))
+    ):  # amid the second rung
         assert tuner.poll() is None
         time.sleep(0.02)
     tuner.send_signal(how)
@@ -268,14 +324,26 @@ def test_an_orphaned_trial_is_waited_for(workplace, monkeypatch):
 
 
 def test_failed_collapsed_and_killed_trials_are_recorded_and_the_rest_go_on(workplace, monkeypatch):
-    grid, words = {"lr": [7, 8, 9, 1e-2, 1e-3, 6]}, ("--min-epochs", "3", "--max-epochs", "3", "--workers", "3")
+    grid, words = (
+        {"lr": [7, 8, 9, 1e-2, 1e-3, 6]},
+        ("--min-epochs", "3", "--max-epochs", "3", "--workers", "3"),
+    )
     began = time.time()
     table = search(monkeypatch, grid, *words).set_index("trial")
     assert time.time() - began < 30  # the collapsed trial would hang for a minute
-    assert dict(table.status) == {0: "failed", 1: "collapsed", 2: "failed", 3: "done", 4: "done", 5: "collapsed"}
+    assert dict(table.status) == {
+        0: "failed",
+        1: "collapsed",
+        2: "failed",
+        3: "done",
+        4: "done",
+        5: "collapsed",
+    }
     assert table.reason[0] == "exit code 1: reading tiles | cannot train at 7"
     assert table.reason[1] == "feature_std is 0 in epoch 2" and table.epochs[1] == 2
-    assert table.reason[2] == "killed by signal 9" and len(Path("out/trials/002/pids").read_text().split()) == 2
+    assert (
+        table.reason[2] == "killed by signal 9" and len(Path("out/trials/002/pids").read_text().split()) == 2
+    )
     assert yaml.safe_load(Path("out/best.yaml").read_text())["lr"] == 1e-2
 
     Path("healed").touch()
@@ -313,38 +381,58 @@ def test_results_csv_of_a_script_without_stop_epoch(workplace, monkeypatch):
     assert list(table[table.rung == 5].sort_values("rmse").lr) == [0.1, 0.5, 1]
     assert list(table[table.rung == 10].lr) == [0.1]
     assert table.rmse[0] == pytest.approx(0.1 + 0.005)  # the mean of the seeds' val rows
-    assert yaml.safe_load(Path("out/best.yaml").read_text())["lr"] == "1e-1"  # no config.yaml: the swept flags alone
-    words = ("--script", "transfer.py", "--max-epochs", "1", "--every", "--out")  # seed 0 is best at epoch 3, 1 at 2
+    assert (
+        yaml.safe_load(Path("out/best.yaml").read_text())["lr"] == "1e-1"
+    )  # no config.yaml: the swept flags alone
+    words = (
+        "--script",
+        "transfer.py",
+        "--max-epochs",
+        "1",
+        "--every",
+        "--out",
+    )  # seed 0 is best at epoch 3, 1 at 2
     both = search(monkeypatch, {"lr": [0.1], "loss": ["bce", "softmax"]}, *words, "all")
     assert list(both.rmse) == pytest.approx([1 + 0.005 + 0.5] * 2) and list(both.loss) == ["bce", "softmax"]
     r2 = search(monkeypatch, {"lr": [0.1]}, *words, "r2", "--metric", "r2").r2[0]
     assert r2 == pytest.approx(-1 - 0.005 - 0.5)
 
 
-@pytest.mark.parametrize("grid, words, message", [
-    ({"learning_rat": [1]}, [], "no flag learning_rat; the nearest is"),
-    ({"lr": []}, [], "lr: no value can be drawn from list []"),
-    ({"lr": {"log_unifrom": [1, 2]}}, [], "log_unifrom is no distribution; the nearest is log_uniform"),
-    ({"lr": {"log_uniform": [0, 2]}}, ["--trials", "3"], "lr: no value can be drawn from log_uniform [0, 2]"),
-    ({"lr": {"choice": "adam"}}, ["--trials", "3"], "lr: no value can be drawn from choice adam"),
-    ({"lr": {"uniform": [1, 2], "choice": [1]}}, ["--trials", "3"], "lr: uniform, choice is no distribution"),
-    ({"lr": [1]}, ["--out", "train_ssl.py"], "--out train_ssl.py: File exists"),
-    ({"lr": [1]}, ["--trials", "many"], "argument --trials: invalid int value: 'many'"),
-    ({"lr": {"uniform": [1]}}, ["--trials", "3"], "lr: no value can be drawn from uniform [1]"),
-    ({"lr": {"uniform": [1, 2]}}, [], "how many trials with --trials"),
-    ({"lr": [1], "epochs": [3]}, [], "epochs is set by the tuner: use --max-epochs"),
-    ({"lr": [1]}, ["--stop-epoch", "3"], "stop-epoch is set by the tuner"),
-    ({"lr": [1]}, ["--lr", "3"], "--lr is swept by grid.yaml and also given"),
-    ({"lr": [1]}, ["--not-a-flag"], "no flag not-a-flag"),
-    ({"lr": 1}, [], "sweeps nothing"),
-    ({"lr": [1]}, ["--eta", "1"], "--eta is 1, must be at least 2"),
-    ({"lr": [1]}, ["--min-epochs", "4", "--max-epochs", "3"], "--max-epochs is 3, must be at least 4"),
-    ({"lr": [1]}, ["--metric", "knn_f1"], "logs no knn_f1 (--metric); the nearest is knn_macro_f1"),
-    ({"lr": [1]}, ["--script", "transfer.py", "--metric", "f1_macro"], "logs no f1_macro (--metric)"),
-    ({"lr": [1]}, ["--script", "missing.py"], "missing.py: no such file"),
-    ({"lr": [1]}, ["--script", "broken.py"], "broken.py --help failed: NameError"),
-    ([1, 2], [], "grid.yaml does not hold names and values"),
-])
+@pytest.mark.parametrize(
+    "grid, words, message",
+    [
+        ({"learning_rat": [1]}, [], "no flag learning_rat; the nearest is"),
+        ({"lr": []}, [], "lr: no value can be drawn from list []"),
+        ({"lr": {"log_unifrom": [1, 2]}}, [], "log_unifrom is no distribution; the nearest is log_uniform"),
+        (
+            {"lr": {"log_uniform": [0, 2]}},
+            ["--trials", "3"],
+            "lr: no value can be drawn from log_uniform [0, 2]",
+        ),
+        ({"lr": {"choice": "adam"}}, ["--trials", "3"], "lr: no value can be drawn from choice adam"),
+        (
+            {"lr": {"uniform": [1, 2], "choice": [1]}},
+            ["--trials", "3"],
+            "lr: uniform, choice is no distribution",
+        ),
+        ({"lr": [1]}, ["--out", "train_ssl.py"], "--out train_ssl.py: File exists"),
+        ({"lr": [1]}, ["--trials", "many"], "argument --trials: invalid int value: 'many'"),
+        ({"lr": {"uniform": [1]}}, ["--trials", "3"], "lr: no value can be drawn from uniform [1]"),
+        ({"lr": {"uniform": [1, 2]}}, [], "how many trials with --trials"),
+        ({"lr": [1], "epochs": [3]}, [], "epochs is set by the tuner: use --max-epochs"),
+        ({"lr": [1]}, ["--stop-epoch", "3"], "stop-epoch is set by the tuner"),
+        ({"lr": [1]}, ["--lr", "3"], "--lr is swept by grid.yaml and also given"),
+        ({"lr": [1]}, ["--not-a-flag"], "no flag not-a-flag"),
+        ({"lr": 1}, [], "sweeps nothing"),
+        ({"lr": [1]}, ["--eta", "1"], "--eta is 1, must be at least 2"),
+        ({"lr": [1]}, ["--min-epochs", "4", "--max-epochs", "3"], "--max-epochs is 3, must be at least 4"),
+        ({"lr": [1]}, ["--metric", "knn_f1"], "logs no knn_f1 (--metric); the nearest is knn_macro_f1"),
+        ({"lr": [1]}, ["--script", "transfer.py", "--metric", "f1_macro"], "logs no f1_macro (--metric)"),
+        ({"lr": [1]}, ["--script", "missing.py"], "missing.py: no such file"),
+        ({"lr": [1]}, ["--script", "broken.py"], "broken.py --help failed: NameError"),
+        ([1, 2], [], "grid.yaml does not hold names and values"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(workplace, monkeypatch, capsys, grid, words, message):
     Path("broken.py").write_text("oops\n")
     with pytest.raises(SystemExit) as stop:
@@ -356,9 +444,11 @@ def test_bad_input_is_one_line_and_exit_code_2(workplace, monkeypatch, capsys, g
 def test_the_directory_of_another_search_is_refused_and_left_alone(workplace, monkeypatch, capsys):
     search(monkeypatch, {"lr": [1e-2, 1e-3]}, "--max-epochs", "1")
     before = Path("out/trials.csv").read_bytes()
-    for grid, words, name in [({"lr": [1e-2, 1e-4]}, [], "trial 1 is {'lr': 0.001} there and {'lr': 0.0001} here"),
-                              ({"lr": [1e-2, 1e-3]}, ["--momentum", "0.5"], "flags is"),
-                              ({"lr": [1e-2, 1e-3]}, ["--metric", "loss"], "metric is knn_macro_f1 there and loss")]:
+    for grid, words, name in [
+        ({"lr": [1e-2, 1e-4]}, [], "trial 1 is {'lr': 0.001} there and {'lr': 0.0001} here"),
+        ({"lr": [1e-2, 1e-3]}, ["--momentum", "0.5"], "flags is"),
+        ({"lr": [1e-2, 1e-3]}, ["--metric", "loss"], "metric is knn_macro_f1 there and loss"),
+    ]:
         with pytest.raises(SystemExit) as stop:
             search(monkeypatch, grid, "--max-epochs", "1", *words)
         assert stop.value.code == 2 and name in capsys.readouterr().err
@@ -370,20 +460,30 @@ def test_the_directory_of_another_search_is_refused_and_left_alone(workplace, mo
     assert stop.value.code == 2 and os.listdir("photos") == ["cat.jpg"]
 
 
-@pytest.mark.parametrize("name, plan", [
-    ("tune_ssl", "10 trials to epoch 1 (1 epochs each), 2 trials to epoch 5 (4 epochs each): 18 epochs"),
-    ("tune_transfer", "8 trials to epoch 30 (30 epochs each): 240 epochs"),
-    ("paper/tune_ssl", "270 trials to epoch 4 (4 epochs each), 67 trials to epoch 12 (8 epochs each): 1616 epochs"),
-    ("paper/tune_transfer", "30 trials to epoch 75 (75 epochs each), 7 trials to epoch 100"),
-])
-def test_dry_run_of_the_projects_grids_tells_the_plan_and_writes_nothing(workplace, monkeypatch, capsys, name, plan):
+@pytest.mark.parametrize(
+    "name, plan",
+    [
+        ("tune_ssl", "10 trials to epoch 1 (1 epochs each), 2 trials to epoch 5 (4 epochs each): 18 epochs"),
+        ("tune_transfer", "8 trials to epoch 30 (30 epochs each): 240 epochs"),
+        (
+            "paper/tune_ssl",
+            "270 trials to epoch 4 (4 epochs each), 67 trials to epoch 12 (8 epochs each): 1616 epochs",
+        ),
+        ("paper/tune_transfer", "30 trials to epoch 75 (75 epochs each), 7 trials to epoch 100"),
+    ],
+)
+def test_dry_run_of_the_projects_grids_tells_the_plan_and_writes_nothing(
+    workplace, monkeypatch, capsys, name, plan
+):
     text = (ROOT / f"yaml/{name}.yaml").read_text()
     assert text.startswith("# python tune.py ") and f"--grid yaml/{name}.yaml" in text.split("\n")[0]
     with pytest.raises(FileNotFoundError):  # no trials.csv to read
         search(monkeypatch, yaml.safe_load(text), "--dry-run", "--seconds-per-epoch", "36")
     out = capsys.readouterr().out
     epochs = int(out.split(" epochs on ")[0].rsplit(" ", 1)[1])
-    assert plan in out and (f"{epochs / 100:.1f} h left at 36" in out or f"{epochs * 0.6:.1f} min left at 36" in out)
+    assert plan in out and (
+        f"{epochs / 100:.1f} h left at 36" in out or f"{epochs * 0.6:.1f} min left at 36" in out
+    )
     assert not Path("out").exists()
 
 
@@ -393,7 +493,9 @@ def test_copied_alone(tmp_path):
     (tmp_path / "grid.yaml").write_text("lr: [0.01, 1.0]\n")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = ["--grid", "grid.yaml", "--out", "here", "--max-epochs", "2"]
-    run = subprocess.run([sys.executable, "tune.py", *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "tune.py", *words], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert run.returncode == 0 and "see trials.csv" in run.stdout, run.stderr
     assert pd.read_csv(tmp_path / "here/trials.csv").lr[0] == 0.01
     assert not ROOT.joinpath("here").exists()
