@@ -1,0 +1,113 @@
+"""Opening `--data`: the table of a folder, or of the built-in scenes, without files that do not decode.
+
+Every script comes in here, so that all see the same images, the same splits and the same refusals.
+"""
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+import common
+from data.check import check_files
+from data.synthetic import write_scenes
+from data.tables import DataError, Table, load_table
+
+
+class Source(NamedTuple):
+    """Where images come from, and what is asked of them."""
+
+    data: str | None  # a folder of images; None: the built-in scenes
+    layout: str  # of the built-in scenes: pure (29 class folders) or mixed (fractions)
+    scenes: int  # how many built-in scenes
+    size: int  # side of the built-in scenes, pixels
+    cache: Path  # directory of manifests, decoded pixels and built-in scenes
+    workers: int  # processes that check files
+    skip_bad_files: bool  # leave out files that do not decode instead of refusing
+    splits: str | None = None  # a folder of lists, *train*.txt, *val*.txt, *test*.txt
+    split: str = "paper"  # the rule where the folder brings no split of its own: paper or spatial
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, layout: str) -> "Source":
+        """The source that the flags of `common.common_flags` name."""
+        return cls(
+            data=args.data,
+            layout=layout,
+            scenes=args.scenes,
+            size=args.size,
+            cache=Path(args.cache),
+            workers=args.workers,
+            skip_bad_files=args.skip_bad_files,
+            splits=getattr(args, "splits", None),
+            split=getattr(args, "split", "paper"),
+        )
+
+
+def open_table(source: Source, report: Path) -> tuple[Table, pd.DataFrame]:
+    """(table, checked): the images of a source that decode, and what the check says of each of them, row by row.
+
+    Files that are missing or do not decode are listed in the CSV `report`; DataError unless they may be skipped.
+    """
+    root = Path(source.data) if source.data else built_in_scenes(source)
+    table = load_table(root)
+    source.cache.mkdir(parents=True, exist_ok=True)
+    manifest = manifest_of(table.root, source.cache)
+    checked = check_files(table.root, list(table.files), manifest, source.workers)
+    bad = (checked.problem != "").to_numpy()
+    if bad.any():
+        common.write_csv(report, checked[bad])
+        refuse_or_skip(table.root, checked[bad], len(bad), report, source.skip_bad_files)
+    return table.rows(~bad), checked[~bad].reset_index(drop=True)
+
+
+def refuse_or_skip(root: Path, bad: pd.DataFrame, count: int, report: Path, skip: bool) -> None:
+    """Say which of `count` files are bad; DataError unless they may be skipped and good ones are left."""
+    first = bad.iloc[0]
+    message = (
+        f"{root}: {len(bad)} of {count} files do not decode "
+        f"(first: {first.file}: {first.problem}; all in {report})"
+    )
+    if not skip:
+        raise DataError(f"{message}: mend or remove them, or add --skip-bad-files")
+    if len(bad) == count:
+        raise DataError(f"{message}: nothing is left")
+    tell(f"left out: {message}")
+
+
+def tell(message: str) -> None:
+    """Print a line once, not once a rank."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(message, flush=True)
+
+
+def digest_of(table: Table, checked: pd.DataFrame) -> str:
+    """16 hex digits that change with the names, sizes or dates of the files, their split, labels or fractions."""
+    digest = hashlib.sha256()
+    columns = (table.files, checked["bytes"], checked["mtime_ns"], table.split, table.labels)
+    for row in zip(*columns, strict=True):
+        digest.update("\0".join(map(str, row)).encode(errors="surrogateescape") + b"\n")
+    digest.update("\0".join(table.classes).encode(errors="surrogateescape"))
+    if table.fractions is not None:
+        digest.update(table.fractions.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def manifest_of(root: Path, cache: Path) -> Path:
+    """The check's manifest of the images below `root`: one file a folder, by its resolved path."""
+    name = str(root.resolve()).encode(errors="surrogateescape")
+    return cache / f"manifest-{hashlib.sha256(name).hexdigest()[:12]}.csv"
+
+
+def built_in_scenes(source: Source) -> Path:
+    """The folder of the built-in scenes in the cache, written at the first call."""
+    root = source.cache / f"scenes-{source.layout}-{source.scenes}-{source.size}"
+    if not root.exists():
+        try:
+            write_scenes(root, layout=source.layout, count=source.scenes, size=source.size, seed=0)
+        except OSError:
+            if not root.exists():  # else another process was faster
+                raise
+    return root
