@@ -562,6 +562,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metric", help="column of log.csv or metric of results.csv: knn_macro_f1, or rmse")
     add("--seconds-per-epoch", type=float, help="for the estimated time, in place of measured ones")
     add("--dry-run", action="store_true", help="print the plan and the estimated time, and stop")
+    add("--plan-to", type=Path, metavar="FILE", help="write the plan as YAML: epochs, trials and rungs")
     return parser
 
 
@@ -624,6 +625,13 @@ def show_plan(search: Search, results: dict, seconds: float | None) -> None:
         )
 
 
+def plan_file(search: Search) -> dict:
+    """What --plan-to writes: the epochs that the search trains in all, its trials, and what each rung does."""
+    rungs = [{"epoch": rung, "trials": count, "new_epochs": new} for rung, count, new in search.plan()]
+    epochs = sum(rung["trials"] * rung["new_epochs"] for rung in rungs)
+    return {"epochs": epochs, "trials": len(search.trials), "rungs": rungs}
+
+
 def describe(search: Search) -> dict:
     """What makes two searches the same, for search.yaml."""
     trials = {f"trial {i}": trial for i, trial in enumerate(search.trials)}
@@ -675,9 +683,12 @@ def main() -> None:
     args, search = read_arguments()
     results = {}
     if RANK == 0:
-        check_directory(search)
-        collect(search, results)
+        if not args.dry_run:
+            check_directory(search)
+            collect(search, results)
         show_plan(search, results, args.seconds_per_epoch)
+        if args.plan_to:
+            write(args.plan_to, yaml.safe_dump(plan_file(search), sort_keys=False))
     if args.dry_run:
         return
     for number in signal.valid_signals() & {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 1)}:

@@ -487,6 +487,17 @@ def test_dry_run_of_the_projects_grids_tells_the_plan_and_writes_nothing(
     assert not Path("out").exists()
 
 
+def test_the_plan_is_written_for_other_programs(workplace, monkeypatch):
+    Path("out").mkdir()
+    Path("out/search.yaml").write_text("of: another search")  # a dry run does not look there
+    grid = {"lr": NINE, "min_epochs": 4, "max_epochs": 12, "eta": 4}
+    with pytest.raises(FileNotFoundError):  # no trials.csv to read
+        search(monkeypatch, grid, "--dry-run", "--plan-to", "plan.yaml")
+    rungs = [{"epoch": 4, "trials": 9, "new_epochs": 4}, {"epoch": 12, "trials": 2, "new_epochs": 8}]
+    assert yaml.safe_load(Path("plan.yaml").read_text()) == {"epochs": 52, "trials": 9, "rungs": rungs}
+    assert os.listdir("out") == ["search.yaml"]
+
+
 def test_copied_alone(tmp_path):
     shutil.copy(ROOT / "tune.py", tmp_path)
     (tmp_path / "train_ssl.py").write_text(FAKE)
