@@ -135,7 +135,8 @@ def named(paths: list[str]) -> list:
 
 def parameters(draw, height: int, width: int, size: int) -> list[np.ndarray]:
     """The arguments of `view` after the images, a row for each image, from the plan's draw of one view."""
-    box, flip, factor, order, sigma = (field.numpy() for field in draw)
+    box, flip, factor, order, sigma, *turn = (field.numpy() for field in draw if field is not None)
+    turned = turn[0] if turn else np.zeros(len(box), bool)
     sides = np.float32([height, width])
     start, extent = box[:, :2] / sides, box[:, 2:] / sides  # shares of the image's own sides
     sized = np.where(flip[:, ::-1], -size, size)  # (height, width) of the view, negative where flipped
@@ -150,26 +151,41 @@ def parameters(draw, height: int, width: int, size: int) -> list[np.ndarray]:
     floats, integers = (
         [np.ascontiguousarray(a, t) for a in n] for n, t in zip(numbers, (np.float32, np.int32))
     )
-    return [*floats, jittered, *integers]
+    return [*floats, jittered, turned, *integers]
 
 
 @pipeline_def(enable_conditionals=True)
 def views(source, size, mean, std, dtype, decoder):
-    paths, *numbers = fn.external_source(source=source, num_outputs=1 + 2 * 12, batch=True)
+    paths, *numbers = fn.external_source(source=source, num_outputs=1 + 2 * 13, batch=True)
     jpegs = fn.io.file.read(paths, dont_use_mmap=True)  # a mapped file that shrinks would kill the process
     images = fn.decoders.image(jpegs, adjust_orientation=False, **decoder)
-    pair = [view(images, *numbers[:12]), view(images, *numbers[12:])]
+    pair = [view(images, *numbers[:13]), view(images, *numbers[13:])]
     return tuple(
         fn.crop_mirror_normalize(v, mean=mean, std=std, dtype=dtype, output_layout="HWC") for v in pair
     )
 
 
 def view(
-    images, start, extent, sized, factor1, factor2, factor3, sigma, jittered, turn1, turn2, turn3, window
+    images,
+    start,
+    extent,
+    sized,
+    factor1,
+    factor2,
+    factor3,
+    sigma,
+    jittered,
+    turned,
+    turn1,
+    turn2,
+    turn3,
+    window,
 ):
     """One view (size, size, 3), float32 in 0-255. The crop comes first: a resize alone reads beyond its region."""
     x = fn.slice(images, rel_start=start, rel_shape=extent, axes=(0, 1))
     x = fn.resize(x, size=sized, dtype=types.FLOAT)
+    if turned:
+        x = fn.transpose(x, perm=[1, 0, 2], transpose_layout=False)
     if jittered:
         x = jitter(x, turn1, factor1)
         x = jitter(x, turn2, factor2)

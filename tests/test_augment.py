@@ -1,4 +1,4 @@
-"""The views: every operator against torchvision's on the same parameters, and the distribution they are drawn from."""
+"""The views: each operator against torchvision on the same parameters, and how they are drawn."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,19 @@ import torch
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
-from data.augment import Recipe, color_jitter, draw, gaussian_blur, random_boxes, resized_crop, view
+from data import augment
+from data.augment import (
+    Draw,
+    Recipe,
+    color_jitter,
+    draw,
+    gaussian_blur,
+    pack,
+    random_boxes,
+    resized_crop,
+    unpack,
+    view,
+)
 from data.loader import Plan, TorchLoader
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.1, 0.15)
@@ -111,6 +123,81 @@ def test_probabilities_and_ranges_of_the_recipe():
     assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4 and abs(factors.mean() - 1) < 0.005
     assert 0.1 <= sigmas.min() < 0.12 and 1.98 < sigmas.max() <= 2.0
     assert np.bincount(d.order[:, 0], minlength=3).min() > 0.32 * n
+
+
+def test_turns_come_last_and_change_no_other_number():
+    sequence = [generator(3), generator(3)]
+    plain, turned = (
+        draw(500, 60, 50, g, Recipe(quarter_turns=turns)) for g, turns in zip(sequence, (False, True))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain[:5], turned[:5]))
+    assert not plain.turn.any() and 200 < turned.turn.sum() < 300
+    # a run without turns draws what it drew before there were any: numbers of an earlier version
+    old = draw(2, 64, 64, generator(7))
+    assert old.box.tolist() == [[14, 1, 45, 57], [4, 10, 49, 54]] and old.sigma.tolist() == pytest.approx(
+        [1.3085295, 0], abs=1e-6
+    )
+    assert torch.rand(1, generator=sequence[0]) != torch.rand(1, generator=sequence[1])
+
+
+def test_a_turned_view_is_the_transposed_view():
+    x, d = images(6), draw(6, 48, 40, generator(2), Recipe(quarter_turns=True))
+    assert d.turn.any() and not d.turn.all()
+    plain, turned = (view(x, drawn, 32, MEAN, STD) for drawn in (d._replace(turn=None), d))
+    for i in range(6):
+        expected = plain[i].mT if d.turn[i] else plain[i]
+        assert torch.allclose(turned[i], expected, atol=1e-5), i  # the blur sums in another order
+    assert turned.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_turns_and_flips_give_the_eight_symmetries_equally_often():
+    n = 4000
+    recipe = Recipe(jitter_probability=0, blur_probability=0, quarter_turns=True)
+    d = draw(n, 2, 2, generator(5), recipe)._replace(box=torch.tensor([[0, 0, 2, 2]]).repeat(n, 1))
+    square = torch.tensor([[10, 20], [30, 40]], dtype=torch.uint8).expand(n, 3, 2, 2)
+    views = (view(square, d, 2, (0,) * 3, (1 / 255,) * 3)[:, 0].flatten(1) + 0.5).int()
+    seen, counts = views.unique(dim=0, return_counts=True)
+    assert len(seen) == 8
+    assert ((counts - n / 8).square() / (n / 8)).sum() < 24.3  # chi-square, 7 degrees of freedom, p > 0.001
+
+
+def test_jitter_that_changes_nothing_costs_nothing(monkeypatch):
+    x, d = images(4), draw(4, 48, 40, generator(), Recipe(jitter_probability=0))
+    whole = view(x, d, 32, MEAN, STD)
+    monkeypatch.setattr(augment, "color_jitter", lambda *a: pytest.fail("three turns for nothing"))
+    assert torch.equal(view(x, d, 32, MEAN, STD), whole)
+    identity = color_jitter(resized_crop(x / 255, d.box, d.flip, 32), d.factor, d.order)
+    assert torch.allclose(identity, resized_crop(x / 255, d.box, d.flip, 32), atol=1e-6)
+
+
+def test_packed_numbers_hold_the_draws():
+    draws = [draw(9, 48, 40, generator(seed), Recipe(quarter_turns=True)) for seed in (0, 1)]
+    rows = torch.randperm(2**24, generator=generator())[:9]
+    packed = pack(draws, rows)
+    assert packed.shape == (2, 9, 16) and packed.dtype == torch.float32 and packed.is_contiguous()
+    for numbers, drawn in zip(packed, draws):
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(unpack(numbers), drawn))
+        assert numbers[:, augment.ROW].long().tolist() == rows.tolist()
+        order, blurred = numbers[:, augment.BLURRED].long(), drawn.sigma.nonzero()[:, 0]
+        assert torch.equal(order[: len(blurred)], blurred) and sorted(order.tolist()) == list(range(9))
+    assert pack(draws)[1, :, augment.ROW].tolist() == list(range(9))
+    assert not pack([Draw(*draws[0][:5])])[0, :, augment.TURN].any(), "a draw of five fields turns nothing"
+    with pytest.raises(ValueError, match="2\\^24"):
+        pack(draws, rows * 0 + 2**24)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_view_from_packed_numbers_is_the_view(share):
+    """What a GPU computes: all numbers from the packed buffer, what runs decided by the draw on the CPU."""
+    recipe = Recipe(jitter_probability=share, blur_probability=share, quarter_turns=True)
+    x, d = images(6), draw(6, 48, 40, generator(4), recipe)
+    numbers = pack([d])[0]
+    here, blurred = unpack(numbers), numbers[:, augment.BLURRED].long()[: int((d.sigma > 0).sum())]
+    y = resized_crop(x / 255, here.box, here.flip, 32)
+    y = color_jitter(torch.where(here.turn[:, None, None, None], y.mT, y), here.factor, here.order)
+    y = gaussian_blur(y, here.sigma, 3, blurred)
+    y = (y - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    assert torch.allclose(view(x, d, 32, MEAN, STD), y, atol=2e-6)
 
 
 @pytest.mark.parametrize("images, batch, ranks", [(100, 32, 1), (100, 32, 2), (99, 33, 3), (64, 64, 1)])

@@ -119,6 +119,11 @@ random = draw(12, 40, 48, torch.Generator().manual_seed(0))
             48,
             id="flips",
         ),
+        pytest.param(
+            still(12)._replace(box=random.box, flip=random.flip, turn=torch.arange(12) % 3 == 0),
+            48,
+            id="quarter turns",
+        ),
         pytest.param(jittered(brightness=FACTORS), 48, id="brightness"),
         pytest.param(jittered(contrast=FACTORS), 48, id="contrast"),
         pytest.param(jittered(saturation=FACTORS), 48, id="saturation"),
