@@ -1,92 +1,162 @@
-"""What the scripts share: configuration, errors, ranks, precision, schedule, optimisers and files written whole."""
+"""What every command shares: errors, flags and YAML, ranks and precision, files written whole. Knows nothing
+of ours.
+
+One rule each: what a user can mend ends with one line on stderr and exit code 2 (`one_line_errors`); a flag
+is its default, over it the YAML file, over it the command line (`parse`); a file is written whole or not at
+all (`replacing`); a directory belongs to one process at a time (`hold`).
+"""
 
 import argparse
 import contextlib
+import datetime
 import difflib
-import hashlib
+import errno
 import math
 import os
 import platform
+import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
 import torch
 import torch.distributed as dist
 import yaml
 
-from data.check import check_files
-from data.synthetic import write_scenes
-from data.tables import DataError, Table, load_table
-from models.backbone import WeightsError
+try:
+    import fcntl
+except ImportError:  # Windows has no POSIX locks: there, nothing keeps two processes apart
+    fcntl = None
 
+ROOT = Path(__file__).resolve().parent
 PACKAGES = ["torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "scikit-learn"]
-ABOUT = {"versions", "commit", "device_name", "mean", "std"}  # what config.yaml says beside the flags
+ABOUT = {
+    "versions",
+    "commit",
+    "device_name",
+    "mean",
+    "std",
+    "collapsed_below",
+    "images",
+}  # in config.yaml, no flags
 
 
-class ConfigError(ValueError):
+# Errors
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+
+class ConfigError(UserError):
     """Flags, YAML or a run directory that do not go together."""
 
 
-def fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+class DataError(UserError):
+    """Data that cannot be used as it is."""
+
+
+class WeightsError(UserError):
+    """Weights that cannot be had, read or matched."""
+
+
+def fail(message: str) -> NoReturn:
+    """End with one line on stderr and exit code 2."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        time.sleep(3)  # what all ranks have to say, rank 0 says first, and torchrun then ends the others
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
 @contextlib.contextmanager
-def one_line_errors():
-    """Turn what the user can mend into one line on stderr and exit code 2; anything else keeps its traceback."""
+def one_line_errors() -> Iterator[None]:
+    """Turn what the user can mend into one line on stderr and exit code 2; anything else keeps its traceback.
+
+    Output goes out line by line, so that a log file shows an epoch when it ends, and in any terminal's
+    encoding.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         yield
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (ConfigError, DataError, WeightsError) as error:
+    except UserError as error:
         fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        fail(f"not enough memory ({first_line(error)}): lower --batch-size, --size or the width of the heads")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether numpy, torch's CPU allocator or CUDA ran out of memory: three types, one meaning."""
+    words = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error) for w in words)
+
+
+def first_line(error: BaseException, width: int = 120) -> str:
+    """The first line of an error's text: libraries add stack traces and advice below it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:width]
 
 
 # Configuration: flag default < YAML < command line
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line that names the nearest valid flag."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples as they are written, and names a default only where there is one."""
 
-    def __init__(self, description):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool)
+        return text if silent or not action.option_strings else f"{text} (default: %(default)s)".strip()
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser made from a command's docstring: its first line says what the command does, the rest
+    stands under the flags. Errors are one line that names the nearest valid flag."""
+
+    def __init__(self, doc: str, usage: str = "%(prog)s [flags]"):
+        first, _, rest = doc.partition("\n")
         super().__init__(
-            description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            description=first,
+            epilog=rest.strip("\n"),
+            usage=usage,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
 
-    def error(self, message):
-        unknown = (
-            [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
-        )
+    def error(self, message: str) -> NoReturn:
+        words = message.split() if "unrecognized" in message else []
+        unknown = [word.partition("=")[0] for word in words if word.startswith("--")]
         near = difflib.get_close_matches(unknown[0], self._option_string_actions, 1, 0.4) if unknown else []
-        fail(message + (f" (the nearest valid flag is {near[0]})" if near else ""))
+        hint = f" (the nearest valid flag is {near[0]})" if near else ""
+        fail(f"{message}{hint}; {Path(self.prog).name} --help lists the flags")
 
 
-def number(kind, low=None, high=None, above=None):
-    """argparse type: a finite int or float with low <= value <= high, value > above."""
+def number(
+    kind: type, low: float | None = None, high: float | None = None, above: float | None = None
+) -> Callable:
+    """argparse type: a finite int or float with low <= value <= high and value > above."""
 
-    def convert(text):
+    def convert(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number")
-        if (
-            low is not None
-            and value < low
-            or above is not None
-            and value <= above
-            or high is not None
-            and value > high
-        ):
+        too_low = (low is not None and value < low) or (above is not None and value <= above)
+        if too_low or (high is not None and value > high):
             bounds = {"at least": low, "above": above, "at most": high}
             said = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
             raise argparse.ArgumentTypeError(f"{text} must be {said}")
@@ -97,42 +167,19 @@ def number(kind, low=None, high=None, above=None):
 
 
 def common_flags(parser: Parser) -> None:
-    """The flags of train_ssl.py and transfer.py alike."""
-    group = parser.add_argument_group("data and output")
-    group.add_argument(
-        "--data", help="folder of images (see README, layouts); the built-in scenes if left out"
-    )
-    group.add_argument("--config", help="YAML file of flags; what stands on the command line wins")
-    group.add_argument("--out", help="output directory")
-    group.add_argument(
-        "--cache", default="runs/cache", help="directory of manifests, decoded pixels and built-in scenes"
-    )
-    group.add_argument(
-        "--scenes", type=number(int, 60), default=2900, help="how many built-in scenes, without --data"
-    )
-    group.add_argument(
-        "--size", type=number(int, 16), default=224, help="side of the images the network sees, pixels"
-    )
-    group.add_argument(
-        "--workers", type=number(int, 1), default=os.cpu_count() or 1, help="threads that read and decode"
-    )
-    group.add_argument(
-        "--skip-bad-files",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="leave out files that do not decode instead of stopping",
-    )
+    """The flags of train_ssl.py, transfer.py and bench.py alike."""
+    data_flags(parser.add_argument_group("data and output"))
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=number(int, 1), default=100)
+    group.add_argument("--epochs", type=number(int, 1, 10**6), default=100)
     group.add_argument(
-        "--batch-size", type=number(int, 2), default=256, help="images per step, of all ranks together"
+        "--batch-size", type=number(int, 2, 2**16), default=256, help="images per step, of all ranks together"
     )
-    group.add_argument("--lr", type=number(float, above=0), default=0.1, help="learning rate after warm-up")
+    group.add_argument("--lr", type=number(float, above=0, high=1000), default=0.1, help="rate after warm-up")
     group.add_argument(
         "--momentum", type=number(float, 0, 0.9999), default=0.9, help="of SGD and LARS; Adam's beta1"
     )
     group.add_argument(
-        "--weight-decay", type=number(float, 0), default=1e-5, help="not applied to norms and biases"
+        "--weight-decay", type=number(float, 0, 10), default=1e-5, help="not applied to norms and biases"
     )
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0)
     group = parser.add_argument_group("machine")
@@ -141,7 +188,47 @@ def common_flags(parser: Parser) -> None:
         "--precision",
         choices=["auto", "fp32", "fp16", "bf16"],
         default="auto",
-        help="auto: bf16 where the device computes it natively, else fp16 on a GPU, else fp32",
+        help="auto: bf16 where the device computes it natively, else fp16 on a GPU, else fp32 (on GPUs since "
+        "Ampere, fp32 means TF32 convolutions)",
+    )
+
+
+def data_flags(group: argparse._ArgumentGroup) -> None:
+    """What `data.opening.Source` is made of, and where things are written."""
+    group.add_argument(
+        "--data", help="folder of images (see README, layouts); the built-in scenes if left out"
+    )
+    group.add_argument(
+        "--splits", metavar="FOLDER", help="lists of names, *train*.txt, *val*.txt and *test*.txt"
+    )
+    group.add_argument(
+        "--split",
+        choices=["paper", "spatial"],
+        default="paper",
+        help="where the folder brings no split: the authors' random one, or blocks of a degree",
+    )
+    group.add_argument("--config", help="YAML file of flags; what stands on the command line wins")
+    group.add_argument(
+        "--print-config", action="store_true", help="print the resolved flags as YAML, and stop"
+    )
+    group.add_argument("--out", help="output directory")
+    group.add_argument(
+        "--cache", default="runs/cache", help="directory of manifests, decoded pixels and built-in scenes"
+    )
+    group.add_argument(
+        "--scenes", type=number(int, 60, 10**6), default=2900, help="how many built-in scenes, without --data"
+    )
+    group.add_argument(
+        "--size", type=number(int, 16, 2048), default=224, help="side of the images the network sees, pixels"
+    )
+    group.add_argument(
+        "--workers", type=number(int, 1, 1024), default=cores(), help="threads that read and decode"
+    )
+    group.add_argument(
+        "--skip-bad-files",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="leave out files that do not decode instead of stopping",
     )
 
 
@@ -156,21 +243,27 @@ def parse(parser: Parser, argv: list[str] | None = None, recipes: Path | None = 
     return args
 
 
+def print_config(args: argparse.Namespace, parser: Parser) -> None:
+    """With --print-config: the resolved flags as YAML on stdout, and the end of the process."""
+    if args.print_config:
+        print(yaml.safe_dump(flags_of(args, parser), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+
+
 def flag_actions(parser: Parser) -> dict[str, argparse.Action]:
     """YAML key -> action: the flag's name with underscores."""
-    return {
-        action.option_strings[0].lstrip("-").replace("-", "_"): action
-        for action in parser._actions
-        if action.option_strings and action.dest != "help"
-    }
+    silent = {"help", "print_config"}
+    actions = [action for action in parser._actions if action.option_strings and action.dest not in silent]
+    return {action.option_strings[0].lstrip("-").replace("-", "_"): action for action in actions}
 
 
 def read_yaml(file: Path, parser: Parser) -> dict:
     """Checked values of a YAML file of flags, by the parser's destinations."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+        text = file.read_text(encoding="utf-8")
+        values, words = yaml.safe_load(text), yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: holds no `key: value` lines")
     actions, checked = flag_actions(parser), {}
@@ -181,30 +274,38 @@ def read_yaml(file: Path, parser: Parser) -> dict:
         if name not in actions:
             near = difflib.get_close_matches(name, actions, 1, 0.0)
             raise ConfigError(f"{file}: unknown key {key!r} (the nearest valid key is {near[0]!r})")
+        if isinstance(value, int) and ":" in str(words.get(str(key))):
+            value = words[str(key)]  # YAML 1.1 reads 32:48 as minutes and seconds
         checked[actions[name].dest] = check_value(value, actions[name], f"{file}: {key}")
     return checked
 
 
-def check_value(value, action, where):
-    if isinstance(action, argparse.BooleanOptionalAction):
+def check_value(value: object, action: argparse.Action, where: str) -> object:
+    """The YAML value of a flag as the command line would give it."""
+    if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):  # a switch
+        if value is None and action.default is None:
+            return None
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {value!r} is not true or false")
         return value
     if action.nargs in ("+", "*"):
-        return [check_one(v, action, where) for v in (value if isinstance(value, list) else [value])]
-    return None if value is None else check_one(value, action, where)
+        values = value if isinstance(value, list) else [value]
+        if not values and action.nargs == "+":
+            raise ConfigError(f"{where}: the list is empty")
+        return [check_one(v, action, where) for v in values]
+    if value is None:
+        if action.default is not None:
+            raise ConfigError(f"{where}: has no value; leave the line out for the default, {action.default}")
+        return None
+    return check_one(value, action, where)
 
 
-def check_one(value, action, where):
+def check_one(value: object, action: argparse.Action, where: str) -> object:
     kind = getattr(action.type, "kind", None)
     if kind and (isinstance(value, bool) or not isinstance(value, (int, kind))):
-        hint = (
-            f"; YAML reads {value} as text, write it with a point and a sign: {float(value):.1e}"
-            if looks_numeric(value)
-            else ""
-        )
+        hint = f"; YAML reads {value} as text, write it as {float(value):.1e}" if looks_numeric(value) else ""
         raise ConfigError(f"{where}: {value!r} is not a {'whole ' if kind is int else ''}number{hint}")
-    if not kind and not isinstance(value, (str, int, float)):
+    if not kind and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
         raise ConfigError(f"{where}: {value!r} is not a name")
     try:
         value = action.type(str(value)) if action.type else str(value)
@@ -215,7 +316,7 @@ def check_one(value, action, where):
     return value
 
 
-def looks_numeric(value):
+def looks_numeric(value: object) -> bool:
     try:
         return isinstance(value, str) and math.isfinite(float(value))
     except ValueError:
@@ -233,11 +334,10 @@ def about(device: torch.device) -> dict:
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{cpu_name()}, {torch.get_num_threads()} threads"
-    )
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{cpu_name()}, {torch.get_num_threads()} threads"
     return {"versions": versions, "commit": git_commit(), "device_name": name}
 
 
@@ -249,31 +349,58 @@ def cpu_name() -> str:
 
 
 def git_commit() -> str:
-    answer = (
-        subprocess.run(
-            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if (Path(__file__).parent / ".git").exists()
-        else None
-    )
-    return answer.stdout.strip() if answer else ""
+    """`git describe` of this checkout, blank where there is no checkout or no git."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-# Files written whole or not at all
+# Files written whole or not at all, and directories that belong to one process
 
 
 @contextlib.contextmanager
-def replacing(path: Path):
-    """A temporary name in the same folder that becomes `path` when the block ends well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder that becomes `path` when the block ends well.
+
+    What a killed process left of the same file is removed first. A full disk is an OSError that names the
+    file.
+    """
+    sweep(path.parent, path.name)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    except RuntimeError as error:  # torch.save meets a full disk inside its zip writer
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "cannot be written: is the disk full?", str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files of `replacing` whose process, on this machine, is no more."""
+    host = socket.gethostname()
+    escaped = name if name == "*" else name.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
+    for file in folder.glob(f".{escaped}.{host}.*"):
+        pid = file.name.rpartition(".")[2]
+        if pid.isdecimal() and not is_alive(int(pid)):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process
+        return True
+    return True
 
 
 def write_csv(path: Path, rows: list[dict] | pd.DataFrame) -> None:
@@ -286,7 +413,69 @@ def write_yaml(path: Path, values: dict) -> None:
         partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+@contextlib.contextmanager
+def hold(folder: Path, what: str) -> Iterator[None]:
+    """Let this process alone write `folder`: a lock that ends with the process, however that ends.
+
+    Raises ConfigError, with the host and process of the holder, where another process has it. `what` names
+    the user of the folder in that message. Temporary files of dead processes are removed.
+    """
+    make_folder(folder)
+    if fcntl is None:
+        yield
+        return
+    file = folder / ".running"
+    lock = take_lock(file)
+    if lock is None:
+        holder = file.read_text(errors="replace").strip() if file.exists() else "another process"
+        raise ConfigError(
+            f"{folder}: {what} is at work there ({holder or 'just started'}): wait, or choose another --out"
+        )
+    try:
+        os.write(lock, f"{socket.gethostname()}, process {os.getpid()}".encode())
+        sweep(folder)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        os.close(lock)
+
+
+def take_lock(file: Path) -> int | None:
+    """An open, locked descriptor of `file`, or None where another process holds it."""
+    while True:
+        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(file).st_ino == os.fstat(lock).st_ino:  # else its last holder has just removed it
+                os.truncate(lock, 0)
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(lock)
+
+
+def make_folder(folder: Path) -> None:
+    """Create an output directory; a file of that name is refused."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file, not a directory")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 # Device, ranks, precision
+
+
+def cores() -> int:
+    """CPU cores that this process may use: SLURM and taskset leave fewer than the machine has, and so do
+    containers."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
 
 
 def start_ranks(device: str) -> tuple[torch.device, int, int]:
@@ -301,12 +490,16 @@ def start_ranks(device: str) -> tuple[torch.device, int, int]:
         torch.backends.cudnn.benchmark = True
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return place, 0, 1
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    patience = datetime.timedelta(
+        hours=12
+    )  # the others wait while rank 0 checks and decodes; torchrun sees deaths
+    dist.init_process_group(backend, timeout=patience, device_id=place if cuda else None)
     return place, dist.get_rank(), dist.get_world_size()
 
 
 @contextlib.contextmanager
-def rank_zero_first(rank: int, ranks: int):
+def rank_zero_first(rank: int, ranks: int) -> Iterator[None]:
     """Rank 0 runs the block alone, so that the others find its caches ready."""
     if rank:
         dist.barrier()
@@ -315,104 +508,30 @@ def rank_zero_first(rank: int, ranks: int):
         dist.barrier()
 
 
+def end_ranks(ranks: int) -> None:
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where it is native (GPUs since Ampere, CPUs with AVX512-BF16 or AMX): elsewhere it is emulated."""
+    """`auto` is bf16 where it is native (GPUs since Ampere, CPUs with AVX512-BF16 or AMX): elsewhere it is
+    emulated."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "--precision fp16: a CPU only emulates it, at less than an image a second: use bf16 or fp32"
+        )
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-# Schedule and optimisers
-
-
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up to `peak` over `warmup` steps, then a cosine to zero that the last step does not reach."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-class LARS(torch.optim.Optimizer):
-    """SGD whose step is scaled, weight by weight, to the weight's norm (Y. You et al., 2017); biases and norms are not."""
-
-    def __init__(self, params, lr, momentum=0.9, weight_decay=0.0, trust=0.001):
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
-        )
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                update = p.grad.add(p, alpha=group["weight_decay"])
-                if p.ndim > 1:
-                    weight, gradient = p.norm(), update.norm()
-                    update = update * torch.where(
-                        (weight > 0) & (gradient > 0), group["trust"] * weight / gradient, 1.0
-                    )
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                p.sub_(buffer.mul_(group["momentum"]).add_(update), alpha=group["lr"])
-
-
-def make_optimizer(
-    name: str, model: torch.nn.Module, lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """Optimiser over the trainable weights; no decay on norms and biases, and a `predictor` in groups of its own, marked
-    `constant`: its rate does not follow the schedule (SimSiam, section 4.2)."""
-    groups = {}
-    for key, p in model.named_parameters():
-        if p.requires_grad:
-            groups.setdefault((p.ndim > 1, key.startswith("predictor.")), []).append(p)
-    groups = [
-        {"params": ps, "weight_decay": weight_decay if decay else 0.0, "constant": constant}
-        for (decay, constant), ps in groups.items()
-    ]
-    if name in ("adam", "adamw"):
-        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](
-            groups, lr=lr, betas=(momentum, 0.999)
-        )
-    return {"sgd": torch.optim.SGD, "lars": LARS}[name](groups, lr=lr, momentum=momentum)
-
-
-# Data
-
-
-def open_table(args: argparse.Namespace, layout: str, report: Path) -> tuple[Table, pd.DataFrame]:
-    """The table of --data, or of built-in scenes, without files that do not decode, and what the check says of each file.
-
-    Bad files are listed in `report`; they stop the run unless --skip-bad-files is given.
-    """
-    table = load_table(args.data or built_in_scenes(args, layout))
-    Path(args.cache).mkdir(parents=True, exist_ok=True)
-    checked = check_files(
-        table.root, list(table.files), manifest_of(table.root, Path(args.cache)), args.workers
-    )
-    bad = (checked.problem != "").to_numpy()
-    if bad.any():
-        write_csv(report, checked[bad])
-        first = checked[bad].iloc[0]
-        message = f"{table.root}: {bad.sum()} of {len(bad)} files do not decode (first: {first.file}: {first.problem}; all in {report})"
-        if not args.skip_bad_files:
-            raise DataError(f"{message}: mend or remove them, or add --skip-bad-files")
-        print(f"left out: {message}")
-    return table.rows(~bad), checked[~bad].reset_index(drop=True)
-
-
-def manifest_of(root: Path, cache: Path) -> Path:
-    return cache / f"manifest-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]}.csv"
-
-
-def built_in_scenes(args: argparse.Namespace, layout: str) -> Path:
-    root = Path(args.cache) / f"scenes-{layout}-{args.scenes}-{args.size}"
-    if not root.exists():
-        try:
-            write_scenes(root, layout=layout, count=args.scenes, size=args.size, seed=0)
-        except OSError:
-            if not root.exists():  # else another process was faster
-                raise
-    return root
+def fits_on_gpu(nbytes: int, device: torch.device) -> bool:
+    """Whether pixels stay on the GPU: at most half of its memory, all of it and not what is free just now, so
+    that a restart beside another job chooses the same."""
+    return device.type == "cuda" and nbytes < 0.5 * torch.cuda.get_device_properties(device).total_memory

@@ -1,6 +1,9 @@
-"""ResNet backbones from torchvision: built, initialised from weights of several origins, and turned into features."""
+"""ResNet backbones from torchvision: built, initialised from weights of several origins, and turned into
+features."""
 
 import re
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,33 +11,54 @@ import torchvision
 from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
+from common import WeightsError, first_line, replacing
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 ARCHITECTURES = {
     "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
 }
+ABOUT = "pretraining"  # key in a state dict's metadata: mean, std, size and maxpool of the pretraining
+
+State = dict[str, torch.Tensor]
 
 
-class WeightsError(ValueError):
-    """Weights that cannot be had, read or matched."""
+def build_backbone(
+    arch: str = "resnet18", init: str = "random", in_channels: int = 3, maxpool: bool | None = None
+) -> nn.Module:
+    """torchvision's ResNet without its classifier: images (N, in_channels, H, W) -> features (N, 512), 2048
+    for ResNet-50.
 
-
-def build_backbone(arch: str = "resnet18", init: str = "random", in_channels: int = 3) -> nn.Module:
-    """torchvision's ResNet without its classifier: images (N, in_channels, H, W) -> features (N, 512), 2048 for ResNet-50.
-
-    `init` is `random`, `imagenet` or a file that `load_weights` reads.
+    `init` is `random`, `imagenet` or a file that `read_weights` reads. Without `maxpool` the stem halves the
+    image once instead of twice, for small images; None: as the weights were pretrained. Keys and shapes are
+    torchvision's.
     """
     backbone = getattr(torchvision.models, arch)()
     backbone.fc = nn.Identity()
     if in_channels != 3:
         backbone.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-    if init != "random":
-        load_weights(backbone, imagenet_weights(arch) if init == "imagenet" else read_weights(init), init)
+    about = {}
+    if init == "imagenet":
+        load_weights(backbone, imagenet_weights(arch), init)
+    elif init != "random":
+        state, about = read_weights(init)
+        load_weights(backbone, state, init)
+    pools = about.get("maxpool", True) if maxpool is None else maxpool
+    if not pools:
+        backbone.maxpool = nn.Identity()
     return backbone
 
 
-def imagenet_weights(arch: str) -> dict[str, torch.Tensor]:
+def backbone_width(backbone: nn.Module) -> int:
+    """Features of a backbone: torchvision's ResNets leave them in `inplanes`; what does not say it has
+    ResNet-18's 512 (else the head, which comes first on its features, does not fit them and says so)."""
+    return int(getattr(backbone, "inplanes", 512))
+
+
+def imagenet_weights(arch: str) -> State:
+    """torchvision's ImageNet-1k weights; WeightsError where they are neither in its cache nor to be
+    downloaded."""
     try:
         return ARCHITECTURES[arch].get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -45,53 +69,71 @@ def imagenet_weights(arch: str) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def read_weights(file: str | Path) -> dict[str, torch.Tensor]:
-    """State dict of a backbone file with torchvision's key names.
+def save_backbone(backbone: nn.Module, file: Path, about: dict) -> None:
+    """Write backbone.pth: a state dict under torchvision's key names, whose metadata carry `about` (mean,
+    std, size, maxpool), so that whoever loads it normalises as the pretraining did. torchvision loads it as
+    it is."""
+    state = OrderedDict((clean_key(key), value) for key, value in backbone.state_dict().items())
+    state._metadata = {ABOUT: about}
+    with replacing(file) as partial:
+        torch.save(state, partial)
 
-    Reads torchvision's own files, backbone.pth and checkpoint.pt of train_ssl.py, and the snapshots of the paper's
-    authors (key MODEL, the layers numbered as children of a Sequential).
+
+def read_weights(file: str | Path) -> tuple[State, dict]:
+    """(state dict of a backbone with torchvision's key names, what the file says about its pretraining).
+
+    Reads torchvision's own files, backbone.pth and checkpoint.pt of train_ssl.py, the snapshots of the
+    paper's authors (key MODEL, the layers numbered as children of a Sequential), and the checkpoints of
+    official MoCo and SimSiam, solo-learn, lightly and Lightning, compiled or not. The second value holds
+    mean, std, size and maxpool where the file is ours, else it is empty.
     """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{file}: no such weights file (or give random or imagenet)") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise WeightsError(
-            f"{file}: not a readable weights file ({str(error).splitlines()[0][:120]})"
-        ) from None
+        raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from None
+    about = getattr(content, "_metadata", {}).get(ABOUT, {})
+    if isinstance(content, dict) and isinstance(content.get("about"), dict):
+        about = content["about"]  # checkpoint.pt
     for key in ("MODEL", "model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(v, torch.Tensor) for v in state.values())
-    ):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content:
         raise WeightsError(f"{file}: holds no state dict of tensors")
-    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}
-    if any(
-        key.startswith("backbone.") for key in state
-    ):  # a whole method, or an author's snapshot: heads are dropped
-        state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
-    names = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-    return {
-        re.sub(r"^(\d)(?=\.)", lambda m: names.get(m[1], m[1]), key): value for key, value in state.items()
-    }
+    if not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"{file}: holds no state dict of tensors")
+    return torchvision_names(content), about
 
 
-def load_weights(backbone: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Load `state` (a classifier `fc.*` is dropped); keys that are missing, unknown or of another shape are refused."""
+def clean_key(key: str) -> str:
+    """Without what torch.compile and DistributedDataParallel put into names."""
+    return re.sub(r"(^|(?<=\.))(module|_orig_mod)\.", "", key)
+
+
+def torchvision_names(state: State) -> State:
+    """The backbone among the keys of a whole method, renamed as torchvision has them; heads are dropped."""
+    state = {clean_key(key): value for key, value in state.items()}
+    for prefix in ("model.backbone.", "backbone.", "encoder_q.", "encoder.", "online_network.encoder."):
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+            break
+    numbered = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+    return {re.sub(r"^(\d)(?=\.)", lambda m: numbered.get(m[1], m[1]), key): v for key, v in state.items()}
+
+
+def load_weights(backbone: nn.Module, state: State, source: str | Path) -> None:
+    """Load `state` (a classifier `fc.*` is dropped); WeightsError names keys that are missing, unknown or of
+    another shape."""
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     own = backbone.state_dict()
-    wrong = (
-        [f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")]
-        + [f"{key} is unknown" for key in state if key not in own]
-        + [
-            f"{key} has shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ]
-    )
+    wrong = [
+        f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")
+    ]
+    wrong += [f"{key} is unknown" for key in state if key not in own]
+    for key, value in own.items():
+        if key in state and state[key].shape != value.shape:
+            wrong.append(f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(f"{source}: weights do not fit the backbone: {', '.join(wrong[:3])}{more}")
@@ -103,22 +145,24 @@ def extract_features(
     backbone: nn.Module,
     images: torch.Tensor,
     size: int,
-    mean,
-    std,
+    mean: Sequence[float],
+    std: Sequence[float],
     *,
     batch_size: int = 256,
     dtype: torch.dtype = torch.float32,
-    rows=None,
+    rows: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """Features (N, 512) in float32 on the CPU of uint8 images (N, C, H, W), resized to `size` px and normalised.
+    """Features (N, 512) in float32 on the CPU of uint8 images (N, C, H, W), resized to `size` px and
+    normalised.
 
-    The backbone runs in eval mode and is left as it was; `dtype` is autocast's; `rows` picks images (all by default).
+    The backbone runs in eval mode and is left as it was; `dtype` is autocast's; `rows` picks images (all by
+    default).
     """
-    parameter, was_training = next(backbone.parameters()), backbone.training
-    device = parameter.device
+    device, was_training = next(backbone.parameters()).device, backbone.training
+    picked = torch.arange(len(images)) if rows is None else torch.as_tensor(rows)
     backbone.eval()
     features = []
-    for batch in (torch.arange(len(images)) if rows is None else torch.as_tensor(rows)).split(batch_size):
+    for batch in picked.split(batch_size):
         x = prepare(images[batch.to(images.device)].to(device), size, mean, std)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features.append(backbone(x).float().cpu())
@@ -126,8 +170,9 @@ def extract_features(
     return torch.cat(features)
 
 
-def prepare(images: torch.Tensor, size: int, mean, std) -> torch.Tensor:
-    """uint8 images (N, C, H, W) -> float32 channels_last (N, C, size, size), resized (antialiased) and normalised."""
+def prepare(images: torch.Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 images (N, C, H, W) -> float32 channels_last (N, C, size, size), resized (antialiased) and
+    normalised."""
     x = images.float() / 255
     if x.shape[-2:] != (size, size):
         x = TF.resize(x, [size, size], antialias=True)

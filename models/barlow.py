@@ -1,7 +1,8 @@
 from torch import nn
 
 from losses.barlow import barlow_twins_loss
-from models.heads import mlp, width
+from models.backbone import backbone_width
+from models.heads import mlp
 
 
 class BarlowTwins(nn.Module):
@@ -10,7 +11,7 @@ class BarlowTwins(nn.Module):
     def __init__(self, backbone, hidden=1024, out=1024, lambda_=0.005):
         super().__init__()
         self.backbone, self.lambda_, self.out = backbone, lambda_, out
-        self.projector = mlp([width(backbone), hidden, hidden, out])
+        self.projector = mlp([backbone_width(backbone), hidden, hidden, out])
 
     def forward(self, view1, view2):
         z1, z2 = self.projector(self.backbone(view1)), self.projector(self.backbone(view2))  # (N, out)

@@ -7,15 +7,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from losses.moco import info_nce_loss
-from models.heads import mlp, width
+from models.backbone import backbone_width
+from models.heads import mlp
 
 
 class MoCo(nn.Module):
-    """MoCo v2 (He et al., 2020; Chen et al., 2020): queries against a queue of keys from a slowly moving key encoder.
+    """MoCo v2 (He et al., 2020; Chen et al., 2020): queries against a queue of keys from a slowly moving key
+    encoder.
 
-    The key encoder normalises the global batch in `splits` groups (split-BN) and the query encoder over the whole of
-    it: a query and its key never share their batch statistics, which would give the positive away. With `symmetric`
-    each view is a query once and a key once, and keys enter the queue only after both losses are computed.
+    The key encoder normalises the global batch in `splits` groups (split-BN) and the query encoder over the
+    whole of it: a query and its key never share their batch statistics, which would give the positive away.
+    With `symmetric` each view is a query once and a key once, and keys enter the queue only after both losses
+    are computed.
     """
 
     def __init__(
@@ -30,9 +33,10 @@ class MoCo(nn.Module):
         symmetric=True,
     ):
         super().__init__()
-        self.backbone, self.projector = backbone, mlp([width(backbone), hidden, out], norm=False)
+        self.backbone, self.projector = backbone, mlp([backbone_width(backbone), hidden, out], norm=False)
         self.key_backbone, self.key_projector = copy.deepcopy(backbone), copy.deepcopy(self.projector)
-        self.key_backbone.requires_grad_(False), self.key_projector.requires_grad_(False)
+        self.key_backbone.requires_grad_(False)
+        self.key_projector.requires_grad_(False)
         self.temperature, self.key_momentum, self.splits, self.symmetric = (
             temperature,
             key_momentum,
@@ -72,12 +76,10 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def move_key_encoder(self):
-        pairs = zip(
-            [*self.backbone.parameters(), *self.projector.parameters()],
-            [*self.key_backbone.parameters(), *self.key_projector.parameters()],
-        )
-        for query, key in pairs:
-            key.lerp_(query, 1 - self.key_momentum)
+        """key <- m key + (1 - m) query (Eq. 2), all weights in one operator."""
+        query = [*self.backbone.parameters(), *self.projector.parameters()]
+        key = [*self.key_backbone.parameters(), *self.key_projector.parameters()]
+        torch._foreach_lerp_(key, query, 1 - self.key_momentum)
 
     @torch.no_grad()
     def enqueue(self, keys):

@@ -30,9 +30,10 @@ def principal_axes(features: torch.Tensor) -> Axes:
 
 
 def linear_heads(features: torch.Tensor, targets: torch.Tensor, axes: Axes, loss: str) -> Iterator[tuple]:
-    """(penalty, weight (K, D), bias (K,)) of the head that minimises summed loss + penalty / 2 |weight|^2 for each of
-    PENALTIES, the strongest first. features (n, D), targets (n, K); the weight in the penalty is that of standardised
-    features, the one returned is for `features` as they are. loss: softmax cross-entropy, or bce with logits."""
+    """(penalty, weight (K, D), bias (K,)) of the head that minimises summed loss + penalty / 2 |weight|^2 for
+    each of PENALTIES, the strongest first. features (n, D), targets (n, K); the weight in the penalty is that
+    of standardised features, the one returned is for `features` as they are. loss: softmax cross-entropy, or
+    bce with logits."""
     x, share = (features - axes.mean) @ axes.turn, targets.mean(0).clamp(1e-6, 1 - 1e-6)
     bias = share.log() if loss == "softmax" else share.logit()
     w = torch.cat([bias[:, None], torch.zeros(targets.shape[1], x.shape[1], device=x.device)], 1)
@@ -43,9 +44,9 @@ def linear_heads(features: torch.Tensor, targets: torch.Tensor, axes: Axes, loss
 
 
 def minimise(x, y, variance, penalty: float, loss: str, start: torch.Tensor) -> torch.Tensor:
-    """L-BFGS on mean loss + penalty / 2 |w|^2 of a head (K, 1 + D), column 0 the bias, for x (n, D) in principal axes and
-    y (n, K). The gradient of both losses in the logits is p - y. Each axis is scaled by its curvature, which is at most
-    variance / 4 + penalty: a sixth of the steps."""
+    """L-BFGS on mean loss + penalty / 2 |w|^2 of a head (K, 1 + D), column 0 the bias, for x (n, D) in
+    principal axes and y (n, K). The gradient of both losses in the logits is p - y. Each axis is scaled by
+    its curvature, which is at most variance / 4 + penalty: a sixth of the steps."""
     scale = (variance / 4 + penalty).rsqrt()
     ridge, x = penalty * scale.square(), x * scale
     w = torch.cat([start[:, :1], start[:, 1:] / scale], 1)
@@ -78,6 +79,7 @@ def neighbour_votes(
 
 
 def probabilities(logits: torch.Tensor, loss: str) -> torch.Tensor:
-    """Logits (n, K) on the simplex: softmax, or for `bce` the paper's authors' sigmoid divided by its row sum."""
+    """Logits (n, K) on the simplex: softmax, or for `bce` the paper's authors' sigmoid divided by its row
+    sum."""
     p = logits.softmax(1) if loss == "softmax" else logits.sigmoid().clamp_min(1e-12)
     return p / p.sum(1, keepdim=True)

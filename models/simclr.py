@@ -3,7 +3,8 @@ import math
 from torch import nn
 
 from losses.simclr import nt_xent_loss
-from models.heads import mlp, width
+from models.backbone import backbone_width
+from models.heads import mlp
 
 
 class SimCLR(nn.Module):
@@ -12,7 +13,7 @@ class SimCLR(nn.Module):
     def __init__(self, backbone, hidden=512, out=128, temperature=0.2):
         super().__init__()
         self.backbone, self.temperature = backbone, temperature
-        self.projector = mlp([width(backbone), hidden, out], last_norm=True)
+        self.projector = mlp([backbone_width(backbone), hidden, out], last_norm=True)
 
     def forward(self, view1, view2):
         z1, z2 = self.projector(self.backbone(view1)), self.projector(self.backbone(view2))  # (N, out)

@@ -1,19 +1,21 @@
 from torch import nn
 
 from losses.simsiam import negative_cosine_loss
-from models.heads import mlp, width
+from models.backbone import backbone_width
+from models.heads import mlp
 
 
 class SimSiam(nn.Module):
     """SimSiam (Chen and He, 2021): a projector of three layers, and a predictor with a bottleneck.
 
-    The paper trains `predictor` at a constant learning rate (section 4.2); the training script does so by its name.
+    The paper trains `predictor` at a constant learning rate (section 4.2); the training script does so by its
+    name.
     """
 
     def __init__(self, backbone, hidden=1024, out=1024, predictor_hidden=256):
         super().__init__()
         self.backbone = backbone
-        self.projector = mlp([width(backbone), hidden, hidden, out], last_norm=True)
+        self.projector = mlp([backbone_width(backbone), hidden, hidden, out], last_norm=True)
         self.predictor = mlp([out, predictor_hidden, out])
 
     def forward(self, view1, view2):

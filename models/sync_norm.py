@@ -1,4 +1,5 @@
-"""BatchNorm over all ranks. torch's SyncBatchNorm refuses CPU tensors; the one here works wherever all_reduce does."""
+"""BatchNorm over all ranks. torch's SyncBatchNorm refuses CPU tensors; the one here works wherever all_reduce
+does."""
 
 import torch
 import torch.distributed as dist
@@ -8,7 +9,8 @@ from losses.barlow import SumOverRanks
 
 
 class SyncNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm of x (N, C, ...) with the statistics of the global batch, right in value and gradient (same N a rank)."""
+    """BatchNorm of x (N, C, ...) with the statistics of the global batch, right in value and gradient (same N
+    a rank)."""
 
     def _check_input_dim(self, x):
         pass
@@ -34,7 +36,8 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise(module: nn.Module, cuda: bool) -> nn.Module:
-    """Replace every BatchNorm below `module` by one over all ranks; key encoders, which normalise in groups, stay."""
+    """Replace every BatchNorm below `module` by one over all ranks; key encoders, which normalise in groups,
+    stay."""
     convert = nn.SyncBatchNorm.convert_sync_batchnorm if cuda else _to_sync_norm
     for name, child in module.named_children():
         if not name.startswith("key_"):
