@@ -14,10 +14,14 @@ from data.augment import Draw, Recipe, draw, view
 
 
 class Plan(NamedTuple):
-    """Order and views of a run. Every image comes once an epoch, in batches whose sizes differ by one rank's image at most."""
+    """Order and views of a run.
+
+    Every step has the same number of images, so that a GPU tunes, compiles and captures once. The images that this
+    leaves over, fewer than `steps() * ranks`, wait for the next epoch, whose order is another.
+    """
 
     images: int
-    batch_size: int  # of all ranks together
+    batch_size: int  # of all ranks together, at most
     height: int  # of the images, pixels
     width: int
     seed: int = 0
@@ -26,29 +30,37 @@ class Plan(NamedTuple):
     recipe: Recipe = Recipe()
 
     def steps(self) -> int:
+        """Steps of an epoch."""
         return -(-self.images // self.batch_size)
 
     def largest(self) -> int:
-        """Images in the largest batch of one rank."""
-        return -(-(self.images // self.ranks) // self.steps())
+        """Images of one rank in one step."""
+        return self.images // self.ranks // self.steps()
+
+    def shown(self) -> int:
+        """Images of an epoch, of all ranks together."""
+        return self.largest() * self.ranks * self.steps()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, Draw, Draw]]:
         """(rows, draw of view 1, draw of view 2) of this rank for the steps from `start` on.
 
-        A batch is cut into the ranks' shares; with `ranks` not dividing the images, the few left over wait for the next epoch.
+        The ranks' shares of a step, one behind the other, are the batch that one process of `ranks` times the share
+        would have.
         """
         order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
-        shares = self.images // self.ranks
+        n = self.largest()
+        share = slice(self.rank * n, (self.rank + 1) * n)
         for step in range(start, self.steps()):
-            first, last = (shares * s // self.steps() for s in (step, step + 1))
-            n = (last - first) * self.ranks
-            batch = order[first * self.ranks :][:n]
-            generator = torch.Generator().manual_seed(
-                int(np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)[0])
-            )
-            draws = [draw(n, self.height, self.width, generator, self.recipe) for _ in range(2)]
-            share = slice(self.rank * n // self.ranks, (self.rank + 1) * n // self.ranks)
+            batch = order[step * n * self.ranks :][: n * self.ranks]
+            generator = step_generator(self.seed, epoch, step)
+            draws = [draw(len(batch), self.height, self.width, generator, self.recipe) for _ in range(2)]
             yield batch[share], *(Draw(*(field[share] for field in d)) for d in draws)
+
+
+def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
+    """The random numbers of one step, whatever came before it."""
+    (state,) = np.random.SeedSequence([seed, epoch, step]).generate_state(1)
+    return torch.Generator().manual_seed(int(state))
 
 
 class TorchLoader:

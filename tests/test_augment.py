@@ -201,19 +201,21 @@ def test_the_view_from_packed_numbers_is_the_view(share):
 
 
 @pytest.mark.parametrize("images, batch, ranks", [(100, 32, 1), (100, 32, 2), (99, 33, 3), (64, 64, 1)])
-def test_plan_shows_every_image_once_an_epoch_in_a_new_order(images, batch, ranks):
+def test_plan_shows_every_image_at_most_once_an_epoch_in_a_new_order(images, batch, ranks):
     plans = [Plan(images, batch, 8, 8, seed=1, rank=r, ranks=ranks) for r in range(ranks)]
-    epochs = [[np.concatenate([rows for rows, *_ in p.epoch(e)]) for p in plans] for e in range(2)]
+    epochs = [[np.concatenate([rows for rows, *_ in p.epoch(e)]) for p in plans] for e in range(20)]
     for parts in epochs:
         seen = np.concatenate(parts)
-        assert len(seen) == images and len(set(seen.tolist())) == images
-    assert not np.array_equal(*(np.concatenate(parts) for parts in epochs))
-    sizes = [len(rows) for rows, *_ in plans[0].epoch(0)]
-    assert (
-        len(sizes) == plans[0].steps()
-        and max(sizes) <= plans[0].largest() <= -(-batch // ranks)
-        and max(sizes) - min(sizes) <= 1
+        assert len(seen) == len(set(seen.tolist())) == plans[0].shown()
+        assert images - plans[0].shown() < plans[0].steps() * ranks
+    assert not np.array_equal(*(np.concatenate(parts) for parts in epochs[:2]))
+    assert len({int(row) for parts in epochs for rows in parts for row in rows}) == images, (
+        "none waits for ever"
     )
+    sizes = {len(rows) for plan in plans for rows, *_ in plan.epoch(0)}
+    assert sizes == {plans[0].largest()}, "one size of batch: a GPU tunes and compiles once"
+    assert plans[0].largest() <= -(-batch // ranks)
+    assert len(list(plans[0].epoch(0))) == plans[0].steps() == -(-images // batch)
 
 
 def test_ranks_together_are_one_process():
