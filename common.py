@@ -6,6 +6,8 @@ is its default, over it the YAML file, over it the command line (`parse`); a fil
 all (`replacing`); a directory belongs to one process at a time (`hold`).
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import datetime
@@ -22,12 +24,13 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pandas as pd
-import torch
-import torch.distributed as dist
 import yaml
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, and a command that only reads files or shows its flags needs none
 
 try:
     import fcntl
@@ -101,7 +104,7 @@ def one_line_errors() -> Iterator[None]:
 def is_memory_error(error: BaseException) -> bool:
     """Whether numpy, torch's CPU allocator or CUDA ran out of memory: three types, one meaning."""
     words = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error) for w in words)
+    return isinstance(error, MemoryError) or any(w in str(error) for w in words)
 
 
 def first_line(error: BaseException, width: int = 120) -> str:
@@ -330,6 +333,8 @@ def flags_of(args: argparse.Namespace, parser: Parser) -> dict:
 
 def about(device: torch.device) -> dict:
     """Versions, git commit and device, for config.yaml and results."""
+    import torch
+
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -480,6 +485,9 @@ def cores() -> int:
 
 def start_ranks(device: str) -> tuple[torch.device, int, int]:
     """(device, rank, ranks): one process alone, or the place that torchrun gave this one."""
+    import torch
+    import torch.distributed as dist
+
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here")
     cuda = device != "cpu" and torch.cuda.is_available()
@@ -501,6 +509,8 @@ def start_ranks(device: str) -> tuple[torch.device, int, int]:
 @contextlib.contextmanager
 def rank_zero_first(rank: int, ranks: int) -> Iterator[None]:
     """Rank 0 runs the block alone, so that the others find its caches ready."""
+    import torch.distributed as dist
+
     if rank:
         dist.barrier()
     yield
@@ -509,6 +519,9 @@ def rank_zero_first(rank: int, ranks: int) -> Iterator[None]:
 
 
 def end_ranks(ranks: int) -> None:
+    """Leave the group that `start_ranks` entered."""
+    import torch.distributed as dist
+
     if ranks > 1:
         dist.destroy_process_group()
 
@@ -516,6 +529,8 @@ def end_ranks(ranks: int) -> None:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`auto` is bf16 where it is native (GPUs since Ampere, CPUs with AVX512-BF16 or AMX): elsewhere it is
     emulated."""
+    import torch
+
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "--precision fp16: a CPU only emulates it, at less than an image a second: use bf16 or fp32"
@@ -528,10 +543,18 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+def __getattr__(name: str) -> dict[str, torch.dtype]:
+    """DTYPES: --precision -> torch's type; made when it is asked for, as torch is not imported above."""
+    if name != "DTYPES":
+        raise AttributeError(name)
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def fits_on_gpu(nbytes: int, device: torch.device) -> bool:
     """Whether pixels stay on the GPU: at most half of its memory, all of it and not what is free just now, so
     that a restart beside another job chooses the same."""
+    import torch
+
     return device.type == "cuda" and nbytes < 0.5 * torch.cuda.get_device_properties(device).total_memory
