@@ -377,6 +377,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
+        if error.filename not in (None, str(partial)):  # another file, which the block reads
+            raise
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     except RuntimeError as error:  # torch.save meets a full disk inside its zip writer
         if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):

@@ -8,7 +8,6 @@ at a temporary file, so that a message belongs to the file just decoded. Any mes
 """
 
 import argparse
-import io
 import os
 import sys
 import tempfile
@@ -18,10 +17,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision.io import decode_jpeg
 from tqdm import tqdm
+
+from common import DataError
+from data.pixels import picture
 
 COLUMNS = {
     "file": "str",
@@ -124,36 +124,17 @@ def _decode(path: str) -> tuple[int, int, str]:
     os.lseek(2, 0, os.SEEK_SET)  # forget what the previous file made a decoder say
     try:
         data = Path(path).read_bytes()
+        _, height, width = picture(data).shape
     except FileNotFoundError:
         return 0, 0, "missing"
     except OSError as error:
         return 0, 0, f"unreadable: {error.strerror}"
-    if not any(data):
-        return 0, 0, "holds only zeros" if data else "empty (0 bytes)"
-    return _decode_jpeg(data) if data.startswith(b"\xff\xd8") else _decode_other(data)
-
-
-def _decode_jpeg(data: bytes) -> tuple[int, int, str]:
-    try:
-        _, height, width = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)).shape
-    except RuntimeError as error:
-        return 0, 0, str(error).rsplit(", ", 1)[-1]  # torchvision puts its source file first
-    return width, height, _message()
-
-
-def _decode_other(data: bytes) -> tuple[int, int, str]:
-    formats = ("PNG", "TIFF", "BMP", "WEBP")
-    try:
-        Image.open(io.BytesIO(data), formats=formats).verify()  # PNG's checksums, which decoding skips
-        image = Image.open(io.BytesIO(data), formats=formats)
-        image.load()
-    except Image.UnidentifiedImageError:
-        return 0, 0, f"not a valid JPEG, PNG, TIFF, BMP or WebP file: begins with {data[:16]!r}"
-    except Exception as error:  # Pillow's decoders raise many types, and libtiff prints what it means
-        return 0, 0, _message() or f"{type(error).__name__}: {error}"
-    return *image.size, f"mode {image.mode}: only 8-bit images load" if image.mode.startswith(
-        ("I", "F")
-    ) else ""
+    except DataError as error:
+        said = _message() if str(error).startswith("damaged") else ""  # libtiff prints what it means
+        return 0, 0, said or str(error)
+    except MemoryError:
+        return 0, 0, "unreadable: not enough memory"
+    return width, height, _message() if data.startswith(b"\xff\xd8") else ""
 
 
 def _message() -> str:

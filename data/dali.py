@@ -158,7 +158,7 @@ def parameters(draw, height: int, width: int, size: int) -> list[np.ndarray]:
 def views(source, size, mean, std, dtype, decoder):
     paths, *numbers = fn.external_source(source=source, num_outputs=1 + 2 * 13, batch=True)
     jpegs = fn.io.file.read(paths, dont_use_mmap=True)  # a mapped file that shrinks would kill the process
-    images = fn.decoders.image(jpegs, adjust_orientation=False, **decoder)
+    images = fn.decoders.image(jpegs, adjust_orientation=True, **decoder)  # as data.pixels does
     pair = [view(images, *numbers[:13]), view(images, *numbers[13:])]
     return tuple(
         fn.crop_mirror_normalize(v, mean=mean, std=std, dtype=dtype, output_layout="HWC") for v in pair

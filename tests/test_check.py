@@ -123,9 +123,8 @@ def test_each_kind_of_damage_is_named(root, manifest):
 def test_more_than_eight_bits_are_refused_as_conversion_would_clip_them(root, manifest):
     deep = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(deep, "PNG")
-    assert (
-        "only 8-bit" in check_files(root, write(root, {"deep.png": deep.getvalue()}), manifest, 1).problem[0]
-    )
+    files = write(root, {"deep.png": deep.getvalue()})
+    assert "1 band of uint16; 8-bit RGB" in check_files(root, files, manifest, 1).problem[0]
 
 
 def test_flipped_bits_that_pillow_decodes_in_silence_are_found_and_put_down_to_their_file(root, manifest):
