@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common import DataError
 from data.splits import split_classes, stratified_subset
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}  # folder name -> split
-
-
-class DataError(ValueError):
-    """Data that cannot be used as it is: says what, where and what to do."""
 
 
 @dataclass(frozen=True)
