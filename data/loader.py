@@ -6,8 +6,9 @@
 Nothing here has a state: a run that resumes at any step, and any number of ranks, sees the same images in the
 same views.
 
-On a GPU nothing is waited for. A thread draws the numbers of the steps to come and packs them into pinned memory;
-one copy takes them over. The pixels stay on the GPU where they fit, else the thread copies them ahead.
+On a GPU nothing is waited for. A thread draws the numbers of the steps to come and packs them into pinned
+memory; one copy takes them over. The pixels stay on the GPU where they fit, else the thread copies them
+ahead.
 """
 
 from collections import deque

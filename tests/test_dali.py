@@ -1,4 +1,4 @@
-"""The DALI loader: the same views as the torch loader's, every file once an epoch, exact at any step, nothing copied."""
+"""The DALI loader: the views of the torch loader, every file once an epoch, exact at any step, no copies."""
 
 import re
 import shutil
@@ -166,7 +166,7 @@ def test_both_loaders_give_the_same_views(jpegs):
 
 
 def statistics(loader):
-    """What the views of two epochs are like, in numbers of which each operator moves one: name -> one number a view."""
+    """What the views of two epochs are like: name -> one number a view, of which each operator moves one."""
     x = torch.cat([v for epoch in range(2) for pair in loader.epoch(epoch) for v in pair]).mean(1)
     half = x.shape[-1] // 2
     energy = x.diff(dim=1).square().mean((1, 2)) + x.diff(dim=2).square().mean((1, 2))  # of the gradient
@@ -287,7 +287,7 @@ def test_names_of_any_kind_and_the_cache_knows_them(tmp_path):
         paths = dali.fn.external_source(name="paths")
         return dali.fn.decoders.image(dali.fn.io.file.read(paths, dont_use_mmap=True))
 
-    (images,) = decoded().run(paths=loader.paths)
+    (images,) = decoded().run(paths=loader.files.encoded)
     assert [image.source_info() for image in images] == [str(tmp_path / name) for name in ODD_NAMES]
 
 
@@ -295,16 +295,16 @@ def test_names_of_any_kind_and_the_cache_knows_them(tmp_path):
 def test_handed_over_in_channels_last_without_a_copy_and_kept_while_held(jpegs, half, dtype):
     root, files, _ = jpegs
     loader = dali.DaliLoader(
-        root, files, Plan(240, 24, 32, 32), 32, **LEVELS, device=CPU, workers=2, half=half
+        root, files, Plan(240, 24, 32, 32), 32, **LEVELS, device=CPU, workers=2, dtype=dtype
     )
-    run, pointers = loader.pipeline.run, []
+    run, pointers = loader.run.pipeline.run, []
 
     def recorded():
         batch = run()
         pointers.append([v.as_tensor().data_ptr() for v in batch])
         return batch
 
-    loader.pipeline.run = recorded
+    loader.run.pipeline.run = recorded
     held, copies = [], []
     for pair in loader.epoch(0):
         held.append(pair)
@@ -318,24 +318,76 @@ def test_handed_over_in_channels_last_without_a_copy_and_kept_while_held(jpegs, 
     assert len(held) == 10 and equal(held, copies)
 
 
-def test_images_of_another_size_are_cut_by_the_same_shares(tmp_path):
-    for name, side in (("plan", 32), ("double", 64)):
-        Image.fromarray(
-            np.kron(picture(np.random.default_rng(0), 32), np.ones((side // 32, side // 32, 1), np.uint8))
-        ).save(tmp_path / f"{name}.png")
-    drawn = still(2, 32, 32)._replace(box=torch.tensor([[8, 4, 16, 16]]).repeat(2, 1))
-    loader = dali.DaliLoader(
-        tmp_path, ["plan.png", "double.png"], Fixed(drawn, 32, 32), 16, **LEVELS, device=CPU
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Pictures of the plan's 32 x 32 px, of twice that, and of another shape."""
+    root, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    small = picture(rng, 32)
+    double = np.kron(small, np.ones((2, 2, 1), np.uint8))
+    files = {"own.png": small, "double.png": double, "wide.png": np.pad(double, [(0, 0), (16, 16), (0, 0)])}
+    for name, array in files.items():
+        Image.fromarray(array).save(root / name)
+    return root, list(files)
+
+
+def test_bare_images_are_those_of_the_decoder_of_pixels(jpegs):
+    root, files, pixels = jpegs
+    decoder = dali.DaliImages(root, files, 32, 32, largest=100, device=CPU, workers=2)
+    steps = [np.arange(100), np.arange(239, 199, -1), np.array([7])]
+    for _ in range(2):
+        for rows, images in zip(steps, decoder.batches(iter(steps)), strict=True):
+            assert images.dtype == torch.uint8 and torch.equal(images, pixels[rows])
+        next(decoder.batches(iter(steps)))  # given up
+    assert list(decoder.batches(iter(()))) == []
+
+
+def test_images_of_another_size_are_scaled_to_cover_and_cut_at_the_centre(mixed):
+    root, files = mixed
+    decoder = dali.DaliImages(root, files, 32, 32, largest=3, device=CPU, workers=1)
+    (images,) = decoder.batches(iter([np.arange(3)]))
+    assert torch.equal(images[0], load_pixels(root, np.array(files), 32, 32, cache=root)[0])
+    for other in images[1:]:
+        assert (other.float() - images[0].float())[:, 2:-2, 2:-2].abs().mean() < 8
+    drawn = still(3, 32, 32)._replace(box=torch.tensor([[8, 4, 16, 16]]).repeat(3, 1))
+    loader = dali.DaliLoader(root, files, Fixed(drawn, 32, 32), 16, **LEVELS, device=CPU, workers=1)
+    ((views, _),) = loader.epoch(0)
+    for other in views[1:]:
+        assert (views[0] - other)[:, 1:-1, 1:-1].abs().mean() < 8
+    assert (views[0] - views[0].flip(-1)).abs().mean() > 8
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut", "emptied", "another format"])
+def test_a_file_that_is_harmed_after_the_check_is_named(harm, greys, tmp_path):
+    files = [f"{k}.png" for k in range(12)]
+    for file in files:
+        shutil.copy(greys[0] / file, tmp_path)
+    loader = dali.DaliLoader(tmp_path, files, Plan(12, 4, 16, 16), 16, **LEVELS, device=CPU, workers=1)
+    assert len(list(loader.epoch(0))) == 3
+    if harm == "removed":
+        (tmp_path / "5.png").unlink()
+    elif harm == "another format":
+        Image.new("1", (16, 16)).save(tmp_path / "5.png", format="TIFF")
+    else:
+        with open(tmp_path / "5.png", "r+b") as file:
+            file.truncate(40 if harm == "cut" else 0)
+    with pytest.raises(OSError) as raised:
+        list(loader.epoch(1))
+    assert (
+        raised.value.filename == str(tmp_path / "5.png") and "since it was checked" in raised.value.strerror
     )
-    ((a, _),) = loader.epoch(0)
-    assert (a[0] - a[1])[:, 1:-1, 1:-1].abs().mean() < 8 < (a[0] - a[0].flip(-1)).abs().mean()
 
 
 def test_the_graph_for_a_gpu_can_be_put_together_without_one(greys):
     loader = dali.DaliLoader(
-        *greys, Plan(41, 12, 16, 16), 16, **LEVELS, device=torch.device("cuda", 0), half=True, cache_mb=8
+        *greys,
+        Plan(41, 12, 16, 16),
+        16,
+        **LEVELS,
+        device=torch.device("cuda", 0),
+        dtype=torch.float16,
+        cache_mb=8,
     )
-    assert loader.pipeline.device_id == 0
+    assert loader.run.pipeline.device_id == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -374,7 +426,8 @@ class Plan:
             yield numpy.arange(n), draw, draw
 
 files = ["1.png", "2.png", "3.png"]
-loader = DaliLoader({str(greys[0])!r}, files, Plan(), 8, [0] * 3, [1 / 255] * 3, torch.device("cpu"), workers=1)
+root = {str(greys[0])!r}
+loader = DaliLoader(root, files, Plan(), 8, [0] * 3, [1 / 255] * 3, torch.device("cpu"), workers=1)
 print([a.mean((1, 2, 3)).tolist() for a, b in loader.epoch(0)], "data" in sys.modules)
 """)
     run = subprocess.run(
