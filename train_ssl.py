@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
                 std,
                 device,
                 workers=args.workers,
-                half=device.type == "cuda" and args.precision != "fp32",
+                dtype=common.DTYPES[args.precision],
                 cache_mb=args.dali_cache,
             )
 
