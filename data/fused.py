@@ -1,0 +1,338 @@
+"""Random views on a GPU by three Triton kernels: those of `augment.view`, for a part of its memory traffic.
+
+    from augment import draw, view
+    from fused import available, fused_view
+
+    make = fused_view if available(images.device) else view
+    view1 = make(images, draw(len(images), *images.shape[-2:], generator), 224, mean, std)
+
+The same arguments and draws give the same views, in the dtype of training if asked for. The first kernel
+makes the grey means that contrast needs; the second gathers, crops, flips, resizes, jitters, normalises and
+turns; the third runs twice and blurs, downwards and across. Every number lies in the packed buffer of
+`augment.pack`, so nothing here waits for the GPU, sums are taken in a fixed order, and the same draw gives
+the same bits every time. Needs torch, Triton (without which `available` says no) and augment.py beside it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # as on a machine without CUDA
+    triton = tl = None
+
+try:
+    from .augment import CONTRAST, Draw, Recipe, draw, pack, view
+except ImportError:  # copied alone, outside a package
+    from augment import CONTRAST, Draw, Recipe, draw, pack, view
+
+TILE = 16  # a program makes TILE x TILE pixels of one view
+REACH = 5  # of the blur, in sigmas: less than 1e-6 of the kernel lies beyond, and a grey level is 4e-3
+
+
+@lru_cache(maxsize=8)
+def available(device: torch.device) -> bool:
+    """Whether `fused_view` works here: Triton and CUDA are there, and four views agree with those of torch.
+
+    Tried once a device and process; where something fails, a warning says what, and the answer is no.
+    """
+    if triton is None or device.type != "cuda":
+        return False
+    try:
+        worst = disagreement(device)
+    except Exception as error:  # a driver, a compiler or a card that does not work with this Triton
+        warnings.warn(f"torch makes the views, as Triton fails on {device}: {error}", stacklevel=2)
+        return False
+    if not worst < 1e-4:
+        warnings.warn(f"torch makes the views, as the fused ones are off by {worst:.2g}", stacklevel=2)
+        return False
+    return True
+
+
+def disagreement(device: torch.device) -> float:
+    """Largest difference, in units of the range 0-1, between four fused views and torch's on the CPU."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (4, 3, 24, 20), dtype=torch.uint8, generator=generator)
+    recipe = Recipe(jitter_probability=1, sigma=(1, 2), blur_probability=0.75, quarter_turns=True)
+    drawn, plain = draw(4, 24, 20, generator, recipe), ((0.0,) * 3, (1.0,) * 3)
+    fused = fused_view(images.to(device), drawn, 40, *plain)
+    return float((fused.cpu() - view(images, drawn, 40, *plain)).abs().max())
+
+
+def fused_view(
+    images: torch.Tensor,
+    draw: Draw | None,
+    size: int,
+    mean,
+    std,
+    dtype: torch.dtype = torch.float32,
+    rows: torch.Tensor | None = None,
+    numbers: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One view of uint8 images (N, 3, H, W): (n, 3, size, size) of `dtype` in channels_last, normalised.
+
+    mean and std are three numbers each, in units of the range 0-1. With `rows` (n,), the views are those of
+    these rows of the images, which need no copy of their own; without, N = n. Any strides will do.
+
+    `numbers` (n, 16) are the draw and the rows as `pack` laid them out, already on the images' device;
+    without them they are packed and copied here. With them `draw` may be None: then which kernels run and
+    over how many images depends on n alone, as the replay of a CUDA graph needs; with it, images that stay
+    sharp need no memory for blur.
+    """
+    if numbers is None:
+        numbers = pack([draw], rows, pin=images.is_cuda)[0].to(images.device, non_blocking=True)
+    n, tiles = len(numbers), triton.cdiv(size, TILE) ** 2
+    contrasted = draw is None or bool((draw.factor[:, CONTRAST] != 1).any())
+    blurred = n if draw is None else int((draw.sigma > 0).sum())
+    out = torch.empty(n, size, size, 3, dtype=dtype, device=images.device)
+    sums = torch.empty(n, tiles, device=images.device)  # of grey, a tile each
+    scratch = torch.empty(2, blurred, 3, size, size, device=images.device)
+    normal = [float(v) for v in (*mean, *std)]
+    with torch.cuda.device_of(images):
+        if contrasted and n:
+            grey_kernel[tiles, n](images, numbers, sums, *images.stride(), size, TILE)
+        if n:
+            view_kernel[tiles, n](
+                images,
+                numbers,
+                sums,
+                out,
+                scratch,
+                *normal,
+                *images.stride(),
+                size,
+                TILE,
+                triton.next_power_of_2(tiles),
+            )
+        if blurred:
+            limit = size // 20  # of augment's window, which has size // 10 taps, or one more
+            blur_kernel[tiles, blurred](scratch[0], numbers, scratch[1], size, TILE, limit, REACH, True)
+            blur_kernel[tiles, blurred](scratch[1], numbers, out, size, TILE, limit, REACH, False)
+    return out.permute(0, 3, 1, 2)
+
+
+def kernel(function):
+    """Compile a function for the GPU when it is first called; without Triton it is never called."""
+    return function if triton is None else triton.jit(function)
+
+
+# In the kernels `own` points to the 16 numbers of one image: box 0-3, flips 4-5, turn 6, factors 7-9,
+# order 10-12, sigma 13, row 14. Column 15 is a list of all images that begins with those to be blurred:
+# programs work for the place-th of the list, whose scratch is the place-th. `row` (TILE, 1) and `column`
+# (1, TILE) count before the turn, so that neighbouring threads read neighbouring pixels; the store turns.
+
+
+@kernel
+def grey_kernel(
+    images,
+    numbers,
+    sums,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Sum of each tile's grey at the contrast's turn; images without contrast are left out."""
+    image = tl.program_id(1)
+    own = numbers + image * 16
+    if tl.load(own + 8) != 1:
+        row, column, inside = pixels_of(SIZE, TILE)
+        red, green, blue = resampled(images, own, row, column, stride_n, stride_c, stride_h, stride_w, SIZE)
+        before = 1.0  # until the contrast's turn
+        for turn in tl.static_range(3):
+            operator = tl.load(own + 10 + turn).to(tl.int32)
+            before = tl.where(operator == 1, 0.0, before)
+            factor = before * tl.load(own + 7 + operator) + (1 - before)
+            red, green, blue = blended(red, green, blue, operator, factor, 0.0)
+        grey = 0.2989 * red + 0.587 * green + 0.114 * blue
+        total = tl.reduce(tl.where(inside, grey, 0.0), None, added)
+        tl.store(sums + image * tl.num_programs(0) + tl.program_id(0), total)
+
+
+@kernel
+def view_kernel(
+    images,
+    numbers,
+    sums,
+    out,
+    scratch,
+    mean_red,
+    mean_green,
+    mean_blue,
+    std_red,
+    std_green,
+    std_blue,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """All of the view but the blur: sharp images into `out`, those to be blurred unturned into `scratch`."""
+    place = tl.program_id(1)
+    image = tl.load(numbers + place * 16 + 15).to(tl.int32)
+    own = numbers + image * 16
+    row, column, inside = pixels_of(SIZE, TILE)
+    red, green, blue = resampled(images, own, row, column, stride_n, stride_c, stride_h, stride_w, SIZE)
+
+    tiles = tl.arange(0, PADDED)
+    partial = tl.load(sums + image * tl.num_programs(0) + tiles, mask=tiles < tl.num_programs(0), other=0.0)
+    mean_grey = tl.reduce(partial, 0, added) / (SIZE * SIZE)
+    mean_grey = tl.where(tl.load(own + 8) == 1, 0.0, mean_grey)  # without contrast nobody wrote the sums
+    for turn in tl.static_range(3):
+        operator = tl.load(own + 10 + turn).to(tl.int32)
+        factor = tl.load(own + 7 + operator)
+        red, green, blue = blended(red, green, blue, operator, factor, mean_grey)
+
+    red = (red - mean_red) / std_red
+    green = (green - mean_green) / std_green
+    blue = (blue - mean_blue) / std_blue
+    if tl.load(own + 13) > 0:
+        store_planes(scratch, place, row, column, inside, red, green, blue, SIZE)
+    else:
+        store_view(out, image, tl.load(own + 6), row, column, inside, red, green, blue, SIZE)
+
+
+@kernel
+def blur_kernel(
+    source,
+    numbers,
+    target,
+    SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    LIMIT: tl.constexpr,
+    REACH: tl.constexpr,
+    DOWN: tl.constexpr,
+):
+    """One direction of the blur, reflected at the borders: down into scratch, then across into the view."""
+    place = tl.program_id(1)
+    image = tl.load(numbers + place * 16 + 15).to(tl.int32)
+    own = numbers + image * 16
+    sigma = tl.load(own + 13)
+    if sigma > 0:
+        row, column, inside = pixels_of(SIZE, TILE)
+        plane = source + place.to(tl.int64) * (3 * SIZE * SIZE)
+        radius = tl.minimum(tl.ceil(REACH * sigma).to(tl.int32), LIMIT)
+        red = tl.full([TILE, TILE], 0, tl.float32)
+        green = tl.full([TILE, TILE], 0, tl.float32)
+        blue = tl.full([TILE, TILE], 0, tl.float32)
+        total = 0.0
+        for tap in range(0, 2 * radius + 1):
+            distance = (tap - radius) / sigma
+            weight = tl.exp(-0.5 * distance * distance)
+            if DOWN:
+                pixel = reflected(row + (tap - radius), SIZE) * SIZE + column
+            else:
+                pixel = row * SIZE + reflected(column + (tap - radius), SIZE)
+            red += weight * tl.load(plane + pixel, mask=inside, other=0.0)
+            green += weight * tl.load(plane + SIZE * SIZE + pixel, mask=inside, other=0.0)
+            blue += weight * tl.load(plane + 2 * SIZE * SIZE + pixel, mask=inside, other=0.0)
+            total += weight
+        if DOWN:
+            store_planes(target, place, row, column, inside, red / total, green / total, blue / total, SIZE)
+        else:
+            turned = tl.load(own + 6)
+            store_view(
+                target, image, turned, row, column, inside, red / total, green / total, blue / total, SIZE
+            )
+
+
+@kernel
+def added(a, b):
+    return a + b
+
+
+@kernel
+def pixels_of(SIZE: tl.constexpr, TILE: tl.constexpr):
+    """Row (TILE, 1) and column (1, TILE) of the program's pixels, and which of them lie in the view."""
+    across = (SIZE + TILE - 1) // TILE
+    row = (tl.program_id(0) // across) * TILE + tl.arange(0, TILE)[:, None]
+    column = (tl.program_id(0) % across) * TILE + tl.arange(0, TILE)[None, :]
+    return row, column, (row < SIZE) & (column < SIZE)
+
+
+@kernel
+def resampled(images, own, row, column, stride_n, stride_c, stride_h, stride_w, SIZE: tl.constexpr):
+    """Red, green, blue in 0-1, cropped, flipped and resized by the filter of `augment.resize_matrix`."""
+    top, left = tl.load(own), tl.load(own + 1)
+    height, width = tl.load(own + 2), tl.load(own + 3)
+    y, reach_y = centre_of(row, top, height, tl.load(own + 5), SIZE)
+    x, reach_x = centre_of(column, left, width, tl.load(own + 4), SIZE)
+    first_y, first_x = tl.floor(y - reach_y - 0.5) + 1, tl.floor(x - reach_x - 0.5) + 1
+    image = images + tl.load(own + 14).to(tl.int64) * stride_n
+    red = tl.full([row.shape[0], column.shape[1]], 0, tl.float32)
+    green, blue, total = red, red, red
+    for i in range(0, tl.ceil(2 * reach_y).to(tl.int32)):
+        source_y = first_y + i
+        weight_y = triangle(source_y, y, reach_y, top, height)
+        for j in range(0, tl.ceil(2 * reach_x).to(tl.int32)):
+            source_x = first_x + j
+            weight = weight_y * triangle(source_x, x, reach_x, left, width)
+            pixel = image + (source_y.to(tl.int32) * stride_h + source_x.to(tl.int32) * stride_w)
+            red += weight * tl.load(pixel, mask=weight > 0, other=0).to(tl.float32)
+            green += weight * tl.load(pixel + stride_c, mask=weight > 0, other=0).to(tl.float32)
+            blue += weight * tl.load(pixel + 2 * stride_c, mask=weight > 0, other=0).to(tl.float32)
+            total += weight
+    total *= 255
+    return red / total, green / total, blue / total
+
+
+@kernel
+def centre_of(target, start, length, flip, SIZE: tl.constexpr):
+    """Where the target's centre lies on a line of source pixels, and how far its triangle reaches."""
+    target = tl.minimum(target, SIZE - 1)  # in a tile that juts out of the view
+    target = tl.where(flip > 0, SIZE - 1 - target, target)
+    step = length / SIZE
+    return start + (target + 0.5) * step, tl.maximum(step, 1.0)
+
+
+@kernel
+def triangle(source, centre, reach, start, length):
+    """Weight of the source pixels, 0 outside the crop."""
+    weight = tl.maximum(1 - tl.abs(source + 0.5 - centre) / reach, 0.0)
+    return tl.where((source >= start) & (source < start + length), weight, 0.0)
+
+
+@kernel
+def blended(red, green, blue, operator, factor, mean_grey):
+    """One turn of the jitter: a blend with black (operator 0), the mean grey (1) or the pixel's grey (2)."""
+    grey = 0.2989 * red + 0.587 * green + 0.114 * blue
+    reference = tl.where(operator == 2, grey, tl.where(operator == 1, mean_grey, 0.0)) * (1 - factor)
+    red = tl.minimum(tl.maximum(red * factor + reference, 0.0), 1.0)
+    green = tl.minimum(tl.maximum(green * factor + reference, 0.0), 1.0)
+    blue = tl.minimum(tl.maximum(blue * factor + reference, 0.0), 1.0)
+    return red, green, blue
+
+
+@kernel
+def reflected(index, SIZE: tl.constexpr):
+    """Indices mirrored at the first and the last pixel, which are not repeated."""
+    return SIZE - 1 - tl.abs(SIZE - 1 - tl.abs(index))
+
+
+@kernel
+def store_planes(target, place, row, column, inside, red, green, blue, SIZE: tl.constexpr):
+    """Into float32 (m, 3, SIZE, SIZE), as neighbouring threads write neighbouring pixels."""
+    pixel = target + place.to(tl.int64) * (3 * SIZE * SIZE) + (row * SIZE + column)
+    tl.store(pixel, red, mask=inside)
+    tl.store(pixel + SIZE * SIZE, green, mask=inside)
+    tl.store(pixel + 2 * SIZE * SIZE, blue, mask=inside)
+
+
+@kernel
+def store_view(out, image, turned, row, column, inside, red, green, blue, SIZE: tl.constexpr):
+    """Into (n, SIZE, SIZE, 3) of the training dtype, transposed where the image is turned."""
+    pixel = tl.where(turned > 0, column * SIZE + row, row * SIZE + column)
+    pixel = out + image.to(tl.int64) * (3 * SIZE * SIZE) + 3 * pixel
+    tl.store(pixel, red.to(out.dtype.element_ty), mask=inside)
+    tl.store(pixel + 1, green.to(out.dtype.element_ty), mask=inside)
+    tl.store(pixel + 2, blue.to(out.dtype.element_ty), mask=inside)
