@@ -1,13 +1,14 @@
-"""Find bad image files before training, once: every file is decoded in full, and a CSV manifest remembers the result.
+"""List the bad image files of a dataset, before training: every file is decoded in full, once.
 
     python -m data.check FOLDER
+    python -m data.check FOLDER --cache /scratch/cache     # where training is given the same --cache
+    python -m data.check FOLDER --manifest files.csv       # a CSV of every file, good and bad
 
-JPEG carries no checksum, and decoders fill damage with garbage in silence. libjpeg however says on the process's stderr
-when a stream does not add up ("Corrupt JPEG data: ..."). Each worker process therefore points its own file descriptor 2
-at a temporary file, so that a message belongs to the file just decoded. Any message makes a JPEG bad.
+Exit code 0: every file is good; 1: some are bad, each is listed; 2: there is nothing to check. What is
+found is remembered in a CSV, the manifest, which a training run with the same --cache reads instead of
+decoding again.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -20,8 +21,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common import DataError
-from data.pixels import picture
+import common
+from common import ConfigError, DataError
+from data.pixels import RULES, picture
 
 COLUMNS = {
     "file": "str",
@@ -32,24 +34,28 @@ COLUMNS = {
     "problem": "str",
 }
 KEY, RESULT = list(COLUMNS)[:3], list(COLUMNS)[3:]
+WRITTEN = COLUMNS | {"rules": "int64"}  # of the manifest: which rules of data.pixels gave the result
 CHUNK = 64  # files per task: few enough for the bar to move, enough to hide the cost of the queue
 
 
 def check_files(root: Path, files: Sequence[str], manifest: Path, workers: int) -> pd.DataFrame:
-    """Decode every file and say what is wrong with it.
+    """Decode every file with the decoder that training uses, and say what is wrong with it.
 
-    files are posix paths below root. Returns one row per file, in their order: file, bytes, mtime_ns, width, height
-    (pixels, 0 where not decoded), problem ('' for a good file). Files whose bytes and mtime_ns still match their row in
-    `manifest` are not decoded again; a manifest that is absent, damaged or foreign is rebuilt. It is written whole or
-    not at all (OSError if its folder is not writable). There is always a worker process, whatever `workers` says, as
-    this process keeps its stderr; its random state is left alone.
+    files are posix paths below root. Returns one row per file, in their order: file, bytes, mtime_ns, width,
+    height (pixels of the upright picture, 0 where it is not read), problem ('' for a good file; what
+    `data.pixels.read_picture` refuses is bad here, in the same words). Files whose bytes and mtime_ns still
+    match their row in `manifest` are not decoded again; a manifest that is absent, damaged, foreign or of
+    other rules is rebuilt. It is written whole or not at all; where it cannot be written, a line on stderr
+    says so and the result is returned all the same. There is always a worker process, whatever `workers`
+    says, as this process keeps its stderr; its random state is left alone.
 
-    Found: files that are missing, empty, truncated or no image, all damage that PNG's checksums cover, and JPEG streams
-    that libjpeg rejects or complains about. Not found: damage that leaves a valid stream. Of 2,000 EuroSAT JPEGs with
-    one bit flipped in the compressed pixels, 22.9 % are found (by Pillow alone 0.6 %); of those whose mean pixel error
-    exceeds 2 grey levels, 73.6 %. With the bit in the header, 54.8 % are found (by Pillow alone 37.0 %); most of the
-    rest have a wrong quantisation table. A 512-byte block of zeros or noise in a JPEG is found in 88-100 % of cases.
-    Of flipped bits in LZW TIFF and WebP files, 11-24 % are found; in uncompressed TIFF and BMP files, 1 %.
+    Found: files that are missing, empty, truncated, no image or no 8-bit picture, all damage that PNG's
+    checksums cover, and JPEG streams that libjpeg rejects or complains about. Not found: damage that leaves a
+    valid stream. Of 2,000 EuroSAT JPEGs with one bit flipped in the compressed pixels, 22.9 % are found (by
+    Pillow alone 0.6 %); of those whose mean pixel error exceeds 2 grey levels, 73.6 %. With the bit in the
+    header, 54.8 % are found (by Pillow alone 37.0 %); most of the rest have a wrong quantisation table. A
+    512-byte block of zeros or noise in a JPEG is found in 88-100 % of cases. Of flipped bits in LZW TIFF and
+    WebP files, 11-24 % are found; in uncompressed TIFF and BMP files, 1 %.
     """
     known = _read_manifest(manifest)
     table = pd.DataFrame([(str(file), *_stat(root, file)) for file in files], columns=KEY)
@@ -73,25 +79,29 @@ def _stat(root: Path, file: str) -> tuple[int, int]:
 def _read_manifest(path: Path) -> pd.DataFrame:
     """Without the rows of unreadable files: a change of permissions does not touch bytes or mtime."""
     try:
-        known = pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, encoding_errors="surrogateescape")
+        known = pd.read_csv(path, dtype=WRITTEN, keep_default_na=False, encoding_errors="surrogateescape")
         whole = path.read_bytes().endswith(b"\n")  # pandas takes a row that was cut short for a good file
-        if whole and list(known) == list(COLUMNS) and known["file"].is_unique:
-            return known[~known["problem"].str.startswith("unreadable")]
     except (OSError, ValueError):  # absent or damaged: pandas' parser errors are ValueErrors
-        pass
-    return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
+        return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
+    ours = whole and list(known) == list(WRITTEN) and known["file"].is_unique
+    if not ours or (known["rules"] != RULES).any():
+        return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
+    return known.loc[~known["problem"].str.startswith("unreadable"), list(COLUMNS)]
 
 
 def _write_manifest(path: Path, table: pd.DataFrame) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    table.to_csv(temporary, index=False, errors="surrogateescape")  # Linux file names need not be UTF-8
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with common.replacing(path) as partial:  # Linux file names need not be UTF-8
+            table.assign(rules=RULES).to_csv(partial, index=False, errors="surrogateescape")
+    except OSError as error:
+        why = error.strerror or error
+        print(f"warning: {path} cannot be written ({why}): the next check starts anew", file=sys.stderr)
 
 
 def _decode_all(root: Path, files: list[str], workers: int) -> list[tuple[int, int, str]]:
-    # A DataLoader, as its workers end with this process even when it is killed. Its base seed comes from its own
-    # generator: drawn from the global one, a run with a manifest would differ from the first one.
+    # A DataLoader, as its workers end with this process even when it is killed. Its base seed comes from its
+    # own generator: drawn from the global one, a run with a manifest would differ from the first one.
     paths = [os.path.join(root, file) for file in files]
     loader = DataLoader(
         paths,
@@ -109,7 +119,12 @@ def _decode_all(root: Path, files: list[str], workers: int) -> list[tuple[int, i
     return results
 
 
-def _capture_stderr(_worker: int) -> None:
+def _capture_stderr(worker: int) -> None:
+    """Point this worker's file descriptor 2 at a file of its own, so that a message belongs to one picture.
+
+    JPEG carries no checksum, and decoders fill damage with garbage in silence. libjpeg however says on the
+    process's stderr when a stream does not add up ("Corrupt JPEG data: …"): any message makes a JPEG bad.
+    """
     warnings.simplefilter("ignore")  # Python's own would land in the same file
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
@@ -144,35 +159,58 @@ def _message() -> str:
     return os.read(2, size).decode(errors="replace").partition("\n")[0]
 
 
-def main() -> int:
-    from data.tables import load_table  # here: everything above works without it
-
-    parser = argparse.ArgumentParser(
-        prog="python -m data.check", description="List the bad image files of a dataset."
-    )
-    parser.add_argument("folder", type=Path)
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__, usage="%(prog)s FOLDER [flags]")
+    parser.prog = "python -m data.check"
+    parser.add_argument("folder", type=Path, help="a dataset in any layout that training takes")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="directory of the manifest")
+    parser.add_argument("--manifest", type=Path, help="write the CSV of every file here instead")
     parser.add_argument(
-        "--manifest", type=Path, help="CSV of every file (default: FOLDER.check.csv beside FOLDER)"
+        "--workers", type=common.number(int, 1), default=common.cores(), help="processes that decode"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.error = lambda message: sys.exit(print(f"error: {message}", file=sys.stderr) or 2)
-    args = parser.parse_args()
-    folder = args.folder.resolve()
-    manifest = args.manifest or folder.with_name(f"{folder.name}.check.csv")
-    try:
-        data = load_table(folder)
-        table = check_files(data.root, data.files, manifest, args.workers)
-    except (OSError, ValueError) as error:  # DataError is a ValueError
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    from data.opening import manifest_of  # here: what stands above works without the layouts
+    from data.tables import load_table
+
+    args = build_parser().parse_args(argv)
+    data = load_table(args.folder)
+    manifest = args.manifest or manifest_of(data.root, args.cache)
+    refuse_inside(manifest, args.folder)
+    table = check_files(data.root, list(data.files), manifest, args.workers)
     bad = table[table["problem"] != ""]
-    for file, problem in zip(bad["file"], bad["problem"]):
+    for file, problem in zip(bad["file"], bad["problem"], strict=True):
         print(f"{file}: {problem}")
-    print(f"{len(bad):,} of {len(table):,} files are bad; all are listed in {manifest}")
+    print_sizes(table[table["problem"] == ""])
+    print(f"{len(bad):,} of {len(table):,} files are bad")
+    if manifest.exists():
+        print(f"every file is listed in {manifest}")
     return int(len(bad) > 0)
 
 
+def refuse_inside(manifest: Path, folder: Path) -> None:
+    """ConfigError where the manifest would lie among the images: the check changes nothing that it checks."""
+    if manifest.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{manifest} lies inside the data: name another place, by --cache or --manifest")
+
+
+def print_sizes(good: pd.DataFrame) -> None:
+    """Say which sizes there are, where they are several: training scales all to the most frequent one."""
+    sizes = good.value_counts(["height", "width"])
+    if len(sizes) < 2:
+        return
+    (height, width), first = sizes.index[0], sizes.iloc[0]
+    others = [f"{h} x {w}" for h, w in sizes.index[1:4]]
+    if len(sizes) > 4:
+        others.append("…")
+    print(
+        f"{len(sizes)} sizes: {height} x {width} pixels ({first:,} files); "
+        f"{sizes.iloc[1:].sum():,} files of other sizes ({', '.join(others)}) are scaled to that"
+    )
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    with common.one_line_errors():
+        sys.exit(main())

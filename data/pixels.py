@@ -3,23 +3,30 @@
     read_picture(Path("tile.jpg"))      # uint8 (3, H, W), RGB, upright
     decode(Path("tile.jpg"), 224, 224)  # the same, scaled as a whole to 224 x 224
 
-What is read: JPEG, PNG, TIFF, BMP and WebP of eight bits a band. Grey becomes three equal bands; palettes, CMYK and
-YCbCr become RGB; 1-, 2- and 4-bit grey of PNG and BMP is spread over 0-255. Alpha is dropped and the colours stay as the
-file stores them. The orientation that EXIF or a TIFF's tag names is applied. Colour profiles and gamma are ignored.
+Read are JPEG, PNG, TIFF, BMP and WebP of eight bits a band. Grey becomes three equal bands; palettes, CMYK
+and YCbCr become RGB; 1-, 2- and 4-bit grey of PNG and BMP is spread over 0-255. Alpha is dropped, and the
+colours stay as the file stores them. The orientation in EXIF or in a TIFF's tag is applied. Colour profiles
+and gamma are ignored.
 
-What is refused, as a number that is silently wrong is worse than no number: more than eight bits (Pillow keeps the high
-byte of 16-bit RGB without a word), whole numbers with a sign, floats, two bands or more than three (four where the last
-is not marked as alpha), alpha multiplied into the colours, Lab, TIFFs under eight bits, several pages or an animation,
-and more than LARGEST pixels. Overviews and masks inside a TIFF, and the previews inside a JPEG, are no pages.
+Refused, as a wrong number is worse than none: more than eight bits (Pillow keeps the high byte of 16-bit
+RGB without a word), whole numbers with a sign, floats, TIFFs under eight bits, two bands or more than three
+(four where the last is not marked as alpha: it may be infrared), alpha multiplied into the colours, Lab,
+several pages, animations, more than LARGEST pixels. Overviews and masks inside a TIFF are no pages, nor are
+the previews inside a JPEG.
 
-NVIDIA DALI, which decodes for `data.dali`, gives the same pixels for every file that is read here (tests/test_pixels.py).
+NVIDIA DALI, which decodes for `data.dali`, gives the same pixels of every file that is read here: see
+tests/test_pixels.py.
 """
 
+import contextlib
 import hashlib
 import io
+import math
 import os
+import shutil
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,9 +37,11 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from tqdm import tqdm
 
+import common
 from common import DataError
 from data import tiff
 
+RULES = 2  # of what is read, and how: manifests and decoded pixels made under other rules are made anew
 FORMATS = ("PNG", "TIFF", "BMP", "WEBP")  # beside JPEG; what is inside decides, not the name
 LARGEST = 178_956_970  # pixels: 512 MiB of RGB, the size beyond which Pillow suspects an attack
 PNG_BANDS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> bands
@@ -47,6 +56,7 @@ Image.MAX_IMAGE_PIXELS = None  # LARGEST says what is too much, in one place
 warnings.filterwarnings("ignore", module="PIL")  # of odd notes beside the pixels
 
 IN_MEMORY = 4 << 30  # bytes; a larger set is decoded to disk, where it outlives the run
+WAIT = 0.2  # seconds between two looks at whether another process has decoded the set
 
 
 # One picture
@@ -55,8 +65,8 @@ IN_MEMORY = 4 << 30  # bytes; a larger set is decoded to disk, where it outlives
 def read_picture(file: Path, largest: int | None = LARGEST) -> np.ndarray:
     """RGB pixels uint8 (3, H, W) of one file at its own size, upright.
 
-    DataError naming the file where the picture is damaged or refused (then with its bands and their type), or has more
-    than `largest` pixels (None: no limit, for scenes). OSError where the file cannot be read.
+    DataError naming the file where the picture is damaged or refused (then with its bands and their type), or
+    has more than `largest` pixels (None: no limit, for scenes). OSError where the file cannot be read.
     """
     data = Path(file).read_bytes()
     try:
@@ -68,8 +78,9 @@ def read_picture(file: Path, largest: int | None = LARGEST) -> np.ndarray:
 def decode(file: Path, height: int, width: int) -> np.ndarray:
     """RGB pixels uint8 (3, height, width) of one file; errors as in `read_picture`.
 
-    A picture of another size is scaled as a whole (bilinear, antialiased, each axis by its own factor): nothing is cut
-    off, so that fractions of its area keep their meaning. DALI's shares of an image's own sides do the same.
+    A picture of another size is scaled as a whole (bilinear, antialiased, each axis by its own factor):
+    nothing is cut off, so that fractions of its area keep their meaning. The DALI loader cuts its views by
+    shares of a picture's own sides, which is the same.
     """
     pixels = read_picture(file)
     if pixels.shape[1:] == (height, width):
@@ -95,7 +106,7 @@ def picture(data: bytes, largest: int | None = LARGEST) -> np.ndarray:
 
 
 def _from_jpeg(data: bytes, largest: int | None) -> tuple[np.ndarray, int]:
-    """(pixels, orientation). torchvision decodes: the same pixels as Pillow's, and libjpeg's complaints are heard."""
+    """(pixels, orientation). torchvision gives Pillow's pixels, and lets libjpeg's complaints be heard."""
     try:
         image = _open(data, ["JPEG"], largest)
     except DataError:
@@ -131,7 +142,7 @@ def _open(data: bytes, formats: Sequence[str], largest: int | None) -> Image.Ima
     width, height = image.size
     if largest is not None and width * height > largest:
         raise DataError(
-            f"{width:,} x {height:,} pixels; at most {largest:,} pixels are read as one picture: cut it into tiles"
+            f"{width:,} x {height:,} pixels; a picture has at most {largest:,}: cut it into tiles"
         )
     return image
 
@@ -179,7 +190,7 @@ def refusal(bands: int, kind: str, colours: str = "") -> str:
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """1 to 8 as the EXIF notes say, 1 where there are none or they are damaged (XMP's are not looked at)."""
+    """1 to 8 as the EXIF notes say, 1 where there are none or they are damaged. XMP's are not looked at."""
     notes = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
     try:
         return next(tiff.directories(notes)).get(ORIENTATION, (1,))[0]
@@ -188,7 +199,7 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (3, H, W) turned and mirrored as EXIF's orientation 1 to 8 asks; any other number leaves them."""
+    """Pixels (3, H, W) turned and mirrored as EXIF's orientation 1 to 8 asks; other numbers leave them."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(0, 2, 1)  # rows become columns
     if orientation in (3, 4, 7, 8):
@@ -202,8 +213,9 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def common_size(checked: pd.DataFrame) -> tuple[int, int]:
-    """(height, width) that most files have, from the columns of `check_files`."""
-    return tuple(int(v) for v in checked.value_counts(["height", "width"]).index[0])
+    """(height, width) that most files have, in pixels, from the columns of `check_files`."""
+    height, width = checked.value_counts(["height", "width"]).index[0]
+    return int(height), int(width)
 
 
 def load_pixels(
@@ -213,62 +225,120 @@ def load_pixels(
     width: int,
     *,
     cache: Path,
-    workers: int = 2,
+    workers: int | None = None,
     stamp: str = "",
     in_memory: int = IN_MEMORY,
+    share: bool = False,
 ) -> torch.Tensor:
-    """uint8 pixels (n, 3, height, width) of files (n,) below root.
+    """uint8 (n, 3, height, width) of files (n,) below root, decoded by `workers` threads (None: all cores).
 
-    More than `in_memory` bytes go to a file in `cache`, which a later call with the same files and `stamp` (anything
-    that changes with their contents) only maps. It is built under a temporary name: a killed build leaves nothing usable.
+    More than `in_memory` bytes, and a set of any size that is to be shared (`share`), go to a file in
+    `cache`, which a later call with the same files and `stamp` (anything that changes with their contents)
+    only maps: what one process writes into the tensor, no other sees. Of several processes that ask for the
+    same set at once, one decodes and the others wait for its file. It is built under a temporary name: a
+    killed build leaves nothing usable, and the next one removes what is left.
+
+    DataError where a picture is damaged or refused, or where memory or disk are too small; OSError naming the
+    file that cannot be read.
     """
-    shape = (len(files), 3, height, width)
-    size = int(np.prod(shape))
-    if size <= in_memory:
-        pixels = np.empty(shape, np.uint8)
+    root, shape = Path(root), (len(files), 3, height, width)
+    workers = workers or common.cores()
+    size = math.prod(shape)
+    if size <= in_memory and not share:
+        pixels = _empty(shape, root)
         decode_into(pixels, root, files, workers)
         return torch.from_numpy(pixels)
-    key = hashlib.sha256("\0".join([str(root.resolve()), str(shape), stamp, *files]).encode()).hexdigest()[
-        :16
-    ]
-    target = cache / f"pixels-{key}.u8"
+    identity = "\0".join([str(RULES), str(root.resolve()), str(shape), stamp, *files])
+    key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
+    target = Path(cache) / f"pixels-{key}.u8"
     if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        free = os.statvfs(cache).f_bavail * os.statvfs(cache).f_frsize
-        if free < size:
-            raise DataError(
-                f"{cache}: {free / 1e9:.1f} GB free, but the decoded pixels need {size / 1e9:.1f} GB"
-            )
-        partial = target.with_suffix(f".{os.getpid()}")
-        try:
-            decode_into(np.memmap(partial, np.uint8, "w+", shape=shape), root, files, workers)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-    return torch.from_numpy(
-        np.memmap(target, np.uint8, "c", shape=shape)
-    )  # copy-on-write: torch wants it writable
+        target.parent.mkdir(parents=True, exist_ok=True)
+        common.sweep(target.parent)
+        with _one_at_a_time(target.with_suffix(".lock")):
+            if not target.exists():  # else the process that was waited for has built it
+                _build(target, shape, root, files, workers)
+    return torch.from_numpy(np.memmap(target, np.uint8, "c", shape=shape))  # torch wants it writable
 
 
 def decode_into(pixels: np.ndarray, root: Path, files: np.ndarray, workers: int) -> None:
-    def one(i):
+    """Decode files (n,) below root into pixels uint8 (n, 3, H, W) by `workers` threads; errors as in `decode`."""
+
+    def one(i: int) -> None:
         pixels[i] = decode(root / files[i], *pixels.shape[2:])
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for _ in tqdm(
-            pool.map(one, range(len(files))), "decode", len(files), unit="file", disable=None, leave=False
-        ):
+        done = pool.map(one, range(len(files)))  # the first error cancels what has not begun
+        for _ in tqdm(done, "decode", len(files), unit="file", disable=None, leave=False):
             pass
 
 
+def _empty(shape: tuple[int, ...], root: Path) -> np.ndarray:
+    try:
+        return np.empty(shape, np.uint8)
+    except MemoryError:
+        raise DataError(
+            f"{root}: not enough memory for the decoded pixels, {math.prod(shape) / 1e9:.1f} GB"
+        ) from None
+
+
+def _build(target: Path, shape: tuple[int, ...], root: Path, files: np.ndarray, workers: int) -> None:
+    """The decoded pixels of files (n,) as the file `target`, whole or not at all."""
+    with common.replacing(target) as partial:
+        _reserve(partial, math.prod(shape))
+        pixels = np.memmap(partial, np.uint8, "r+", shape=shape)
+        decode_into(pixels, root, files, workers)
+        pixels.flush()
+
+
+def _reserve(file: Path, size: int) -> None:
+    """A file of `size` bytes, all of them on the disk: writing into a map of a file that is not kills the process
+    (SIGBUS) where the disk becomes full. DataError where there is no room."""
+    with file.open("wb") as opened:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, size)
+            else:
+                opened.truncate(size)
+        except OSError as error:
+            free = shutil.disk_usage(file.parent).free
+            raise DataError(
+                f"{file.parent}: the decoded pixels need {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free "
+                f"({error.strerror}): make room, or name another --cache"
+            ) from None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(file: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock `file`, then hold it. It ends with its holder."""
+    if common.fcntl is None:
+        yield
+        return
+    lock = common.take_lock(file)
+    if lock is None:
+        print(f"waiting for another process to decode the same images ({file})", flush=True)
+    while lock is None:
+        time.sleep(WAIT)
+        lock = common.take_lock(file)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        os.close(lock)
+
+
 def channel_statistics(pixels: torch.Tensor, at_most: int = 20_000) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over all pixels of at most that many evenly spaced images, range 0-1."""
+    """(mean, standard deviation) of each channel of uint8 pixels (n, 3, H, W), in units of the range 0-1.
+
+    Over all pixels of at most `at_most` evenly spaced images; rounded to four places.
+    """
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    for part in pixels[:: -(-len(pixels) // at_most)].split(512):
+    every = -(-len(pixels) // at_most)
+    for part in pixels[::every].split(512):
         x = part.to(torch.float64) / 255
-        total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
+        total += x.sum((0, 2, 3))
+        squares += x.square().sum((0, 2, 3))
         count += x.numel() // 3
     mean = total / count
-    return [round(v, 4) for v in mean.tolist()], [
-        round(v, 4) for v in (squares / count - mean**2).sqrt().tolist()
-    ]
+    std = (squares / count - mean**2).sqrt()
+    return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]

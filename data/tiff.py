@@ -1,10 +1,10 @@
-"""What a TIFF says of its pages before anything decodes them: size, bands, type of numbers, colours, orientation.
+"""What a TIFF says of its pages before anything decodes them: size, bands, type, colours, orientation.
 
     page, *more = pages(Path("scene.tif").read_bytes())
     page.bands, page.type, page.width  # 4, "uint16", 10980
 
-Decoders open only the TIFFs they know, and cut the numbers of some to eight bits in silence: hence this reader.
-EXIF notes in JPEG, PNG and WebP files are a TIFF without pixels: `directories` reads them too.
+Decoders open only the TIFFs they know, and cut the numbers of some to eight bits in silence: hence this. EXIF
+notes in JPEG, PNG and WebP files are a TIFF without pixels: `directories` reads them too.
 Source: TIFF revision 6.0 (Adobe, 1992); BigTIFF (libtiff's specification).
 """
 

@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import script
 from PIL import Image
 
+import common
 from data import check
 from data.check import check_files
+from data.opening import manifest_of
 
 
 def encoded(format: str, mode: str = "RGB", seed: int = 0, **options) -> bytes:
@@ -216,11 +219,12 @@ def test_an_unreadable_file_is_tried_again(root, manifest):
         lambda text: "\0\1\2",
         lambda text: "epoch,loss\n1,2.5\n",
         lambda text: text[:-10],
-        lambda text: text[: -len(",Image is incomplete or truncated\n")],
+        lambda text: text[: -len("Image is incomplete or truncated,2\n")],
         lambda text: text + '"',
         lambda text: text + text.split("\n", 1)[1],
         lambda text: text.replace("mtime_ns", "time"),
         lambda text: text.replace(",48,", ",x,"),
+        lambda text: text.replace(",rules", ""),
     ],
 )
 def test_a_damaged_manifest_is_rebuilt(root, manifest, damage):
@@ -265,17 +269,73 @@ def test_no_files_make_an_empty_table(root, manifest):
     assert check_files(root, [], manifest, 2).empty
 
 
-def test_the_command_lists_the_bad_files(root, monkeypatch, capsys):
-    def command(*arguments) -> int:
-        monkeypatch.setattr(sys, "argv", ["check", *map(str, arguments), "--workers", "1"])
-        return check.main()
+@pytest.fixture
+def command(root, tmp_path, capfd):
+    """Run the command on `root`; returns (exit code, what it printed, what it wrote on stderr)."""
 
+    def run(*flags, folder=root):
+        with common.one_line_errors():
+            code = check.main(
+                [str(folder), "--workers", "1", "--cache", str(tmp_path / "cache"), *map(str, flags)]
+            )
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_the_command_lists_the_bad_files(root, command, tmp_path):
     write(root, {"a.jpg": JPEG, "b.jpg": JPEG})
-    assert command(root) == 0
+    assert command()[0] == 0
     (root / "b.jpg").write_bytes(b"")
-    assert command(root) == 1
-    assert "b.jpg: empty" in capsys.readouterr().out
-    assert pd.read_csv(root.with_name("images.check.csv"))["file"].tolist() == ["a.jpg", "b.jpg"]
-    assert command(root / "nowhere") == 2
-    assert capsys.readouterr().err.startswith("error: ")
-    assert command(root, "--manifest", root / "a.jpg" / "files.csv") == 2
+    code, out, _ = command()
+    assert code == 1 and "b.jpg: empty" in out and "1 of 2 files are bad" in out
+    assert sorted(os.listdir(root)) == ["a.jpg", "b.jpg"]
+    assert sorted(os.listdir(tmp_path)) == ["cache", "images"]
+    assert pd.read_csv(manifest_of(root, tmp_path / "cache"))["file"].tolist() == ["a.jpg", "b.jpg"]
+
+
+def test_the_command_refuses_in_one_line(root, command, capfd):
+    write(root, {"a.jpg": JPEG})
+    for folder in (root / "nowhere", root / "a.jpg"):
+        with pytest.raises(SystemExit) as stopped:
+            command(folder=folder)
+        assert stopped.value.code == 2 and capfd.readouterr().err.startswith("error: ")
+    with pytest.raises(SystemExit) as stopped:
+        command("--manifest", root / "files.csv")
+    assert stopped.value.code == 2 and "inside the data" in capfd.readouterr().err
+    assert os.listdir(root) == ["a.jpg"]
+
+
+def test_what_was_found_is_said_though_the_manifest_cannot_be_written(root, command, tmp_path):
+    write(root, {"a.jpg": JPEG, "b.jpg": b""})
+    (tmp_path / "file").write_text("no folder")
+    code, out, err = command("--manifest", tmp_path / "file" / "files.csv")
+    assert code == 1 and "b.jpg: empty" in out and "1 of 2 files are bad" in out
+    assert err.count("cannot be written") == 1
+    (root / "b.jpg").unlink()
+    assert command("--manifest", tmp_path / "file" / "files.csv")[0] == 0
+
+
+def test_several_sizes_are_said(root, command):
+    write(root, {"a.jpg": JPEG, "b.jpg": JPEG, "c.png": encoded("PNG")})
+    Image.new("RGB", (20, 10)).save(root / "d.png")
+    assert "2 sizes: 32 x 48 pixels (3 files); 1 files of other sizes (10 x 20)" in command()[1]
+
+
+def test_names_that_no_encoding_holds_are_printed(root, tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    try:
+        write(root, {name: b""})
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    done = script("-m", "data.check", root, "--cache", tmp_path / "cache", PYTHONIOENCODING="ascii")
+    assert done.returncode == 1 and "udce9.jpg: empty" in done.stdout and not done.stderr, done
+
+
+def test_a_manifest_made_under_other_rules_is_made_anew(root, manifest, monkeypatch):
+    files = write(root, {"a.jpg": JPEG})
+    check_files(root, files, manifest, 1)
+    overwrite_unseen(root / "a.jpg", bytes(len(JPEG)))
+    assert check_files(root, files, manifest, 1)["problem"].tolist() == [""]
+    monkeypatch.setattr(check, "RULES", check.RULES + 1)
+    assert check_files(root, files, manifest, 1)["problem"].tolist() == ["holds only zeros"]
