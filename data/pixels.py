@@ -261,7 +261,7 @@ def load_pixels(
 
 
 def decode_into(pixels: np.ndarray, root: Path, files: np.ndarray, workers: int) -> None:
-    """Decode files (n,) below root into pixels uint8 (n, 3, H, W) by `workers` threads; errors as in `decode`."""
+    """Decode files (n,) below root into uint8 (n, 3, H, W), in `workers` threads; errors as in `decode`."""
 
     def one(i: int) -> None:
         pixels[i] = decode(root / files[i], *pixels.shape[2:])
@@ -291,8 +291,8 @@ def _build(target: Path, shape: tuple[int, ...], root: Path, files: np.ndarray, 
 
 
 def _reserve(file: Path, size: int) -> None:
-    """A file of `size` bytes, all of them on the disk: writing into a map of a file that is not kills the process
-    (SIGBUS) where the disk becomes full. DataError where there is no room."""
+    """A file of `size` bytes, all on the disk: a process that writes into a map of a file with holes is
+    killed (SIGBUS) where the disk becomes full. DataError where there is no room."""
     with file.open("wb") as opened:
         try:
             if hasattr(os, "posix_fallocate"):
