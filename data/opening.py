@@ -13,6 +13,7 @@ import pandas as pd
 
 import common
 from data.check import check_files
+from data.splits import explain_empty
 from data.synthetic import write_scenes
 from data.tables import DataError, Table, load_table
 
@@ -47,12 +48,16 @@ class Source(NamedTuple):
 
 
 def open_table(source: Source, report: Path) -> tuple[Table, pd.DataFrame]:
-    """(table, checked): the images of a source that decode, and what the check says of each of them, row by row.
+    """(table, checked): the images of a source that decode, and what the check says of each of them, row by
+    row.
 
-    Files that are missing or do not decode are listed in the CSV `report`; DataError unless they may be skipped.
+    Files that are missing or do not decode are listed in the CSV `report`; DataError unless they may be
+    skipped.
     """
     root = Path(source.data) if source.data else built_in_scenes(source)
-    table = load_table(root)
+    table = load_table(root, source.splits, source.split)
+    for note in table.notes:
+        tell(f"note: {note}")
     source.cache.mkdir(parents=True, exist_ok=True)
     manifest = manifest_of(table.root, source.cache)
     checked = check_files(table.root, list(table.files), manifest, source.workers)
@@ -60,7 +65,10 @@ def open_table(source: Source, report: Path) -> tuple[Table, pd.DataFrame]:
     if bad.any():
         common.write_csv(report, checked[bad])
         refuse_or_skip(table.root, checked[bad], len(bad), report, source.skip_bad_files)
-    return table.rows(~bad), checked[~bad].reset_index(drop=True)
+    table = table.rows(~bad)
+    if not (table.split == "train").any():
+        raise DataError(explain_empty(table, "train"))
+    return table, checked[~bad].reset_index(drop=True)
 
 
 def refuse_or_skip(root: Path, bad: pd.DataFrame, count: int, report: Path, skip: bool) -> None:
@@ -84,7 +92,8 @@ def tell(message: str) -> None:
 
 
 def digest_of(table: Table, checked: pd.DataFrame) -> str:
-    """16 hex digits that change with the names, sizes or dates of the files, their split, labels or fractions."""
+    """16 hex digits that change with the names, sizes or dates of the files, their split, labels or
+    fractions."""
     digest = hashlib.sha256()
     columns = (table.files, checked["bytes"], checked["mtime_ns"], table.split, table.labels)
     for row in zip(*columns, strict=True):

@@ -1,33 +1,294 @@
-"""Which images train, and which are kept out: the paper's split rule and stratified subsets, both seeded."""
+"""Which images train, and which are kept out: the paper's rule, other people's lists, or blocks of the globe.
+
+All of it is seeded, and the same at every call. A split is an array of names: train, val, test, or '' for
+left out.
+"""
+
+import random
+import re
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.spatial import cKDTree
+
+from common import DataError
+from data.names import SPLITS, plain_name, split_name
+
+if TYPE_CHECKING:
+    from data.tables import Table
+
+NAMES = ("train", "val", "test")
+SHARES = (0.9, 0.025, 0.075)  # of the paper's three splits
+BLOCK = 1.0  # degrees along a side of the blocks that a spatial split keeps together
+GAP = 0.1  # degrees of latitude and of longitude between a training image and any of val or test
+_PLACE = re.compile(r"\(\s*([+-]?\d+(?:\.\d+)?)\s*,\s*([+-]?\d+(?:\.\d+)?)\s*\)")
+_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
+
+
+# The paper's rule
 
 
 def split_counts(n: int) -> tuple[int, int, int]:
-    """(train, val, test) of a class of n images: int(0.9 n), int(0.025 n) and the rest, the rule that gives the
-    paper's 175,381 / 4,861 / 14,635 from the class sizes of its Table II."""
+    """(train, val, test) of a class of n images: int(0.9 n), int(0.025 n) and the rest.
+
+    The rule that gives the paper's 175,381 / 4,861 / 14,635 from the class sizes of its Table II.
+    """
     train, val = int(0.9 * n), int(0.025 * n)
     return train, val, n - train - val
 
 
 def split_classes(labels: np.ndarray, seed: int = 42) -> np.ndarray:
-    """Split names (n,) for labels (n,) of files in sorted order: each class is shuffled and cut by `split_counts`."""
+    """Split names (n,) for labels (n,) of files sorted by name within each class: the authors' members.
+
+    As their tool, split-folders 0.6.1, does it: Python's generator is seeded anew for each class, the
+    sorted file names are shuffled and cut by `split_counts`.
+    """
     split = np.empty(len(labels), dtype="<U5")
     for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        rows = np.random.default_rng([seed, label + 1]).permutation(rows)
-        for name, part in zip(
-            ("train", "val", "test"), np.split(rows, np.cumsum(split_counts(len(rows)))[:2])
-        ):
-            split[part] = name
+        rows = np.flatnonzero(labels == label).tolist()
+        random.Random(seed).shuffle(rows)
+        split[rows] = np.repeat(NAMES, split_counts(len(rows)))
     return split
 
 
+def explain_empty(table: "Table", split: str) -> str:
+    """Why no image of a table is in `split`, and what to do about it: one line for an error or a warning."""
+    counts = np.bincount(table.labels[table.labels >= 0], minlength=1)
+    what = f"{table.root}: no image is in the {split} split"
+    if table.rule == "lists":
+        return f"{what}: the lists of --splits name none that is there"
+    if table.rule == "folders":
+        return f"{what}: there is no folder {split}/ with images; add it, or name lists with --splits"
+    if table.rule == "csv":
+        return f"{what}: CSV/csv_{split}.csv is missing or names no image"
+    if table.rule == "spatial":
+        return f"{what}: the images cover too few blocks of {BLOCK:g} degree; leave out --split spatial"
+    if table.rule == "none":
+        return f"{what}: images without class folders all train; lay some out as {split}/CLASS"
+    least = {"train": 2, "val": 40, "test": 1}[split]
+    share = {"train": "int(0.9 n)", "val": "int(0.025 n)", "test": "the rest"}[split]
+    return (
+        f"{what}: the paper's rule gives it {share} of the n images of each class, and the largest class "
+        f"has {counts.max()}; give a class at least {least} images, lay the folder out as train/, val/ and "
+        "test/, or name lists with --splits"
+    )
+
+
+# Shares and numbers of the training images
+
+
 def stratified_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Sorted positions of a share (0-1] of labels (n,), the same share of each class, rounded, and at least one image."""
+    """Sorted positions of a share (0-1] of labels (n,): the same share of each class, rounded, at least one
+    image."""
     keep = []
     for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        count = max(1, round(fraction * len(rows)))
-        keep.append(np.random.default_rng([seed, label + 1]).permutation(rows)[:count])
+        count = np.count_nonzero(labels == label)
+        keep.append(shuffled_rows(labels, label, seed)[: max(1, round(fraction * count))])
     return np.sort(np.concatenate(keep))
+
+
+def per_class_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Sorted positions of `count` images of each class of labels (n,), -1 aside; all of a class that has
+    fewer."""
+    classes = np.unique(labels[labels >= 0])
+    return np.sort(np.concatenate([shuffled_rows(labels, label, seed)[:count] for label in classes]))
+
+
+def shuffled_rows(labels: np.ndarray, label: int, seed: int) -> np.ndarray:
+    """The positions of one class in an order of (seed, class): a larger subset holds the smaller ones."""
+    return np.random.default_rng([seed, label + 1]).permutation(np.flatnonzero(labels == label))
+
+
+# Other people's lists
+
+
+def split_by_lists(root: Path, files: np.ndarray, folder: Path) -> tuple[np.ndarray, list[str]]:
+    """(split (n,), notes) of files (n,), posix paths below root, by the lists in `folder`.
+
+    Images in no list are left out. Names that are not on disk are counted in the notes. DataError for a
+    name in two lists, one that fits several images, and lists that name nothing.
+    """
+    lists = find_lists(folder)
+    index = by_stem(files)
+    split = np.full(len(files), "", dtype="<U5")
+    named, absent = 0, 0
+    for name, file in lists.items():
+        lines = read_list(file)
+        named += len(lines)
+        for line in lines:
+            row = find_row(line, index, files, file)
+            if row is None:
+                absent += 1
+                continue
+            if split[row] not in ("", name):
+                raise DataError(f"{file}: {line} is in {lists[split[row]].name} too: an image has one split")
+            split[row] = name
+    if not (split == "train").any():
+        raise DataError(f"{lists['train']}: names none of the {len(files):,} images below {root}")
+    notes = []
+    if absent:
+        notes.append(f"{absent:,} of the {named:,} names in the lists of {folder} are not below {root}")
+    if unlisted := int((split == "").sum()):
+        notes.append(f"{unlisted:,} of {len(files):,} images are in none of the lists of {folder}: left out")
+    return split, notes
+
+
+def find_lists(folder: Path) -> dict[str, Path]:
+    """Split -> its list, of the text files `*train*.txt`, `*val*.txt` and `*test*.txt` in a folder."""
+    if not folder.is_dir():
+        raise DataError(f"--splits {folder}: no such folder")
+    lists: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() != ".txt" or file.name.startswith("."):
+            continue
+        split = list_split(file)
+        if split in lists:
+            raise DataError(
+                f"--splits {folder}: {lists[split].name} and {file.name} are both for {split}: keep one"
+            )
+        if split:
+            lists[split] = file
+    if "train" not in lists:
+        raise DataError(
+            f"--splits {folder}: holds no *train*.txt (nor is one made from *val*.txt or *test*.txt)"
+        )
+    return lists
+
+
+def list_split(file: Path) -> str | None:
+    """The split a list is for: the one split named in its name, as a word or at least as a part of one."""
+    stem = file.stem.casefold()
+    words = {SPLITS[word] for word in re.findall(r"[^\W\d_]+", stem) if word in SPLITS}
+    found = words or {name for name in NAMES if name in stem}
+    if len(found) > 1:
+        raise DataError(
+            f"{file}: its name speaks of {' and '.join(sorted(found))}: one list is for one split"
+        )
+    return found.pop() if found else split_name(stem)
+
+
+def read_list(file: Path) -> list[str]:
+    """The names or paths in a list, one a line, once each; DataError if there are none."""
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+    lines = [line.strip().strip("\"'").replace("\\", "/") for line in text.splitlines()]
+    lines = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if not lines:
+        raise DataError(f"{file}: names no image, one a line")
+    return lines
+
+
+def stem_of(name: str) -> str:
+    """A file's name without folders, an image's suffix and differences of case."""
+    return plain_name(_SUFFIX.sub("", name.rsplit("/", 1)[-1]))
+
+
+def by_stem(files: np.ndarray) -> dict[str, list[int]]:
+    """Name without folders and suffix -> rows of the files that are called so."""
+    index = defaultdict(list)
+    for row, file in enumerate(files):
+        index[stem_of(file)].append(row)
+    return index
+
+
+def find_row(line: str, index: dict[str, list[int]], files: np.ndarray, where: Path) -> int | None:
+    """The row of the file that a line of a list names, None if it is not there; DataError if there are
+    several."""
+    rows = [row for row in index.get(stem_of(line), []) if same_end(line, files[row])]
+    exact = [row for row in rows if files[row].rsplit("/", 1)[-1] == line.rsplit("/", 1)[-1]]
+    rows = exact or rows
+    if len(rows) > 1:
+        found = " and ".join(files[row] for row in rows[:2])
+        raise DataError(f"{where}: {line} may be {found}: give the path below the folder of images")
+    return rows[0] if rows else None
+
+
+def same_end(line: str, file: str) -> bool:
+    """Whether two paths agree from their ends on, folder by folder, as far as both go; the suffix may
+    differ."""
+    first = [part for part in PurePosixPath(line).parts[:-1] if part not in ("/", ".")]
+    second = PurePosixPath(file).parts[:-1]
+    return all(plain_name(a) == plain_name(b) for a, b in zip(reversed(first), reversed(second)))
+
+
+# Blocks of the globe
+
+
+def split_by_place(root: Path, files: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(split (n,), notes): blocks of one degree go to a split as a whole, by the coordinates in the file
+    names.
+
+    The shares are the paper's, as nearly as blocks allow, class by class. Training images that lie within
+    `GAP` of an image of val or test are left out. DataError where a file name holds no coordinates.
+    """
+    places = coordinates(root, files)
+    split = split_blocks(np.floor(places / BLOCK).astype(int), labels)
+    near = near_others(places, split)
+    split[near] = ""
+    blocks = len(np.unique(np.floor(places / BLOCK), axis=0))
+    counts = ", ".join(f"{np.count_nonzero(split == name):,} {name}" for name in NAMES)
+    note = (
+        f"--split spatial: {blocks:,} blocks of {BLOCK:g} degree give {counts} images; {near.sum():,} "
+        f"training images within {GAP:g} degree of val or test are left out"
+    )
+    return split, [note]
+
+
+def coordinates(root: Path, files: np.ndarray) -> np.ndarray:
+    """(n, 2) latitude and longitude in degrees, from `(lat,lon)` in the names as in Sentinel2GlobalLULC's
+    files."""
+    places = np.empty((len(files), 2))
+    for row, file in enumerate(files):
+        found = _PLACE.search(file.rsplit("/", 1)[-1])
+        if not found:
+            raise DataError(
+                f"{root}: --split spatial needs coordinates in the file names, as Sentinel2GlobalLULC "
+                f"has them (…_(+7.57,+17.15)_…), and {file} holds none: give lists with --splits instead"
+            )
+        places[row] = float(found[1]), float(found[2])
+    wrong = (abs(places) > (90, 360)).any(1)
+    if wrong.any():
+        raise DataError(f"{root}: {files[wrong.argmax()]} holds no latitude and longitude in degrees")
+    return places
+
+
+def split_blocks(blocks: np.ndarray, labels: np.ndarray, seed: int = 42) -> np.ndarray:
+    """Split names (n,) for the blocks (n, 2) and labels (n,) of images.
+
+    In a seeded order, each block goes to the split that lacks most of what the block holds: the class
+    counts still wanted, as shares of the class.
+    """
+    _, block = np.unique(blocks, axis=0, return_inverse=True)
+    _, label = np.unique(labels, return_inverse=True)
+    block = block.ravel()
+    counts = np.zeros((block.max() + 1, label.max() + 1))
+    np.add.at(counts, (block, label), 1)
+    wanted = np.array(SHARES)[:, None] * counts.sum(0)  # (3, classes)
+    lacking = wanted.copy()
+    chosen = np.empty(len(counts), int)
+    for number in np.random.default_rng(seed).permutation(len(counts)):
+        chosen[number] = (lacking / wanted @ counts[number]).argmax()
+        lacking[chosen[number]] -= counts[number]
+    return np.array(NAMES)[chosen][block]
+
+
+def near_others(places: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """(n,) bool: the training images that lie within `GAP` of an image of val or test.
+
+    Distances are angles on the globe, so that the poles and the date line are no edges; sqrt(2) GAP covers
+    every pair that is within GAP in latitude and in longitude.
+    """
+    train, near = split == "train", np.zeros(len(split), bool)
+    if train.all() or not train.any():
+        return near
+    latitude, longitude = np.radians(places).T
+    across = np.cos(latitude)
+    points = np.stack([across * np.cos(longitude), across * np.sin(longitude), np.sin(latitude)], 1)
+    chord = 2 * np.sin(np.radians(np.sqrt(2) * GAP) / 2) + 1e-9
+    distance, _ = cKDTree(points[~train]).query(points[train], distance_upper_bound=chord)
+    near[train] = np.isfinite(distance)
+    return near

@@ -1,27 +1,43 @@
-"""A dataset is a table: one row per image with its file, label, fractions and split. Any folder becomes one here."""
+"""A dataset is a table: one row per image with its file, label, fractions and split. Any folder becomes one
+here."""
 
-import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from common import DataError
-from data.splits import split_classes, stratified_subset
+from data.folders import IMAGE_SUFFIXES, Folder, Scan, images_below, real_paths, scan
+from data.land import Part, find_land, read_land
+from data.names import class_key, class_name, class_order, is_filler, is_numbered, paper_name, split_name
+from data.splits import (
+    NAMES,
+    per_class_subset,
+    split_by_lists,
+    split_by_place,
+    split_classes,
+    stratified_subset,
+)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}  # folder name -> split
+__all__ = ["IMAGE_SUFFIXES", "DataError", "Table", "images_below", "load_table", "training_subsets"]
 
 
 @dataclass(frozen=True)
 class Table:
+    """The images of a folder, row by row."""
+
     root: Path
     files: np.ndarray  # (n,) str: posix paths relative to root
     labels: np.ndarray  # (n,) int64: index into classes, -1 without a label
     split: np.ndarray  # (n,) str: train, val or test
-    classes: list[str]
+    classes: list[str]  # the paper's names where it has them, else the folders'
     fractions: np.ndarray | None = None  # (n, len(classes)) float32: land-cover fractions of each image
+    rule: str = (
+        "paper"  # where the split comes from: paper, folders, csv, lists, spatial; none without classes
+    )
+    notes: tuple[str, ...] = ()  # what was left out or mended, a line each
 
     def __len__(self):
         return len(self.files)
@@ -42,161 +58,311 @@ class Table:
         return np.eye(len(self.classes), dtype=np.float32)[self.labels] if task == "scene" else self.fractions
 
 
-def load_table(root: str | Path) -> Table:
-    """Table of a folder laid out as Land-1.0, as {train,val,test}/CLASS/, as CLASS/ folders, or as images alone.
+def load_table(root: str | Path, splits: str | Path | None = None, split: str = "paper") -> Table:
+    """Table of a folder laid out as Land-1.0, as {train,val,test}/CLASS/, as CLASS/ folders, or as images
+    alone.
 
-    Sentinel2GlobalLULC loads raw or split. Where the folder brings no split of its own, the paper's rule makes one,
-    the same at every call; images without classes are all for training.
+    Sentinel2GlobalLULC loads raw or split, in folders of its own, beside CSVs and what archives leave
+    behind. Where the folder brings no split, the paper's rule makes one, the same at every call; images
+    without classes are all for training. `splits` names a folder of lists that take the place of either,
+    `split="spatial"` cuts by the coordinates in the file names. DataError, with names, for a folder that
+    could be read in two ways.
     """
+    if splits and split == "spatial":
+        raise DataError("--splits and --split spatial are two ways to split: give one")
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: no such folder")
     if not root.is_dir():
         raise DataError(f"{root}: is a file, not a folder of images")
-    land = root if (root / "RGB Images").is_dir() else root / "Level_N2"
-    if (land / "RGB Images").is_dir():
-        return land_table(land)
-    folders = sorted(
-        (f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")), key=class_order
-    )
-    loose = images_below(root, recursive=False)
-    if len(folders) == 1 and not loose and any(f.is_dir() for f in folders[0].iterdir()):
-        return load_table(folders[0])  # an archive unpacked into a folder of its own
-    if {f.name for f in folders} <= SPLITS.keys() and any(f.name == "train" for f in folders):
-        table = split_table(root, folders)
-    elif loose and not any(images_below(f) for f in folders):
-        table = Table(root, names(root, loose), np.full(len(loose), -1), np.full(len(loose), "train"), [])
-    else:
-        if loose:
-            raise DataError(
-                f"{root}: holds images ({loose[0].name}, …) beside folders of images: move them into a folder"
-            )
-        table = class_table(root, folders)
-    if not len(table):
-        raise DataError(f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    tree, walk = scan(root)
+    if walk.unreadable:
+        more = f" and {len(walk.unreadable) - 3} more" if len(walk.unreadable) > 3 else ""
+        raise DataError(f"cannot read {', '.join(walk.unreadable[:3])}{more}: make it readable or remove it")
+    table = without_repeats(read_tree(tree), walk)
+    table = replace(table, notes=(*walk.notes, *table.notes))
+    if splits:
+        return resplit(table, "lists", *split_by_lists(table.root, table.files, Path(splits)))
+    if split == "spatial":
+        return resplit(table, "spatial", *split_by_place(table.root, table.files, table.labels))
     return table
 
 
 def training_subsets(
-    table: Table, targets: np.ndarray, ratios: list[float], seeds: list[int]
-) -> dict[tuple, np.ndarray]:
+    table: Table,
+    targets: np.ndarray,
+    ratios: Sequence[float],
+    seeds: Sequence[int],
+    per_class: Sequence[int] = (),
+) -> dict[tuple[float | str, int], np.ndarray]:
     """(ratio %, seed) -> rows of the stratified share of the training images; refused where it lacks a class.
 
-    targets (n, K): fractions or one-hot labels.
+    targets (n, K): fractions or one-hot labels. Each number in `per_class` adds (f"{n}/class", seed): n
+    images of each class, drawn anew for each seed; refused where a class has fewer.
     """
-    train, subsets = np.flatnonzero(table.split == "train"), {}
-    for ratio, seed in ((r, s) for r in ratios for s in seeds):
-        subset = train[stratified_subset(table.labels[train], ratio / 100, seed)]
-        if absent := [
-            table.classes[k] for k in np.flatnonzero((targets[subset].sum(0) == 0) & (targets.sum(0) > 0))
-        ]:
-            raise DataError(
-                f"{table.root}: --ratios {ratio:g} leaves {len(subset)} training images (seed {seed}), none of them with "
-                f"class {', '.join(absent)}, which other images have: raise the ratio or leave the class out"
-            )
-        subsets[ratio, seed] = subset
+    train = np.flatnonzero(table.split == "train")
+    labels = table.labels[train]
+    check_enough(table, labels, per_class)
+    subsets: dict[tuple[float | str, int], np.ndarray] = {}
+    for seed in seeds:
+        for ratio in ratios:
+            subset = train[stratified_subset(labels, ratio / 100, seed)]
+            check_classes(table, targets, subset, f"--ratios {ratio:g} leaves", seed)
+            subsets[ratio, seed] = subset
+        for count in per_class:
+            subset = train[per_class_subset(labels, count, seed)]
+            check_classes(table, targets, subset, f"--per-class {count} leaves", seed)
+            subsets[f"{count}/class", seed] = subset
     return subsets
 
 
-def class_table(
-    root: Path, folders: list[Path], split: str | None = None, classes: list[str] | None = None
-) -> Table:
-    found = [(folder.name, images_below(folder)) for folder in folders]
-    found = [(name, images) for name, images in found if images]
-    classes = classes or [name for name, _ in found]
-    labels = np.repeat(
-        [classes.index(name) for name, _ in found], [len(images) for _, images in found]
-    ).astype(np.int64)
-    files = names(root, [image for _, images in found for image in images])
-    return Table(
-        root, files, labels, split_classes(labels) if split is None else np.full(len(files), split), classes
-    )
+def check_enough(table: Table, labels: np.ndarray, per_class: Sequence[int]) -> None:
+    """DataError where the training images of a class are fewer than asked for."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(table.classes))
+    present = np.flatnonzero(counts)
+    if not per_class or not len(present):
+        return
+    rarest = present[counts[present].argmin()]
+    if max(per_class) > counts[rarest]:
+        raise DataError(
+            f"{table.root}: --per-class {max(per_class)}, but {table.classes[rarest]} has "
+            f"{counts[rarest]} training images: ask for no more than that"
+        )
 
 
-def split_table(root: Path, folders: list[Path]) -> Table:
-    """{train,val,test}/CLASS/ folders; images lying directly in the split folders have no label."""
-    inside = {f: sorted((c for c in f.iterdir() if c.is_dir()), key=class_order) for f in folders}
-    classes = [
-        c.name for c in sorted({c.name: c for cs in inside.values() for c in cs}.values(), key=class_order)
-    ]
-    parts = [class_table(root, inside[f], SPLITS[f.name], classes) for f in folders]
-    for folder in folders:
-        loose = images_below(folder, recursive=False)
-        parts.append(
-            Table(
-                root,
-                names(root, loose),
-                np.full(len(loose), -1),
-                np.full(len(loose), SPLITS[folder.name]),
-                [],
+def check_classes(table: Table, targets: np.ndarray, subset: np.ndarray, what: str, seed: int) -> None:
+    """DataError where a training subset lacks a class that the table has."""
+    absent = np.flatnonzero((targets[subset].sum(0) == 0) & (targets.sum(0) > 0))
+    if len(absent):
+        raise DataError(
+            f"{table.root}: {what} {len(subset)} training images (seed {seed}), none of them with "
+            f"class {', '.join(table.classes[k] for k in absent)}, which other images have: take more "
+            "images or leave the class out"
+        )
+
+
+# From a tree of folders to a table: the one rule of what a split, a class and an image is
+
+
+def read_tree(folder: Folder) -> Table:
+    """The table of a folder; a folder that only wraps another, or stands beside empty ones, is stepped
+    over."""
+    land = find_land(folder)
+    if land:
+        return land_table(*land)
+    kids = folder.kids()
+    splits = split_folders(folder)
+    if splits:
+        return split_table(folder, splits)
+    if not kids:
+        return flat_table(folder)
+    if folder.images:
+        raise DataError(
+            f"{folder.path}: holds images ({folder.images[0]}, …) beside folders of images: move them "
+            "into a folder"
+        )
+    if len(kids) == 1 and (kids[0].kids() or is_filler(kids[0].name)):
+        return read_tree(kids[0])  # an archive unpacked into a folder of its own
+    refuse_datasets(folder, kids)
+    return class_table(folder, kids)
+
+
+def split_folders(folder: Folder) -> dict[str, Folder]:
+    """Split -> folder, where folders with images are named after splits; refused where it is not clear
+    which is which.
+
+    A folder that holds splits itself is a dataset, whatever it is called.
+    """
+    found: dict[str, Folder] = {}
+    others = []
+    for kid in folder.kids():
+        name = split_name(kid.name)
+        if not name or len({split_name(inside.name) for inside in kid.kids()} - {None}) > 1:
+            others.append(kid.name)
+        elif name in found:
+            raise DataError(f"{folder.path}: {found[name].name} and {kid.name} are both {name}: keep one")
+        else:
+            found[name] = kid
+    if found and (others or folder.images):
+        beside = ", ".join([*others, *folder.images][:3])
+        raise DataError(
+            f"{folder.path}: holds {', '.join(f.name for f in found.values())} and, beside, images in "
+            f"{beside}: move them away, or rename what is no split"
+        )
+    return {name: found[name] for name in NAMES if name in found}
+
+
+def refuse_datasets(folder: Folder, kids: list[Folder]) -> None:
+    """DataError where folders side by side are datasets rather than classes: they hold splits, or the same
+    classes."""
+    datasets = [kid for kid in kids if is_dataset(kid)]
+    inside = Counter(class_key(name) for kid in kids for name in class_names_in(kid))
+    for kid in kids:
+        shared = [name for name in class_names_in(kid) if inside[class_key(name)] > 1]
+        if kid not in datasets and len(shared) > 1 and 2 * len(shared) >= len(kid.kids()):
+            datasets.append(kid)
+    if datasets:
+        found = ", ".join(f"{kid.name} ({kid.count:,} images)" for kid in kids[:6])
+        raise DataError(
+            f"{folder.path}: {found} lie side by side, and {datasets[0].name} holds classes itself, "
+            f"{', '.join(inside.name for inside in datasets[0].kids()[:3])}: name one of them with --data"
+        )
+
+
+def class_names_in(kid: Folder) -> list[str]:
+    """The folders in one that may be classes: years and numbers of parts are not."""
+    return [inside.name for inside in kid.kids() if not inside.name.isdigit() and not is_filler(inside.name)]
+
+
+def is_dataset(kid: Folder) -> bool:
+    """Whether a folder holds splits, Land-1.0, or two classes that are numbered or known."""
+    names = [inside.name for inside in kid.kids()]
+    if find_land(kid) or len({split_name(name) for name in names} - {None}) > 1:
+        return True
+    return sum(is_numbered(name) or paper_name(name) is not None for name in names) > 1
+
+
+def flat_table(folder: Folder) -> Table:
+    """Images without classes: all are for training."""
+    if not folder.images:
+        others = ", ".join(f"{n:,} {suffix}" for suffix, n in folder.suffixes().most_common(3))
+        found = f"; it holds {others}" if others else ""
+        raise DataError(f"{folder.path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){found}")
+    files = relative(folder.path, [folder.path / name for name in folder.images])
+    return Table(folder.path, files, np.full(len(files), -1), np.full(len(files), "train"), [], rule="none")
+
+
+def class_table(folder: Folder, kids: list[Folder]) -> Table:
+    """CLASS/ folders, split by the paper's rule."""
+    classes = {class_key(kid.name): class_name(kid.name) for kid in kids}
+    files, labels = class_rows(folder, kids, list(classes))
+    table = Table(folder.path, files, labels, split_classes(labels), list(classes.values()))
+    return replace(table, notes=tuple(notes_on_empty(folder)))
+
+
+def split_table(folder: Folder, splits: dict[str, Folder]) -> Table:
+    """{train,val,test}/CLASS/ folders; images lying directly in a split's folder have no label."""
+    insides = {name: unwrapped(inside, name) for name, inside in splits.items()}
+    classes: dict[str, str] = {}
+    for inside in insides.values():
+        for kid in inside.kids():
+            classes.setdefault(class_key(kid.name), kid.name)
+    classes = dict(sorted(classes.items(), key=lambda item: class_order(item[1])))
+    files, labels, split, notes = [], [], [], []
+    for name, inside in insides.items():
+        found, label = class_rows(folder, inside.kids(), list(classes))
+        loose = relative(folder.path, [inside.path / image for image in inside.images])
+        files += [found, loose]
+        labels += [label, np.full(len(loose), -1)]
+        split.append(np.full(len(found) + len(loose), name))
+        notes += notes_on_empty(inside)
+    labels = np.concatenate(labels)
+    names = [class_name(name) for name in classes.values()]
+    table = Table(folder.path, np.concatenate(files), labels, np.concatenate(split), names, rule="folders")
+    return replace(table, notes=(*notes, *notes_on_splits(table)))
+
+
+def unwrapped(folder: Folder, split: str) -> Folder:
+    """The folder of a split that holds its classes or images: `train/images/` and `train/train/` are
+    stepped over."""
+    kids = folder.kids()
+    if (
+        len(kids) == 1
+        and not folder.images
+        and (is_filler(kids[0].name) or split_name(kids[0].name) == split)
+    ):
+        return unwrapped(kids[0], split)
+    return folder
+
+
+def class_rows(root: Folder, kids: list[Folder], keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(files, labels) of class folders, each class sorted by name; DataError where two folders spell one
+    class."""
+    seen: dict[str, Folder] = {}
+    files, labels = [np.empty(0, object)], [np.empty(0, np.int64)]
+    for kid in kids:
+        key = class_key(kid.name)
+        if key in seen:
+            raise DataError(
+                f"{kid.path.parent}: {seen[key].name} and {kid.name} spell one class: merge or rename them"
             )
+        seen[key] = kid
+        found = relative(root.path, kid.below())
+        files.append(found)
+        labels.append(np.full(len(found), keys.index(key)))
+    return np.concatenate(files), np.concatenate(labels)
+
+
+def notes_on_empty(folder: Folder) -> list[str]:
+    """What to say of folders without images that stand where classes stand."""
+    empty = folder.empty()
+    if not empty:
+        return []
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    return [f"{folder.path}: no images in {', '.join(empty[:5])}{more}"]
+
+
+def notes_on_splits(table: Table) -> list[str]:
+    """What to say of splits that are absent, and of classes that no training image has."""
+    notes = []
+    if set(table.split) == {"train"}:
+        notes.append(
+            f"{table.root}: there is only train/: all {len(table):,} images train, none is left for val "
+            "and test"
         )
+    trained = set(table.labels[table.split == "train"])
+    unseen = sorted(set(table.labels) - trained - {-1})
+    if unseen and trained - {-1}:
+        notes.append(f"{table.root}: no training image of {', '.join(table.classes[k] for k in unseen)}")
+    return notes
+
+
+def land_table(level: Folder, notes: list[str]) -> Table:
+    """Land-1.0: the label is the class of the largest fraction."""
+    parts: list[Part] = read_land(level)
+    fractions = np.concatenate([part.fractions for part in parts]).astype(np.float32)
+    files = np.array([file for part in parts for file in part.files], dtype=object)
+    split = np.repeat([part.split for part in parts], [len(part.files) for part in parts])
+    for part in parts:
+        notes = [*notes, *part.notes]
+    labels = fractions.argmax(1)
     return Table(
-        root, *(np.concatenate([getattr(p, c) for p in parts]) for c in ("files", "labels", "split")), classes
+        level.path, files, labels, split, parts[0].classes, fractions, rule="csv", notes=tuple(notes)
     )
 
 
-def land_table(root: Path) -> Table:
-    """Land-1.0: RGB Images/{train,val,test}/FILE and CSV/csv_{train,val,test}.csv; column 3 names the file, columns
-    5-14 hold the fractions. The label is the class of the largest fraction."""
-    parts = []
-    for name in ("train", "val", "validation", "test"):
-        file = root / "CSV" / f"csv_{name}.csv"
-        if file.exists():
-            parts.append(land_split(root, file, name))
-    if not parts:
-        raise DataError(f"{root / 'CSV'}: holds no csv_train.csv, csv_val.csv or csv_test.csv")
-    for part in parts[1:]:
-        if part.classes != parts[0].classes:
-            raise DataError(f"{root / 'CSV'}: the files name different classes in columns 5 to 14")
-    columns = (np.concatenate([getattr(p, c) for p in parts]) for c in ("files", "labels", "split"))
-    return Table(root, *columns, parts[0].classes, np.concatenate([p.fractions for p in parts]))
+# What holds for every layout
 
 
-def land_split(root: Path, file: Path, name: str) -> Table:
-    try:
-        csv = pd.read_csv(file)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise DataError(f"{file}: not a readable CSV ({error})") from None
-    if csv.shape[1] < 15:
-        raise DataError(
-            f"{file}: has {csv.shape[1]} columns; Land-1.0 has the file in column 3 and fractions in 5 to 14"
-        )
-    fractions = csv.iloc[:, 5:15].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    wrong = ~np.isfinite(fractions).all(1) | (fractions < 0).any(1) | (abs(fractions.sum(1) - 1) > 1e-2)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(
-            f"{file}, line {row + 2}: the fractions are {np.round(fractions[row], 4).tolist()}; "
-            "ten numbers from 0 to 1 that sum to 1 are needed"
-        )
-    files = np.array([f"RGB Images/{name}/{f}" for f in csv.iloc[:, 3]], dtype=object)
-    for i, f in enumerate(files):
-        if not (root / f).is_file():
-            raise DataError(f"{file}, line {i + 2}: {root / f} is missing")
-    fractions = (fractions / fractions.sum(1, keepdims=True)).astype(np.float32)
-    return Table(
-        root,
-        files,
-        fractions.argmax(1),
-        np.full(len(files), SPLITS[name]),
-        list(csv.columns[5:15]),
-        fractions,
+def without_repeats(table: Table, walk: Scan) -> Table:
+    """The table with each image once: where links give one image two names, the file itself stays, or the
+    first link."""
+    if not walk.linked:
+        return table
+    files = [table.root / file for file in table.files]
+    real = real_paths(files, walk)
+    first: dict[str, int] = {}
+    for row in sorted(range(len(files)), key=lambda row: str(files[row]) != real[row]):
+        first.setdefault(real[row], row)
+    if len(first) == len(files):
+        return table
+    kept = np.sort(list(first.values()))
+    left = np.setdiff1d(np.arange(len(files)), kept)
+    note = (
+        f"{table.root}: {len(left)} images are links to others of the table and left out (first: "
+        f"{table.files[left[0]]} is {table.files[first[real[left[0]]]]})"
     )
+    table = table.rows(kept)
+    split = split_classes(table.labels) if table.rule == "paper" else table.split
+    return replace(table, split=split, notes=(*table.notes, note))
 
 
-def class_order(folder: Path):
-    """By the leading number where there is one (`10_…` after `9_…`), then by name."""
-    number = re.match(r"\d+", folder.name)
-    return (0, int(number[0]), folder.name) if number else (1, 0, folder.name)
+def resplit(table: Table, rule: str, split: np.ndarray, notes: list[str]) -> Table:
+    """The table under another split, without the images it leaves out."""
+    table = replace(table, split=split, rule=rule, notes=(*table.notes, *notes))
+    return table.rows(split != "")
 
 
-def images_below(folder: Path, recursive: bool = True) -> list[Path]:
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(
-        f for f in found if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".") and f.is_file()
-    )
-
-
-def names(root: Path, files: list[Path]) -> np.ndarray:
-    return np.array([f.relative_to(root).as_posix() for f in files], dtype=object)
+def relative(root: Path, files: list[Path]) -> np.ndarray:
+    """Posix paths of files below root, (n,) objects."""
+    return np.array([file.relative_to(root).as_posix() for file in files], dtype=object)

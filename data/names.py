@@ -1,0 +1,147 @@
+"""Names: which folder is a split, which is a class, and what the paper calls it (Table II)."""
+
+import re
+import unicodedata
+
+SPLITS = {  # what people call a split -> split
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "validate": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+FILLERS = {
+    "set",
+    "data",
+    "dataset",
+    "split",
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "jpg",
+    "jpeg",
+    "jpegimages",
+    "rgb",
+}
+SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+
+_FORESTS = {
+    "DeBr": "Deciduous Broadleaf Forests",
+    "DeNe": "Deciduous Needleleaf Forests",
+    "EvBr": "Evergreen Broadleaf Forests",
+    "EvNe": "Evergreen Needleleaf Forests",
+}
+_DENSITIES = {"Op": "Open", "Cl": "Close", "De": "Dense"}
+PURE_NAMES = {  # Sentinel2GlobalLULC: short name of the archive's folders -> the paper's name
+    "BarrenLands": "Barren Lands",
+    "MossAndLichen": "Moss and Lichen Lands",
+    "Grasslands": "Grasslands",
+    "ShrublandOpen": "Open Shrublands",
+    "SrublandClose": "Close Shrublands",
+    **{
+        f"Forests{short}{kind}": f"{density} {forest}"
+        for kind, forest in _FORESTS.items()
+        for short, density in _DENSITIES.items()
+    },
+    "WetlandMangro": "Mangrove Wetlands",
+    "WetlandSwamps": "Swamp Wetlands",
+    "WetlandMarshl": "Marshland Wetlands",
+    "WaterBodyMari": "Marine Water Bodies",
+    "WaterBodyCont": "Continental Water Bodies",
+    "PermanentSnow": "Permanent Snow",
+    "CropSeasWater": "Croplands Flooded with Seasonal Water",
+    "CropCereaIrri": "Irrigated Cereal Croplands",
+    "CropCereaRain": "Rainfed Cereal Croplands",
+    "CropBroadIrri": "Irrigated Broadleaf Croplands",
+    "CropBroadRain": "Rainfed Broadleaf Croplands",
+    "UrbanBlUpArea": "Urban and Built-up Areas",
+}
+LAND_NAMES = {  # Land-1.0: column of the CSVs (as the built-in scenes write them) -> the paper's name
+    "Artificial": "Artificial",
+    "AnnualCroplands": "Annual Croplands",
+    "Greenhouses": "Greenhouses",
+    "WoodyCroplands": "Woody Croplands",
+    "CropsAndNatural": "Combinations of Croplands and Natural Vegetation",
+    "Grasslands": "Grasslands and Grasslands with Trees",
+    "Shrublands": "Shrubland and Shrublands with Trees",
+    "Forests": "Forests",
+    "Barelands": "Barelands",
+    "Wetlands": "Wetlands",
+}
+_PURE = {short.casefold(): name for short, name in PURE_NAMES.items()}
+_PURE["shrublandclose"] = "Close Shrublands"  # the archive itself says Srubland
+_ARCHIVE = re.compile(r"0*\d+_([a-z]+?)_*(?:_(?:jpe?g|geotiff|tiff?|csv|rgb))?", re.IGNORECASE)
+_NUMBERED = re.compile(r"\d+[_\-. ]+[^\W\d]")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether an entry of a folder belongs to the system or to a tool: `.x`, `._x`, `__MACOSX`, `@eaDir`,
+    …"""
+    return name.startswith(".") or name.casefold() in SYSTEM
+
+
+def is_filler(name: str) -> bool:
+    """Whether a folder's name says no more than that images lie in it: `images`, `JPEGImages`, `rgb_data`."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    return bool(words) and FILLERS.issuperset(words)
+
+
+def split_name(name: str) -> str | None:
+    """The split that a folder or file is named after, in any case: `Validation`, `train_set`, `02-test`; or
+    None."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    words = [word if word in SPLITS else word.removesuffix("set") for word in words]
+    words = [word for word in words if word and word not in FILLERS]
+    return SPLITS.get(words[0]) if len(words) == 1 else None
+
+
+def is_numbered(name: str) -> bool:
+    """Whether a folder is named as the archives number their classes: `1_BarrenLands___jpeg`, `02 Fields`."""
+    return bool(_NUMBERED.match(name))
+
+
+def class_order(name: str) -> tuple:
+    """Sort key: by the leading number where there is one (`10_…` after `9_…`), then by name."""
+    number = re.match(r"[0-9]+", name)
+    return (0, int(number[0]), name) if number else (1, 0, name)
+
+
+def paper_name(folder: str) -> str | None:
+    """The paper's name of a class folder of Sentinel2GlobalLULC, zero-padded or not; None for any other
+    folder."""
+    match = _ARCHIVE.fullmatch(folder)
+    return _PURE.get(match[1].casefold() if match else folder.casefold())
+
+
+def class_name(folder: str) -> str:
+    """What a class is called in tables and figures: the paper's name where it has one, else the folder's.
+
+    A name that a spreadsheet would run as a formula (`=HYPERLINK(…)`) gets an apostrophe in front, so that
+    every CSV written later is safe to open.
+    """
+    return safe_text(paper_name(folder) or folder)
+
+
+def safe_text(name: str) -> str:
+    """The name, quoted with an apostrophe where a spreadsheet would take it for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
+def class_key(folder: str) -> str:
+    """The same for all spellings of one class: case, zero padding and `_` padding do not tell classes
+    apart."""
+    known = paper_name(folder)
+    if known:
+        return known
+    plain = re.sub(r"[\s_]+", "_", plain_name(folder)).strip("_")
+    return re.sub(r"^0+(?=[0-9])", "", plain)
+
+
+def plain_name(name: str) -> str:
+    """A name without the difference of case and of how an accent is encoded (archives made on a Mac)."""
+    return unicodedata.normalize("NFC", name).casefold()
