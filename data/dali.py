@@ -83,7 +83,7 @@ class DaliLoader:
         dtype: torch.dtype = torch.float32,
         cache_mb: int = 0,
     ):
-        self.plan, self.size = plan, size
+        self.plan, self.size = plan, size  # of the views, pixels: may be changed between epochs
         self.files = Files(root, files, device, cache_mb)
         half = dtype == torch.float16
         normal = {
@@ -91,7 +91,7 @@ class DaliLoader:
             "std": [255 * v for v in std],
             "dtype": types.FLOAT16 if half else types.FLOAT,
         }
-        arguments = (plan.height, plan.width), size, normal
+        arguments = (plan.height, plan.width), normal
         self.run = Run(self.files, views, *arguments, largest=plan.largest(), workers=workers)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -247,7 +247,7 @@ def parameters(draw, height: int, width: int, size: int) -> list[np.ndarray]:
 
 
 @pipeline_def(enable_conditionals=True)
-def views(source, decoder, plan_size, size, normal):
+def views(source, decoder, plan_size, normal):
     paths, *numbers = fn.external_source(source=source, num_outputs=1 + 2 * NUMBERS, batch=True)
     images = read(paths, decoder, *plan_size)
     pair = view(images, *numbers[:NUMBERS]), view(images, *numbers[NUMBERS:])

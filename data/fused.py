@@ -39,9 +39,11 @@ REACH = 5  # of the blur, in sigmas: less than 1e-6 of the kernel lies beyond, a
 def available(device: torch.device) -> bool:
     """Whether `fused_view` works here: Triton and CUDA are there, and four views agree with those of torch.
 
-    Tried once a device and process; where something fails, a warning says what, and the answer is no.
+    Tried once a device and process; where something fails, a warning says what, and the answer is no. It is
+    no too under a TorchDispatchMode, as of fake tensors or operator counts: such a mode sees torch's
+    operators alone.
     """
-    if triton is None or device.type != "cuda":
+    if triton is None or device.type != "cuda" or torch._C._len_torch_dispatch_stack():
         return False
     try:
         worst = disagreement(device)

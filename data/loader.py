@@ -12,8 +12,9 @@ ahead.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 
 from common import fits_on_gpu
 from data.augment import ROW, Draw, Recipe, draw, pack, view
+from data.fused import available, fused_view
 
 AHEAD = 2  # steps that are prepared while one is computed
 Item = TypeVar("Item")
@@ -59,14 +61,18 @@ class Plan(NamedTuple):
 
         The ranks' shares of a step, one behind the other, are the batch of one process of as many images.
         """
+        share = slice(self.rank * self.largest(), (self.rank + 1) * self.largest())
+        for step, rows in enumerate(self.rows(epoch, start), start):
+            generator, n = step_generator(self.seed, epoch, step), self.largest() * self.ranks
+            draws = [draw(n, self.height, self.width, generator, self.recipe) for _ in range(2)]
+            yield rows, *(Draw(*(field[share] for field in d)) for d in draws)
+
+    def rows(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """The images (n,) of this rank for the steps from `start` on."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
         n = self.largest()
-        share = slice(self.rank * n, (self.rank + 1) * n)
         for step in range(start, self.steps()):
-            batch = order[step * n * self.ranks :][: n * self.ranks]
-            generator = step_generator(self.seed, epoch, step)
-            draws = [draw(len(batch), self.height, self.width, generator, self.recipe) for _ in range(2)]
-            yield batch[share], *(Draw(*(field[share] for field in d)) for d in draws)
+            yield order[(step * self.ranks + self.rank) * n :][:n]
 
 
 def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
@@ -78,26 +84,47 @@ def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
 class Step(NamedTuple):
     """What a thread prepares for one step."""
 
-    images: torch.Tensor  # uint8 (n, 3, H, W); or of the whole data set, where the pixels stay on the GPU
-    draws: list[Draw]
+    images: (
+        torch.Tensor | None
+    )  # uint8 (n, 3, H, W); or of the whole data set, where the pixels stay on a GPU
+    draws: tuple[Draw, ...]
     numbers: torch.Tensor | None  # `pack` of the draws, pinned; None on a CPU
-    copied: torch.cuda.Event | None = None  # when images have reached the GPU
+    copied: torch.cuda.Event | None = None  # tells when the images have reached the GPU
 
 
 class TorchLoader:
-    """Views of uint8 pixels (n, 3, H, W), which stay on `device` where they fit (`common.fits_on_gpu`)."""
+    """Views of uint8 pixels (n, 3, H, W), which stay on `device` where they fit (`common.fits_on_gpu`).
 
-    def __init__(self, pixels: torch.Tensor, plan: Plan, size: int, mean, std, device: torch.device):
-        self.plan, self.size, self.mean, self.std, self.device = plan, size, mean, std, device
+    mean and std are three numbers each, in units of the range 0-1; `dtype` is that of training.
+    """
+
+    def __init__(
+        self,
+        pixels: torch.Tensor,
+        plan: Plan,
+        size: int,
+        mean,
+        std,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.plan, self.device = plan, device
+        self.size = size  # of the views, pixels: may be changed between epochs
+        self.normal, self.dtype = (mean, std), dtype
         self.resident = device.type == "cpu" or fits_on_gpu(pixels.nbytes, device)
         self.pixels = pixels.to(device) if self.resident else pixels
         self.side = None if self.resident else torch.cuda.Stream(device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(view1, view2) of each step from `start` on, on the device, channels_last (n, 3, size, size)."""
+        """(view1, view2) of each step from `start` on: (n, 3, size, size) in channels_last on the device.
+
+        They are float32, or of training's dtype where the fused kernels make them.
+        """
         prepared = (self.prepare(*step) for step in self.plan.epoch(epoch, start))
         for step in in_thread(prepared, AHEAD):
-            yield self.views(step)
+            if step.copied is not None:
+                claim(step.images, step.copied)
+            yield views_of(step, step.images, self.size, self.normal, self.dtype)
 
     def prepare(self, rows: np.ndarray, *draws: Draw) -> Step:
         """In the thread: whatever a step needs that no GPU has to compute."""
@@ -116,23 +143,83 @@ class TorchLoader:
         with torch.cuda.stream(self.side):
             return staged.to(self.device, non_blocking=True), self.side.record_event()
 
-    def views(self, step: Step) -> tuple[torch.Tensor, ...]:
-        images, numbers = step.images, [None] * len(step.draws)
-        if step.numbers is not None:
-            numbers = step.numbers.to(self.device, non_blocking=True)
-            images = self.on_stream(step, numbers)
-        return tuple(
-            view(images, d, self.size, self.mean, self.std, own) for d, own in zip(step.draws, numbers)
-        )
 
-    def on_stream(self, step: Step, numbers: torch.Tensor) -> torch.Tensor:
-        """The step's images, for the stream that computes."""
-        if step.copied is None:
-            return step.images[numbers[0, :, ROW].long()]
-        stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(step.copied)
-        step.images.record_stream(stream)  # the side stream must not reuse the memory before it has been read
-        return step.images
+class DecodedLoader:
+    """Views of the images that a decoder (`data.dali.DaliImages`) makes anew for each step, on its device."""
+
+    def __init__(
+        self,
+        decoder,
+        plan: Plan,
+        size: int,
+        mean,
+        std,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.decoder, self.plan, self.device = decoder, plan, device
+        self.size = size  # of the views, pixels: may be changed between epochs
+        self.normal, self.dtype = (mean, std), dtype
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(view1, view2) of each step from `start` on, as TorchLoader gives them."""
+        prepared = (self.prepare(*draws) for _rows, *draws in self.plan.epoch(epoch, start))
+        images = self.decoder.batches(self.plan.rows(epoch, start))
+        for step, batch in zip(in_thread(prepared, AHEAD), images, strict=True):
+            yield views_of(step, batch, self.size, self.normal, self.dtype)
+
+    def prepare(self, *draws: Draw) -> Step:
+        return Step(None, draws, None if self.device.type == "cpu" else pack(draws, pin=True))
+
+
+def dali_loader(
+    root: str | Path,
+    files: Sequence[str],
+    plan: Plan,
+    size: int,
+    mean,
+    std,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    workers: int = 4,
+    cache_mb: int = 0,
+):
+    """Loader of files below root that DALI decodes; DALI makes the views too where the fused kernels cannot.
+
+    Raises ImportError without DALI.
+    """
+    from data.dali import DaliImages, DaliLoader  # here: DALI is for Linux alone
+
+    options = {"workers": workers, "cache_mb": cache_mb}
+    if not available(device):
+        return DaliLoader(root, files, plan, size, mean, std, device, dtype=dtype, **options)
+    largest = plan.largest()
+    decoder = DaliImages(root, files, plan.height, plan.width, largest=largest, device=device, **options)
+    return DecodedLoader(decoder, plan, size, mean, std, device, dtype)
+
+
+def views_of(
+    step: Step, images: torch.Tensor, size: int, normal: tuple, dtype: torch.dtype
+) -> tuple[torch.Tensor, ...]:
+    """Each draw's view of uint8 images on their device: one copy, of the step's numbers, and no wait."""
+    if step.numbers is None:
+        return tuple(view(images, draw, size, *normal) for draw in step.draws)
+    numbers = step.numbers.to(images.device, non_blocking=True)
+    if available(images.device):
+        return tuple(
+            fused_view(images, draw, size, *normal, dtype, numbers=own)
+            for draw, own in zip(step.draws, numbers)
+        )
+    images = images[numbers[0, :, ROW].long()]
+    return tuple(view(images, draw, size, *normal, own) for draw, own in zip(step.draws, numbers))
+
+
+def claim(images: torch.Tensor, copied: torch.cuda.Event) -> None:
+    """Let the stream that computes use images that another stream has copied."""
+    stream = torch.cuda.current_stream(images.device)
+    stream.wait_event(copied)
+    images.record_stream(stream)  # the side stream must not reuse the memory before it has been read
 
 
 def in_thread(items: Iterator[Item], ahead: int) -> Iterator[Item]:
