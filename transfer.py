@@ -1,62 +1,63 @@
-"""Linear probing and fine-tuning of any initialisation, on land-cover fractions or scenes: a whole table in one call.
+"""Linear probing and fine-tuning of any initialisation, on land-cover fractions or scenes.
 
-    python transfer.py                                                       # built-in scenes, random weights
+    python transfer.py                                               # built-in scenes, random weights
     python transfer.py --data LAND --init random imagenet runs/barlow/backbone.pth --mode linear finetune
-    python transfer.py --data LAND --init random imagenet runs/barlow/backbone.pth --mode linear finetune --protocol paper
-    python transfer.py --data PATCHES --task scene --init runs/barlow/backbone.pth --ratios 100 --seeds 1 --save-embeddings
-    torchrun --nproc_per_node=4 transfer.py --data LAND                      # over machines, --out is a shared folder
+    python transfer.py --data LAND --init random imagenet runs/barlow/backbone.pth --protocol paper
+    python transfer.py --data PATCHES --task scene --init runs/barlow/backbone.pth --ratios 100 --seeds 1
+    torchrun --nproc_per_node=4 transfer.py --data LAND              # over machines, --out is a shared folder
 
-Each cell (initialisation, mode, ratio of the training images, seed) adds its rows to results.csv in --out when it ends.
-Any number of processes may fill one file: none does a cell that is there or that another one is at, and a killed call,
-started again, goes on with the cells that are missing. A seed redraws the training subset, the head and, for `random`,
-the backbone: probing random weights varies over those too. The init `channels` (linear only) has six numbers for
-features, the mean and standard deviation of each channel: what colour alone gives.
+One call makes a whole table. Each cell (initialisation, mode, ratio of the training images, seed) adds its
+rows to results.csv in --out when it ends; summary.csv has the means over the seeds. Any number of
+processes may fill one folder: none does a cell that is there or that another one is at, and a killed call,
+started again, goes on with the cells that are missing. A seed redraws the training subset, the head and,
+for `random`, the backbone: probing random weights varies over those too. The init `channels` (linear only)
+has six numbers for features, the mean and standard deviation of each channel: what colour alone gives.
 """
 
+import argparse
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
 import common
-from common import ConfigError, number
+from common import ConfigError, DataError, WeightsError, number
 from data.augment import Recipe, draw, view
+from data.opening import Source, digest_of, open_table
 from data.pixels import channel_statistics, common_size, load_pixels
-from data.tables import DataError, training_subsets
+from data.tables import training_subsets
 from models import backbone as backbones
-from models.backbone import WeightsError, build_backbone, extract_features, prepare, read_weights
-from models.probe import linear_heads, neighbour_votes, principal_axes, probabilities
-from scores import (
-    CELL,
-    COLUMNS,
-    HEADLINE,
-    OPTIMISATION,
-    Metrics,
-    Results,
-    measure,
-    summary,
-    write_confusion,
-    write_embeddings,
-)
+from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
+from models.optimisers import make_optimizer
+from models.probe import Axes, linear_heads, neighbour_votes, principal_axes, probabilities
+from scores import TASKS, Metrics, Task, measure
+from scores.choice import SETTING
+from scores.metrics import ALL, rows_of_a_cell
+from scores.printed import table
+from scores.results import CELL, COLUMNS, Key, Results, exact, harmless, write_confusion, write_embeddings
 
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
+SPLITS = ("train", "val", "test")
 EVAL_BATCH = 256
+NEIGHBOURS = 5  # of knn5_accuracy
 
 
 class Init(NamedTuple):
     name: str  # in results.csv
     source: str  # random, imagenet, channels or a file
-    digest: str  # of the weights
-    imagenet: bool  # trained on ImageNet: normalised with its statistics
+    digest: str = ""  # of the weights
+    mean: tuple[float, ...] | None = None  # of the images that it was pretrained on; None: not known
+    std: tuple[float, ...] | None = None
+    maxpool: bool = True  # in the stem
 
 
 class Data(NamedTuple):
@@ -65,10 +66,37 @@ class Data(NamedTuple):
     targets: torch.Tensor  # (n, K) float32: fractions, or one-hot labels
     classes: list[str]
     rows: dict[str, np.ndarray]  # split -> rows
-    subsets: dict[tuple, np.ndarray]  # (ratio, seed) -> training rows
+    subsets: dict[tuple[float, int], np.ndarray]  # (ratio, seed) -> training rows
     mean: list[float]  # of the train split
     std: list[float]
     digest: str  # of files, splits and targets
+
+
+class Training(NamedTuple):
+    """How a head, or all of a model, is trained: SGD at a constant rate."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    loss: str  # a key of LOSSES
+
+
+class Study(NamedTuple):
+    """What all cells of a call have in common."""
+
+    task: str
+    arch: str
+    size: int  # side of the images that the network sees, pixels
+    loss: str  # a key of LOSSES
+    head: Training | None  # of --mode linear; None: solved for
+    whole: Training  # of --mode finetune
+    augment: bool
+    every_epoch: bool  # in results.csv, so that the seeds can share one; else each seed's best
+    save_model: bool
+    device: torch.device
+    dtype: torch.dtype
 
 
 class Cell(NamedTuple):
@@ -78,96 +106,157 @@ class Cell(NamedTuple):
     seed: int
 
 
+class Unit(NamedTuple):
+    """Cells that share one backbone: the probes of the same features, or one fine-tuning."""
+
+    init: Init
+    mode: str
+    drawn: int | None  # seed of what is random in the backbone
+    cells: list[Cell]
+
+
 class Outcome(NamedTuple):
     records: list[tuple[float, Metrics, Metrics]]  # (step, val, test) of the best step, or of every epoch
     predicted: np.ndarray  # (test images, K) at the best step
-    score: float  # val headline metric there
-    state: dict  # of the trained module there, for --save-model
+    score: float  # headline metric on val there
+    state: dict[str, torch.Tensor]  # of the trained module there; empty if not asked for
 
 
-def flags() -> common.Parser:
-    parser = common.Parser(__doc__.split("\n", 1)[0])
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__)
     common.common_flags(parser)
     parser.set_defaults(batch_size=64, lr=0.01, weight_decay=1e-4)
-    group = parser.add_argument_group("transfer")
-    group.add_argument("--task", choices=list(HEADLINE), default="fraction")
-    group.add_argument(
-        "--init",
-        nargs="+",
-        default=["random"],
-        metavar="NAME_OR_FILE",
-        help="random, imagenet, channels, or files of weights, named in results.csv by their run directory",
-    )
-    group.add_argument("--arch", choices=list(backbones.ARCHITECTURES), default="resnet18")
-    group.add_argument("--mode", nargs="+", choices=["linear", "finetune"], default=["linear"])
-    group.add_argument(
+    cell_flags(parser.add_argument_group("cells of the table"))
+    training_flags(parser.add_argument_group("how a cell is done"))
+    group = parser.add_argument_group("kept beside results.csv")
+    add, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
+    add("--save-model", help="each init's best model on val, for predict.py", **switch)
+    add("--save-embeddings", help="the test features of --mode linear, for plot.py", **switch)
+    return parser
+
+
+def cell_flags(group: argparse._ArgumentGroup) -> None:
+    add, percent, seed = group.add_argument, number(float, above=0, high=100), number(int, 0, 2**31)
+    names = "random, imagenet, channels, or files of weights, named in results.csv by their run directory"
+    ratios = [5, 10, 25, 50, 100]
+    add("--task", choices=list(TASKS), default="fraction")
+    add("--init", nargs="+", default=["random"], metavar="NAME_OR_FILE", help=names)
+    add("--arch", choices=list(backbones.ARCHITECTURES), default="resnet18")
+    add("--mode", nargs="+", choices=["linear", "finetune"], default=["linear"])
+    add(
         "--ratios",
         nargs="+",
-        type=number(float, above=0, high=100),
-        default=[5, 10, 25, 50, 100],
+        type=percent,
+        default=ratios,
         metavar="PERCENT",
         help="of the training images, the same share of each class",
     )
-    group.add_argument(
+    add(
         "--seeds",
         nargs="+",
-        type=number(int, 0, 2**31),
+        type=seed,
         default=[5],
         metavar="N_OR_LIST",
         help="how many, from --seed on; or the seeds themselves",
     )
-    group.add_argument(
+
+
+def training_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
         "--protocol",
         choices=["default", "paper"],
         default="default",
-        help="paper: the authors' settings, the file yaml/paper/transfer_TASK.yaml as --config",
+        help="paper: the authors' settings, yaml/paper/transfer_TASK.yaml; --config and flags override them",
     )
-    group.add_argument(
-        "--loss", choices=list(LOSSES), default="softmax", help="on fractions; bce predicts sigmoid / row sum"
-    )
-    group.add_argument(
+    add("--loss", choices=list(LOSSES), default="softmax", help="on fractions; bce: sigmoid / row sum")
+    add(
         "--probe",
         choices=["lbfgs", "sgd"],
         default="lbfgs",
         help="linear heads. lbfgs: solved for, penalty chosen on val; sgd: trained as in fine-tuning",
     )
-    group.add_argument(
-        "--linear-lr", type=number(float, above=0), help="of --probe sgd, where it is not --lr"
-    )
-    group.add_argument(
+    add("--linear-lr", type=number(float, above=0), help="of --probe sgd, where it is not --lr")
+    add(
         "--epoch-choice",
         choices=["seed", "common"],
         default="seed",
-        help="on val: each seed's best epoch, or the best mean over the seeds (results.csv then holds every epoch)",
+        help="on val: each seed's best epoch, or the best mean over the seeds (keeps every epoch's rows)",
     )
-    group.add_argument(
-        "--augment", action="store_true", help="fine-tune on random flips and, for scenes, crops"
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="fine-tune on random flips and, for scenes, crops",
     )
-    group.add_argument(
-        "--save-model", action="store_true", help="keep each init's best model on val, for predict.py"
-    )
-    group.add_argument(
-        "--save-embeddings", action="store_true", help="keep the test features of --mode linear, for plot.py"
-    )
-    return parser
 
 
-def read_flags(parser: common.Parser, argv: list[str] | None):
-    """Flags, with --protocol's file and, without --data, the small settings of the built-in scenes."""
-    args = common.parse(parser, argv)
-    if args.protocol == "paper" and not args.config:
-        parser.set_defaults(
-            config=str(Path(__file__).parent / "yaml" / "paper" / f"transfer_{args.task}.yaml")
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
+    args = read_flags(parser, argv)
+    device, rank, ranks = common.start_ranks(args.device)
+    args.device, args.precision = device.type, common.resolve_precision(args.precision, device)
+    say = print if rank == 0 else silent
+    if args.data is None:
+        scenes = f"{args.scenes} built-in scenes of {args.size} px"
+        say(f"no --data: {scenes}, {args.epochs} epochs, {len(args.seed_list)} seeds")
+    out = Path(args.out)
+    common.make_folder(out)
+    results = Results(out)
+    inits = open_inits(args.init, args.arch)
+    with common.rank_zero_first(rank, ranks):
+        data = open_data(
+            Source.of(args, "mixed"), args.task, args.ratios, args.seed_list, out / "bad_files.csv"
         )
+    study = study_of(args, device)
+    results.check_settings(settings(inits, data, study, args.mode))
+    if rank == 0:
+        common.write_yaml(out / "config.yaml", common.flags_of(args, parser) | common.about(device))
+
+    units = plan(inits, args.mode, args.ratios, args.seed_list)
+    work = Work(results, units, data, study, out, show=rank == 0)
+    images = ", ".join(f"{len(data.rows[split])} {split}" for split in SPLITS)
+    place = f"{args.size} px, {device}, {args.precision}"
+    say(f"{args.task}: {work.left()} on {data.name} ({images} images), {place}")
+    embedded = args.seed_list[0] if args.save_embeddings else None
+    for wait in (False, True):  # first what no other process is at, then what others have left
+        for unit in units:
+            with results.claim(work.name(unit), wait) as mine:
+                if mine and unit.mode == "linear":
+                    probe_all(unit, data, study, work, embedded)
+                elif mine:
+                    finetune_all(unit, data, study, work)
+    say(work.finish())
+    if rank == 0:
+        results.write_summary()
+        print(table(work.rows(), args.task))
+    common.end_ranks(ranks)
+
+
+def silent(message: str) -> None:
+    """What the ranks other than 0 say."""
+
+
+# What goes in
+
+
+def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namespace:
+    """Flags over --config over the file of --protocol over, without --data, the small built-in set's
+    settings."""
+    args = common.parse(parser, argv)
     if args.data is None:
         parser.set_defaults(size=64, epochs=10, scenes=1000, seeds=[3])
+    if args.protocol == "paper":
+        file = common.ROOT / "yaml" / "paper" / f"transfer_{args.task}.yaml"
+        parser.set_defaults(**common.read_yaml(file, parser))
     args = common.parse(parser, argv)
-    seeds = range(args.seed, args.seed + args.seeds[0]) if len(args.seeds) == 1 else args.seeds
-    args.seed_list, args.ratios, args.mode = (
-        list(dict.fromkeys(values)) for values in (seeds, args.ratios, args.mode)
-    )
+    args.seed_list = args.seeds
+    if len(args.seeds) == 1:
+        args.seed_list = range(args.seed, args.seed + args.seeds[0])
+    args.seed_list, args.ratios, args.mode = map(unique, (args.seed_list, args.ratios, args.mode))
     args.loss = args.loss if args.task == "fraction" else "softmax"
     args.out = args.out or "runs/transfer"
+    common.print_config(args, parser)
     if not args.seed_list:
         raise ConfigError("--seeds 0 leaves nothing to do")
     if args.save_embeddings and "linear" not in args.mode:
@@ -177,141 +266,89 @@ def read_flags(parser: common.Parser, argv: list[str] | None):
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = flags()
-    args = read_flags(parser, argv)
-    device, rank, ranks = common.start_ranks(args.device)
-    say = print if rank == 0 else lambda *_: None
-    args.device, args.precision = device.type, common.resolve_precision(args.precision, device)
-    if args.data is None:
-        say(
-            f"no --data: {args.scenes} built-in scenes of {args.size} px, {args.epochs} epochs, {len(args.seed_list)} seeds"
-        )
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    results, inits = Results(out), open_inits(args)
-    with common.rank_zero_first(rank, ranks):
-        data = open_data(args, out)
-    results.check_settings(settings(inits, data, args))
-    if rank == 0:
-        common.write_yaml(out / "config.yaml", common.flags_of(args, parser) | common.about(device))
+def unique(values: Iterable) -> list:
+    """Each value once, in their order."""
+    return list(dict.fromkeys(values))
 
-    # A unit of work shares one backbone: the probes of the same features, or one fine-tuning
-    units = {}
-    for init, mode in ((i, m) for i in inits for m in args.mode if (i.source, m) != ("channels", "finetune")):
-        for seed, ratio in ((s, r) for s in args.seed_list for r in args.ratios):
-            drawn = seed if init.source == "random" or mode == "finetune" else None
-            units.setdefault((init, mode, drawn, ratio if mode == "finetune" else None), []).append(
-                Cell(init, mode, ratio, seed)
-            )
-    keys = {cell: key_of(cell, data, args) for cells in units.values() for cell in cells}
-    costs = {key: cost_of(cell, data, args) for cell, key in keys.items()}
-    splits = ", ".join(f"{len(rows)} {split}" for split, rows in data.rows.items())
-    say(
-        f"{args.task}: {len(keys)} cells on {data.name} ({splits} images), {args.size} px, {device}, {args.precision}"
+
+def study_of(args: argparse.Namespace, device: torch.device) -> Study:
+    whole = Training(args.lr, args.momentum, args.weight_decay, args.epochs, args.batch_size, args.loss)
+    head = whole._replace(lr=args.linear_lr or args.lr) if args.probe == "sgd" else None
+    return Study(
+        task=args.task,
+        arch=args.arch,
+        size=args.size,
+        loss=args.loss,
+        head=head,
+        whole=whole,
+        augment=args.augment,
+        every_epoch=args.epoch_choice == "common",
+        save_model=args.save_model,
+        device=device,
+        dtype=common.DTYPES[args.precision],
     )
 
-    truth, commit = data.targets[data.rows["test"]].argmax(1).numpy(), common.git_commit()
-    before, began = results.done() & costs.keys(), time.perf_counter()
-    bar = tqdm(
-        total=sum(costs.values()),
-        initial=sum(costs[k] for k in before),
-        smoothing=0,
-        disable=None if rank == 0 else True,
-        bar_format="{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]",
-    )
-    for wait in (False, True):  # first what no other process is at, then what others have left
-        for (init, mode, drawn, ratio), cells in units.items():
-            with results.claim(f"{args.task} {data.name} {init.name} {mode} {drawn} {ratio}", wait) as mine:
-                if not mine:
-                    continue
-                done, work = results.done(), probe if mode == "linear" else finetune
-                todo = [cell for cell in cells if keys[cell] not in done]
-                for cell, outcome, seconds in work(init, drawn, todo, data, args, device, bar.update):
-                    if args.task == "scene":
-                        file = (
-                            out
-                            / "confusion"
-                            / f"{data.name}-{init.name}-{mode}-{cell.ratio:g}-{cell.seed}.csv"
-                        )
-                        write_confusion(file, truth, outcome.predicted.argmax(1), data.classes)
-                    if outcome.state:
-                        save_best_model(out, cell, outcome, data, args, results)
-                    results.add(rows_of(cell, outcome, data, args, seconds, commit))
-                    done = results.done() & costs.keys()
-                    bar.set_postfix_str(f"{len(done)}/{len(keys)} cells", refresh=False)
-                    bar.update(sum(costs[k] for k in done) - bar.n)
-    bar.close()
-    rows = results.read()
-    say(
-        f"{len(keys) - len(before)} cells in {time.perf_counter() - began:.0f} s, {len(before)} were there: {results.file}"
-    )
-    say(summary(rows[results.keys(rows).isin(set(keys.values()))], args.task, args.epoch_choice == "common"))
-    if ranks > 1:
-        dist.destroy_process_group()
 
-
-# What goes in
-
-
-def open_inits(args) -> list[Init]:
-    """The initialisations by their names in results.csv, all weights read and checked before anything runs."""
+def open_inits(sources: list[str], arch: str) -> list[Init]:
+    """The initialisations by their names in results.csv, all weights read and checked before anything
+    runs."""
     inits = {}
-    for source in args.init:
-        file, digest, imagenet = Path(source), "", source == "imagenet"
-        name = file.resolve().parent.name if file.name in ("backbone.pth", "checkpoint.pt") else file.stem
-        if source not in ("random", "channels"):
-            state = build_backbone(args.arch, source).state_dict()
-            if wrong := [key for key, value in state.items() if not value.isfinite().all()]:
-                raise WeightsError(f"{source}: {wrong[0]} holds numbers that are not finite")
-            digest = hashlib.sha256(
-                b"".join(value.numpy().tobytes() for value in state.values())
-            ).hexdigest()[:12]
-            imagenet = (
-                imagenet or len(read_weights(source).get("fc.bias", ())) == 1000
-            )  # torchvision's own file
+    for source in sources:
+        file = Path(source)
+        ours = file.name in ("backbone.pth", "checkpoint.pt")
+        name = file.resolve().parent.name if ours else file.stem
         if name in inits:
-            raise ConfigError(
-                f"--init {inits[name].source} and {source} are both called {name} in results.csv: rename a folder"
-            )
-        inits[name] = Init(name, source, digest, imagenet)
+            both = f"{inits[name].source} and {source}"
+            raise ConfigError(f"--init {both} are both called {name} in results.csv: rename a folder")
+        inits[name] = (
+            Init(name, source) if source in ("random", "channels") else open_weights(name, source, arch)
+        )
     return list(inits.values())
 
 
-def open_data(args, out: Path) -> Data:
+def open_weights(name: str, source: str, arch: str) -> Init:
+    """Weights that fit the architecture and are finite, with the channel statistics of their pretraining."""
+    weights = build_backbone(arch, source).state_dict()
+    for key, value in weights.items():
+        if not value.isfinite().all():
+            raise WeightsError(f"{source}: {key} holds numbers that are not finite")
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights.values())).hexdigest()[:12]
+    state, about = ({}, {}) if source == "imagenet" else read_weights(source)
+    mean, std = about.get("mean"), about.get("std")
+    if source == "imagenet" or len(state.get("fc.bias", ())) == 1000:  # torchvision's own file
+        mean, std = backbones.IMAGENET_MEAN, backbones.IMAGENET_STD
+    known = {"mean": tuple(mean), "std": tuple(std)} if mean and std else {}
+    return Init(name, source, digest, **known, maxpool=bool(about.get("maxpool", True)))
+
+
+def open_data(source: Source, task: str, ratios: list[float], seeds: list[int], report: Path) -> Data:
     """Decoded pixels, targets, splits and training subsets of --data, or of the built-in mixed scenes."""
-    table, checked = common.open_table(args, "mixed", out / "bad_files.csv")
-    if args.task == "fraction" and table.fractions is None:
-        raise DataError(
-            f"{table.root}: has no class fractions (Land-1.0's CSV files); class folders do for --task scene"
-        )
-    if args.task == "scene":
-        if not table.classes:
-            raise DataError(f"{table.root}: --task scene needs labels, class folders or Land-1.0's CSV files")
-        table, checked = table.rows(table.labels >= 0), checked[table.labels >= 0]
-    rows = {split: np.flatnonzero(table.split == split) for split in ("train", "val", "test")}
-    if empty := [split for split in rows if not len(rows[split])]:
-        raise DataError(f"{table.root}: no image is in the {empty[0]} split")
-    targets = table.targets(args.task)
-    subsets = training_subsets(table, targets, args.ratios, args.seed_list)
-    pixels = load_pixels(
-        table.root,
-        table.files,
-        *common_size(checked),
-        cache=Path(args.cache),
-        workers=args.workers,
-        stamp=str(checked.mtime_ns.max()),
-    )
-    name = Path(args.data).resolve().name if args.data else "built-in"
-    labels = table.labels if table.fractions is None else table.fractions  # the same for both tasks
-    digest = hashlib.sha256("\0".join([*table.files, *table.split]).encode() + labels.tobytes()).hexdigest()[
-        :12
-    ]
+    opened, checked = open_table(source, report)
+    # Built-in scenes are the same on every machine, whenever they were written
+    digest = digest_of(opened, checked) if source.data else f"{source.scenes} scenes of {source.size} px"
+    if task == "fraction" and opened.fractions is None:
+        raise DataError(f"{opened.root}: has no class fractions (Land-1.0's CSV files); use --task scene")
+    if task == "scene" and not opened.classes:
+        raise DataError(f"{opened.root}: --task scene needs labels, class folders or Land-1.0's CSV files")
+    if len(opened.classes) < 2:
+        raise DataError(f"{opened.root}: has one class, {opened.classes[0]}: there is nothing to tell apart")
+    labelled = opened.labels >= 0 if task == "scene" else np.ones(len(opened), bool)
+    opened, checked = opened.rows(labelled), checked[labelled]
+    rows = {split: np.flatnonzero(opened.split == split) for split in SPLITS}
+    for split in SPLITS:
+        if not len(rows[split]):
+            raise DataError(f"{opened.root}: {empty_split(split)}")
+    targets = opened.targets(task)
+    subsets = training_subsets(opened, targets, ratios, seeds)
+    height, width = common_size(checked)
+    stamp = str(checked.mtime_ns.max())
+    places = {"cache": source.cache, "workers": source.workers, "stamp": stamp}
+    pixels = load_pixels(opened.root, opened.files, height, width, **places)
     return Data(
-        name,
+        Path(source.data).resolve().name if source.data else "built-in",
         pixels,
         torch.from_numpy(targets),
-        table.classes,
+        opened.classes,
         rows,
         subsets,
         *channel_statistics(pixels[rows["train"]]),
@@ -319,286 +356,477 @@ def open_data(args, out: Path) -> Data:
     )
 
 
-def settings(inits: list[Init], data: Data, args) -> dict[str, dict]:
-    """What results.csv has no column for, and one file must not mix."""
-    shared = {"size": args.size, "arch": args.arch, "loss": args.loss, "epoch_choice": args.epoch_choice}
-    modes = {"linear": shared, "finetune": shared | {"augment": args.augment}}
+def empty_split(split: str) -> str:
+    """Why a split has no image, and what to do."""
+    message = f"no labelled image is in the {split} split"
+    if split != "val":
+        return f"{message}: lay the images out in train/, val/ and test/, or name lists with --splits"
+    rule = "a folder without splits of its own gives it 2.5 % of a class, none of fewer than 40 images"
     return (
-        {f"{args.task} {mode}": modes[mode] for mode in args.mode}
-        | {f"data {data.name}": {"content": data.digest}}
-        | {f"init {init.name}": {"weights": init.digest} for init in inits if init.digest}
+        f"{message} ({rule}): add images, lay them out in train/, val/ and test/, or name lists with --splits"
     )
 
 
-def statistics(init: Init, data: Data) -> tuple:
-    return (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if init.imagenet else (data.mean, data.std)
+def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> dict[str, dict]:
+    """What results.csv has no column for, and one file must not mix."""
+    choice = "common" if study.every_epoch else "seed"
+    shared = {"size": study.size, "arch": study.arch, "loss": study.loss, "epoch_choice": choice}
+    extra = {"linear": {}, "finetune": {"augment": study.augment}}
+    parts = {f"{study.task} {mode}": shared | extra[mode] for mode in modes}
+    parts[f"data {data.name}"] = {"content": data.digest}
+    for init in inits:
+        if init.digest:
+            parts[f"init {init.name}"] = {"weights": init.digest}
+    return parts
 
 
-# The two modes: (cell, outcome, seconds) of each cell of a unit
+def plan(inits: list[Init], modes: list[str], ratios: list[float], seeds: list[int]) -> list[Unit]:
+    """All cells in units, in the order in which they are done."""
+    units = []
+    for init in inits:
+        for mode in modes:
+            if mode == "finetune" and init.source != "channels":
+                cells = [Cell(init, mode, ratio, seed) for seed in seeds for ratio in ratios]
+                units += [Unit(init, mode, cell.seed, [cell]) for cell in cells]
+            elif mode == "linear":
+                units += linear_units(init, ratios, seeds)
+    return units
 
 
-def probe(
-    init: Init, drawn: int | None, cells: list[Cell], data: Data, args, device, _
-) -> Iterator[tuple[Cell, Outcome, float]]:
-    """Every image goes once through the frozen backbone, in eval mode; the heads of all cells train on its features.
-    `drawn`: the seed of a random backbone."""
-    embeddings = Path(args.out) / f"embeddings-{init.name}.npz"
-    wanted = (
-        args.save_embeddings and drawn in (None, args.seed_list[0]) and (cells or not embeddings.exists())
-    )
+def linear_units(init: Init, ratios: list[float], seeds: list[int]) -> list[Unit]:
+    """One unit, as all cells probe the same weights; of random weights one a seed, which draws them."""
+    drawn = {seed: [Cell(init, "linear", ratio, seed) for ratio in ratios] for seed in seeds}
+    if init.source == "random":
+        return [Unit(init, "linear", seed, cells) for seed, cells in drawn.items()]
+    return [Unit(init, "linear", None, sum(drawn.values(), []))]
+
+
+def statistics(init: Init, data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) that the backbone's images are normalised with: its own where they are known, else the
+    data's."""
+    return (init.mean or tuple(data.mean), init.std or tuple(data.std))
+
+
+# Linear probing
+
+
+class Frozen(NamedTuple):
+    """What a frozen backbone makes of every image."""
+
+    backbone: nn.Module | None
+    features: torch.Tensor  # (n, D) float32, on the device
+    targets: torch.Tensor  # (n, K)
+    axes: Axes
+    solved: dict[bytes, Outcome]  # training rows -> outcome: with all images, the seeds have one head
+
+    def batch(self, rows: torch.Tensor, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of rows (on the device)."""
+        return self.features[rows], self.targets[rows]
+
+
+def probe_all(unit: Unit, data: Data, study: Study, work: "Work", embedded: int | None) -> None:
+    """Every image goes once through the frozen backbone, in eval mode; the heads of all cells train on its
+    features. `embedded`: the seed whose test features are kept; None keeps none."""
+    cells = work.missing(unit)
+    file = work.out / f"embeddings-{data.name}-{unit.init.name}.npz"
+    wanted = embedded is not None and unit.drawn in (None, embedded) and (cells or not file.exists())
     if not cells and not wanted:
         return
     began = time.perf_counter()
-    torch.manual_seed(drawn or 0)
-    if init.source == "channels":
-        backbone, features = None, channel_features(data.pixels)
-    else:
-        backbone = build_backbone(args.arch, init.source).to(device, memory_format=torch.channels_last)
-        features = extract_features(
-            backbone, data.pixels, args.size, *statistics(init, data), dtype=common.DTYPES[args.precision]
-        )
-    if not features.isfinite().all():
-        raise ConfigError(
-            f"--init {init.source}: its features are not finite with --precision {args.precision}: try fp32"
-        )
+    frozen = freeze(unit, data, study)
     if wanted:
         test = data.rows["test"]
+        labels = data.targets[test].argmax(1).numpy()
         write_embeddings(
-            embeddings, features[test].numpy(), data.targets[test].argmax(1).numpy(), data.classes, init.name
+            file, frozen.features[test].cpu().numpy(), labels, data.classes, data.name, unit.init.name
         )
-    features, targets, solved = features.to(device), data.targets.to(device), {}
-    axes = principal_axes(features[data.rows["train"]])
     share = (time.perf_counter() - began) / max(1, len(cells))
-
-    def solve(subset):
-        for penalty, weight, bias in linear_heads(features[subset], targets[subset], axes, args.loss):
-            yield (
-                penalty,
-                lambda split: probabilities(F.linear(features[data.rows[split]], weight, bias), args.loss),
-                lambda: {"weight": weight, "bias": bias},
-            )
-
     for cell in cells:
-        began, subset = time.perf_counter(), data.subsets[cell.ratio, cell.seed]
-        if args.probe == "sgd":
-            torch.manual_seed(cell.seed)
-            head = nn.Linear(features.shape[1], len(data.classes)).to(device)
-            epochs = train(head, lambda rows, _: features[rows], cell, data, args, torch.float32)
-            outcome = choose(epochs, data, args, args.epoch_choice == "common")
-        else:  # 100 % is the same head for every seed
-            outcome = solved[subset.tobytes()] = solved.get(subset.tobytes()) or choose(
-                solve(subset), data, args
-            )
-        if args.task == "scene":
-            votes = {
-                s: neighbour_votes(features[subset], targets[subset], features[data.rows[s]])
-                for s in ("val", "test")
-            }
-            val, test = (
-                {("knn_f1_macro", "all"): score(votes[s], data, s, "scene")["f1_macro", "all"]} for s in votes
-            )
-            outcome = outcome._replace(records=[(step, v | val, t | test) for step, v, t in outcome.records])
-        if args.save_model:
-            parts = {"0": backbone.state_dict(), "1": outcome.state} if backbone else {}
-            outcome = outcome._replace(
-                state={f"{i}.{key}": value for i, part in parts.items() for key, value in part.items()}
-            )
-        yield cell, outcome, share + time.perf_counter() - began
+        began = time.perf_counter()
+        with about_cell(cell):
+            outcome = probe(cell, frozen, data, study)
+        work.add(cell, outcome, share + time.perf_counter() - began)
+
+
+def freeze(unit: Unit, data: Data, study: Study) -> Frozen:
+    """The features of all images."""
+    torch.manual_seed(unit.drawn or 0)
+    backbone = None
+    if unit.init.source == "channels":
+        features = channel_features(data.pixels)
+    else:
+        backbone = build_backbone(study.arch, unit.init.source)
+        backbone = backbone.to(study.device, memory_format=torch.channels_last)
+        mean, std = statistics(unit.init, data)
+        features = extract_features(backbone, data.pixels, study.size, mean, std, dtype=study.dtype)
+    if not features.isfinite().all():
+        raise ConfigError(f"--init {unit.init.source}: its features are not finite: try --precision fp32")
+    features, targets = features.to(study.device), data.targets.to(study.device)
+    return Frozen(backbone, features, targets, principal_axes(features[data.rows["train"]]), {})
 
 
 def channel_features(pixels: torch.Tensor) -> torch.Tensor:
     """(n, 6): mean and standard deviation of each channel of uint8 images (n, 3, H, W)."""
-    return torch.cat(
-        [
-            torch.cat([x.mean(2), x.std(2)], 1)
-            for x in (p.flatten(2).float() for p in pixels.split(EVAL_BATCH))
-        ]
-    )
+    found = []
+    for part in pixels.split(EVAL_BATCH):
+        x = part.flatten(2).float()  # (m, 3, H * W)
+        found.append(torch.cat([x.mean(2), x.std(2)], 1))
+    return torch.cat(found)
 
 
-def finetune(
-    init: Init, _, cells: list[Cell], data: Data, args, device, advance
-) -> Iterator[tuple[Cell, Outcome, float]]:
-    """Backbone and head train on the decoded images, which lie on the device where they fit."""
-    pixels, scene = data.pixels, args.task == "scene"
-    if device.type == "cuda" and pixels.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
-        pixels = pixels.to(device)
-    recipe = Recipe(
-        area=(0.5 if scene else 1, 1),
-        ratio=(3 / 4, 4 / 3) if scene else (1, 1),  # a crop changes the fractions
-        jitter_probability=0,
-        blur_probability=0,
-    )
-    for cell in cells:
-        began, generator = time.perf_counter(), torch.Generator().manual_seed(cell.seed)
+def probe(cell: Cell, frozen: Frozen, data: Data, study: Study) -> Outcome:
+    """The head of one cell, solved for or trained, and for scenes the votes of the nearest neighbours."""
+    subset = data.subsets[cell.ratio, cell.seed]
+    judge = Judge(frozen, data, study.task, study.loss, torch.float32)
+    if study.head is None:
+        key = subset.tobytes()
+        if key not in frozen.solved:
+            heads = linear_heads(frozen.features[subset], frozen.targets[subset], frozen.axes, study.loss)
+            frozen.solved[key] = choose(heads, judge, TASKS[study.task], keep_state=study.save_model)
+        outcome = frozen.solved[key]
+    else:
         torch.manual_seed(cell.seed)
-        backbone = build_backbone(args.arch, init.source)
-        width = len([*backbone.parameters()][-1])  # the last norm's bias
-        model = nn.Sequential(backbone, nn.Linear(width, len(data.classes))).to(
-            device, memory_format=torch.channels_last
-        )
+        head = nn.Linear(frozen.features.shape[1], len(data.classes)).to(study.device)
+        epochs = train(head, frozen, subset, study.head, seed=cell.seed)
+        outcome = choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
+    if study.task == "scene":
+        val, test = (neighbours(frozen, subset, data, split) for split in ("val", "test"))
+        outcome = outcome._replace(records=[(step, v | val, t | test) for step, v, t in outcome.records])
+    if study.save_model and frozen.backbone:
+        state = {f"0.{key}": value for key, value in frozen.backbone.state_dict().items()}
+        outcome = outcome._replace(state=state | {f"1.{key}": value for key, value in outcome.state.items()})
+    elif study.save_model:
+        outcome = outcome._replace(state={})  # six numbers an image are no model for predict.py
+    return outcome
 
-        def batch(rows, training):
-            images = pixels[torch.from_numpy(rows).to(pixels.device)].to(device)
-            if training and args.augment:
-                return view(
-                    images,
-                    draw(len(images), *images.shape[-2:], generator, recipe),
-                    args.size,
-                    *statistics(init, data),
-                )
-            return prepare(images, args.size, *statistics(init, data))
 
-        epochs = train(model, batch, cell, data, args, common.DTYPES[args.precision], advance)
-        yield cell, choose(epochs, data, args, args.epoch_choice == "common"), time.perf_counter() - began
+def neighbours(frozen: Frozen, subset: np.ndarray, data: Data, split: str) -> Metrics:
+    """Macro F1 of the 20 nearest training images' votes, and accuracy of the 5 nearest ones', by cosine."""
+    bank, targets = frozen.batch(subset)
+    queries, truth = frozen.features[data.rows[split]], data.targets[data.rows[split]].numpy()
+    many = neighbour_votes(bank, targets, queries).cpu().numpy()
+    few = neighbour_votes(bank, targets, queries, NEIGHBOURS).cpu().numpy()
+    f1 = measure("scene", truth, many, data.classes)["f1_macro", ALL]
+    accuracy = measure("scene", truth, few, data.classes)["accuracy", ALL]
+    return {("knn_f1_macro", ALL): f1, ("knn5_accuracy", ALL): accuracy}
+
+
+# Fine-tuning
+
+
+class Pictures(NamedTuple):
+    """Decoded images as the network sees them. They lie on the device where they fit, else in memory."""
+
+    pixels: torch.Tensor  # (n, 3, H, W) uint8
+    targets: torch.Tensor  # (n, K), beside the pixels
+    device: torch.device  # of the network
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: Recipe | None  # of random views while training
+    generator: torch.Generator
+
+    def batch(self, rows: torch.Tensor, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Network inputs (m, 3, size, size) and targets (m, K) of rows (where the pixels lie)."""
+        images, targets = upload(self.pixels[rows], self.device), upload(self.targets[rows], self.device)
+        if not training or self.recipe is None:
+            return prepare(images, self.size, self.mean, self.std), targets
+        drawn = draw(len(images), *images.shape[-2:], self.generator, self.recipe)
+        return view(images, drawn, self.size, self.mean, self.std), targets
+
+
+def finetune_all(unit: Unit, data: Data, study: Study, work: "Work") -> None:
+    for cell in work.missing(unit):
+        began = time.perf_counter()
+        with about_cell(cell):
+            outcome = finetune(cell, data, study, work.advance)
+        work.add(cell, outcome, time.perf_counter() - began)
+
+
+def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None]) -> Outcome:
+    """Backbone and head train together on the decoded images."""
+    place = study.device if common.fits_on_gpu(data.pixels.nbytes, study.device) else torch.device("cpu")
+    recipe = random_views(study.task) if study.augment else None
+    generator = torch.Generator().manual_seed(cell.seed)
+    views = (study.size, *statistics(cell.init, data), recipe, generator)
+    pictures = Pictures(data.pixels.to(place), data.targets.to(place), study.device, *views)
+    torch.manual_seed(cell.seed)
+    backbone = build_backbone(study.arch, cell.init.source)
+    model = nn.Sequential(backbone, nn.Linear(backbone_width(backbone), len(data.classes)))
+    model = model.to(study.device, memory_format=torch.channels_last)
+    subset = data.subsets[cell.ratio, cell.seed]
+    if len(subset) < 2:
+        raise ConfigError("BatchNorm cannot train on one image: raise --ratios or use --mode linear")
+    epochs = train(model, pictures, subset, study.whole, seed=cell.seed, dtype=study.dtype, advance=advance)
+    judge = Judge(pictures, data, study.task, study.loss, study.dtype)
+    return choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
+
+
+def random_views(task: str) -> Recipe:
+    """Flips and quarter turns and, for scenes alone, crops: a crop changes an image's fractions."""
+    still = Recipe(area=(1, 1), ratio=(1, 1), jitter_probability=0, blur_probability=0)
+    return still._replace(area=(0.5, 1), ratio=(3 / 4, 4 / 3)) if task == "scene" else still
 
 
 # Training and choosing
 
 
 def train(
-    model: nn.Module, batch: Callable, cell: Cell, data: Data, args, dtype, advance=lambda images: None
-) -> Iterator[tuple]:
-    """SGD at a constant rate on batch(rows, training) -> inputs; (epoch, predict(split), state()) after every epoch."""
-    device, subset, order = (
-        next(model.parameters()).device,
-        data.subsets[cell.ratio, cell.seed],
-        np.random.default_rng(cell.seed),
-    )
-    targets, lr = data.targets.to(device), optimisation(cell.mode, args)["lr"]
-    optimizer = common.make_optimizer("sgd", model, lr, args.momentum, args.weight_decay)
+    model: nn.Module,
+    samples: Frozen | Pictures,
+    subset: np.ndarray,
+    training: Training,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    advance: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, nn.Module]]:
+    """SGD at a constant rate on the rows `subset` of samples; (epoch, model) after every epoch.
+
+    The model is the same object each time. The order of the images is drawn from `seed`, `dtype` is
+    autocast's. Nothing in a step waits for a GPU. ConfigError where the loss of an epoch is not finite.
+    """
+    device, place = next(model.parameters()).device, samples.targets.device
+    optimizer = make_optimizer("sgd", model, training.lr, training.momentum, training.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    steps = max(
-        1, min(-(-len(subset) // args.batch_size), len(subset) // 2)
-    )  # BatchNorm cannot train on one image
-
-    def forward(rows, training=False):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return model(batch(rows, training)).float()
-
-    @torch.no_grad()
-    def predict(split):
-        model.eval()
-        rows = data.rows[split]
-        return probabilities(
-            torch.cat([forward(part) for part in np.array_split(rows, -(-len(rows) // EVAL_BATCH))]),
-            args.loss,
-        )
-
-    for epoch in range(1, args.epochs + 1):
+    order = np.random.default_rng(seed)
+    steps = -(-len(subset) // training.batch_size)
+    steps = max(1, min(steps, len(subset) // 2))  # BatchNorm cannot train on one image
+    for epoch in range(1, training.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
-        for rows in np.array_split(order.permutation(subset), steps):
-            loss = LOSSES[args.loss](forward(rows, True), targets[rows])
+        shuffled = upload(torch.from_numpy(order.permutation(subset)), place)
+        for rows in shuffled.tensor_split(steps):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                inputs, targets = samples.batch(rows, training=True)
+                logits = model(inputs).float()  # (m, K)
+            loss = LOSSES[training.loss](logits, targets)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             total += loss.detach()
         if not total.isfinite():
-            raise ConfigError(
-                f"the loss of {cell.init.name}, {cell.mode}, {cell.ratio:g} %, seed {cell.seed} is not finite in epoch "
-                f"{epoch}: lower the learning rate, now {lr:g}; the cells before it are kept"
-            )
-        advance(3 * len(subset) + len(data.rows["val"]))
-        yield (
-            epoch,
-            predict,
-            lambda: {key: value.detach().clone() for key, value in model.state_dict().items()},
-        )
+            rate = f"lower the learning rate, now {training.lr:g}"
+            raise ConfigError(f"the loss is not finite in epoch {epoch}: {rate}; the cells before are kept")
+        if advance:
+            advance(3 * len(subset))
+        yield epoch, model
 
 
-def choose(steps: Iterator[tuple], data: Data, args, every: bool = False) -> Outcome:
-    """The step (epoch or penalty) that is best on val, with its metrics on test; those of `every` step if asked."""
-    (metric, sign), best, records = HEADLINE[args.task], None, []
-    for step, predict, state in steps:
-        val = score(predict("val"), data, "val", args.task)
-        improved = best is None or sign * val[metric, "all"] > sign * best.score
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    samples: Frozen | Pictures,
+    rows: np.ndarray,
+    loss: str,
+    dtype: torch.dtype = torch.float32,
+) -> np.ndarray:
+    """(len(rows), K) fractions or class probabilities, in eval mode."""
+    device = next(model.parameters()).device
+    model.eval()
+    found = []
+    parts = -(-len(rows) // EVAL_BATCH)
+    for part in upload(torch.from_numpy(rows), samples.targets.device).tensor_split(parts):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            inputs, _ = samples.batch(part)
+            logits = model(inputs).float()
+        found.append(probabilities(logits, loss))
+    return torch.cat(found).cpu().numpy()
+
+
+class Judge(NamedTuple):
+    """Predictions of a model on a split, and their metrics."""
+
+    samples: Frozen | Pictures
+    data: Data
+    task: str
+    loss: str
+    dtype: torch.dtype
+
+    def __call__(self, model: nn.Module, split: str) -> tuple[np.ndarray, Metrics]:
+        rows = self.data.rows[split]
+        predicted = predict(model, self.samples, rows, self.loss, self.dtype)
+        return predicted, measure(self.task, self.data.targets[rows].numpy(), predicted, self.data.classes)
+
+
+def choose(
+    steps: Iterable[tuple[float, nn.Module]],
+    judge: Callable[[nn.Module, str], tuple[np.ndarray, Metrics]],
+    task: Task,
+    every: bool = False,
+    keep_state: bool = False,
+) -> Outcome:
+    """The step (epoch or penalty) that is best on val, with its metrics on test; those of `every` step if
+    asked.
+
+    steps: (step, model) pairs, the first of equals counts. judge(model, split): predictions (n, K) and
+    metrics.
+    """
+    best, records = None, []
+    for step, model in steps:
+        _, val = judge(model, "val")
+        score = val[task.metric, ALL]
+        improved = best is None or task.sign * score > task.sign * best.score
         if improved or every:
-            predicted = predict("test")
-            records.append((step, val, score(predicted, data, "test", args.task)))
+            predicted, test = judge(model, "test")
+            records.append((step, val, test))
         if improved:
-            best = Outcome(
-                records[-1:], predicted.cpu().numpy(), val[metric, "all"], state() if args.save_model else {}
-            )
+            best = Outcome(records[-1:], predicted, score, copy_of(model) if keep_state else {})
     return best._replace(records=records) if every else best
 
 
-def score(predicted: torch.Tensor, data: Data, split: str, task: str) -> Metrics:
-    return measure(task, data.targets[data.rows[split]].numpy(), predicted.cpu().numpy(), data.classes)
+def copy_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
-def optimisation(mode: str, args) -> dict[str, float]:
-    """Columns of results.csv: how the head, or all of the model, was trained; 0 where the head was solved for."""
-    if mode == "linear" and args.probe == "lbfgs":
-        return dict.fromkeys(OPTIMISATION, 0)
-    lr = args.linear_lr if mode == "linear" and args.linear_lr else args.lr
-    return {name: getattr(args, name) for name in OPTIMISATION} | {"lr": lr}
-
-
-def cost_of(cell: Cell, data: Data, args) -> int:
-    """For the time left, in forward passes of an image: a backward pass takes two, a step of a head about 1 %."""
-    images = args.epochs * (3 * len(data.subsets[cell.ratio, cell.seed]) + len(data.rows["val"]))
-    if cell.mode == "finetune":
-        return images
-    sharing = len(args.ratios) * (1 if cell.init.source == "random" else len(args.seed_list))
-    return len(data.targets) // sharing + (images // 100 if args.probe == "sgd" else 0)
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device, without waiting for it: from pinned memory where that is a GPU."""
+    if tensor.device.type == device.type:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 # What comes out
 
 
-def key_of(cell: Cell, data: Data, args) -> tuple[str, ...]:
-    """A cell as the columns CELL and OPTIMISATION of results.csv name it."""
-    trained = optimisation(cell.mode, args)
-    return (
-        args.task,
-        data.name,
-        cell.init.name,
-        cell.mode,
-        *(f"{v:g}" for v in (cell.ratio, cell.seed, *trained.values())),
-    )
+class Work:
+    """The cells of a call: which of them are missing, and what becomes of one that is done."""
+
+    def __init__(self, results: Results, units: list[Unit], data: Data, study: Study, out: Path, show: bool):
+        self.results, self.data, self.study, self.out = results, data, study, out
+        self.keys, self.wanted, self.costs = {}, {}, {}
+        for unit in units:
+            for cell in unit.cells:
+                key = key_of(cell, study, data.name)
+                self.keys[cell] = key
+                self.wanted[key] = rows_wanted(cell, study, data)
+                self.costs[key] = cost_of(cell, study, data, len(unit.cells))
+        self.done = results.done(self.wanted)
+        self.before, self.began = len(self.done), time.perf_counter()
+        self.damaged = len(results.damaged)
+        self.commit = common.git_commit()
+        self.bar = tqdm(
+            total=sum(self.costs.values()),
+            initial=self.spent(),
+            smoothing=0,
+            disable=None if show else True,
+            bar_format="{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]",
+        )
+
+    def name(self, unit: Unit) -> str:
+        """What a process claims while it is at a unit."""
+        ratio = unit.cells[0].ratio if unit.mode == "finetune" else "all ratios"
+        return f"{self.study.task} {self.data.name} {unit.init.name} {unit.mode} {unit.drawn} {ratio}"
+
+    def left(self) -> str:
+        again = f", {self.damaged} of them again, as results.csv was cut inside them" if self.damaged else ""
+        return f"{len(self.keys)} cells{again}"
+
+    def missing(self, unit: Unit) -> list[Cell]:
+        """The unit's cells that no process has done."""
+        self.done = self.results.done(self.wanted)
+        return [cell for cell in unit.cells if self.keys[cell] not in self.done]
+
+    def advance(self, images: int) -> None:
+        self.bar.update(images)
+
+    def spent(self) -> int:
+        return sum(self.costs[key] for key in self.done)
+
+    def add(self, cell: Cell, outcome: Outcome, seconds: float) -> None:
+        """Write what a cell gave: the confusion of scenes and the model first, its rows last."""
+        data, key = self.data, self.keys[cell]
+        if self.study.task == "scene":
+            name = f"{data.name}-{cell.init.name}-{cell.mode}-{exact(cell.ratio)}-{cell.seed}.csv"
+            truth = data.targets[data.rows["test"]].argmax(1).numpy()
+            write_confusion(self.out / "confusion" / name, truth, outcome.predicted.argmax(1), data.classes)
+        if outcome.state:
+            save_best_model(self.out, cell, outcome, data, self.study, self.results)
+        rows = rows_of(key, outcome, data.subsets[cell.ratio, cell.seed].size, seconds, self.commit)
+        self.results.add(key, rows)
+        self.done.add(key)
+        self.bar.set_postfix_str(f"{len(self.done)}/{len(self.keys)} cells", refresh=False)
+        self.bar.update(self.spent() - self.bar.n)
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of this call's cells, whichever process wrote them."""
+        rows = self.results.read()
+        return rows[self.results.keys(rows).isin(set(self.wanted))]
+
+    def finish(self) -> str:
+        self.bar.close()
+        took = f"{len(self.keys) - self.before} cells in {time.perf_counter() - self.began:.0f} s"
+        return f"{took}, {self.before} were there: {self.results.file}"
 
 
-def rows_of(cell: Cell, outcome: Outcome, data: Data, args, seconds: float, commit: str) -> pd.DataFrame:
-    """The cell's rows of results.csv: on test every metric, on val those over all classes."""
-    columns = dict(zip([*CELL, *OPTIMISATION], key_of(cell, data, args)))
-    columns |= {
-        "images": len(data.subsets[cell.ratio, cell.seed]),
-        "seconds": f"{seconds:.2f}",
-        "commit": commit,
-    }
-    solved = columns["lr"] == "0"  # its steps are penalties, not epochs
-    return pd.DataFrame(
-        [
-            columns
-            | {
-                "epoch": 0 if solved else step,
-                "weight_decay": step if solved else columns["weight_decay"],
-                "split": split,
-                "metric": metric,
-                "class": name,
-                "value": f"{value:.6g}",
-            }
-            for step, val, test in outcome.records
-            for split, found in (("val", val), ("test", test))
-            for (metric, name), value in found.items()
-            if split == "test" or name == "all"
-        ],
-        columns=COLUMNS,
-    )
+@contextlib.contextmanager
+def about_cell(cell: Cell) -> Iterator[None]:
+    """Name the cell in what the user has to mend."""
+    try:
+        yield
+    except ConfigError as error:
+        where = f"{cell.init.name}, {cell.mode}, {exact(cell.ratio)} %, seed {cell.seed}"
+        raise ConfigError(f"{where}: {error}") from None
 
 
-def save_best_model(out: Path, cell: Cell, outcome: Outcome, data: Data, args, results: Results) -> None:
-    """model-TASK-INIT.pth, of the cell with the best val metric: all that predict.py needs. `tile`: height and width of
-    the images in pixels, before they are resized to `size`."""
+def trained_by(cell: Cell, study: Study) -> Training | None:
+    """How a cell's weights are found by SGD; None where its head is solved for."""
+    return study.head if cell.mode == "linear" else study.whole
+
+
+def key_of(cell: Cell, study: Study, data: str) -> Key:
+    """A cell as the columns CELL and SETTING of results.csv name it; 0 where the head is solved for."""
+    training = trained_by(cell, study)
+    trained = [getattr(training, name) if training else 0 for name in SETTING]
+    names = (study.task, harmless(data), harmless(cell.init.name), cell.mode)
+    return (*names, *map(exact, (cell.ratio, cell.seed, *trained)))
+
+
+def rows_wanted(cell: Cell, study: Study, data: Data) -> int:
+    """How many rows of results.csv a whole cell has."""
+    training = trained_by(cell, study)
+    records = training.epochs if training and study.every_epoch else 1
+    return records * rows_of_a_cell(study.task, cell.mode, len(data.classes))
+
+
+def cost_of(cell: Cell, study: Study, data: Data, sharing: int) -> int:
+    """For the time left, in forward passes of an image: a backward pass takes two, a step of a head about
+    1 %. `sharing`: cells that share one pass of all images."""
+    training = trained_by(cell, study)
+    seen = 3 * training.epochs * len(data.subsets[cell.ratio, cell.seed]) if training else 0
+    return seen if cell.mode == "finetune" else len(data.targets) // sharing + seen // 100
+
+
+def rows_of(key: Key, outcome: Outcome, images: int, seconds: float, commit: str) -> pd.DataFrame:
+    """A cell's rows of results.csv: on test every metric, on val those over all classes."""
+    shared = dict(zip([*CELL, *SETTING], key, strict=True))
+    shared |= {"images": images, "seconds": f"{seconds:.2f}", "commit": commit}
+    solved = shared["lr"] == "0"  # its steps are penalties, not epochs
+    rows = []
+    for step, val, test in outcome.records:
+        counted = {"epoch": 0, "weight_decay": exact(step)} if solved else {"epoch": step}
+        overall = {name: value for name, value in val.items() if name[1] == ALL}
+        for split, found in (("val", overall), ("test", test)):
+            for (metric, name), value in found.items():
+                result = {"split": split, "metric": metric, "class": harmless(name), "value": f"{value:.6g}"}
+                rows.append(shared | counted | result)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def save_best_model(
+    out: Path, cell: Cell, outcome: Outcome, data: Data, study: Study, results: Results
+) -> None:
+    """model-TASK-DATA-INIT.pth, of the cell with the best val metric: all that predict.py needs. `tile`:
+    height and width of the images in pixels, before they are resized to `size`."""
     mean, std = statistics(cell.init, data)
     model = {
-        "task": args.task,
+        "task": study.task,
         "classes": data.classes,
-        "loss": args.loss,
-        "arch": args.arch,
-        "size": args.size,
+        "loss": study.loss,
+        "arch": study.arch,
+        "maxpool": cell.init.maxpool,
+        "size": study.size,
         "tile": list(data.pixels.shape[-2:]),
         "mean": list(mean),
         "std": list(std),
@@ -610,11 +838,22 @@ def save_best_model(out: Path, cell: Cell, outcome: Outcome, data: Data, args, r
         "score": float(outcome.score),
         "state": {key: value.cpu() for key, value in outcome.state.items()},
     }
-    file, sign = out / f"model-{args.task}-{cell.init.name}.pth", HEADLINE[args.task][1]
+    file = out / f"model-{study.task}-{data.name}-{cell.init.name}.pth"
+    sign = TASKS[study.task].sign
     with results.claim(file.name):
-        if not file.exists() or sign * model["score"] > sign * torch.load(file, weights_only=True)["score"]:
+        best = score_of(file)
+        if best is None or sign * model["score"] > sign * best:
             with common.replacing(file) as partial:
                 torch.save(model, partial)
+
+
+def score_of(file: Path) -> float | None:
+    """The score of a saved model; None where there is none, or a damaged one, which the next model
+    replaces."""
+    try:
+        return float(torch.load(file, map_location="cpu", weights_only=True)["score"])
+    except Exception:  # torch.load raises whatever the damaged bytes lead to
+        return None
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 PENALTIES = (
     1000,
     100,
     10,
     1,
-)  # of the sum of the losses of standardised features: 1 / C as scikit-learn has it
+)  # on the sum of the losses of standardised features: 1 / C as scikit-learn has it
 
 
 class Axes(NamedTuple):
@@ -23,49 +24,69 @@ class Axes(NamedTuple):
 
 
 def principal_axes(features: torch.Tensor) -> Axes:
+    """The axes of features (n, D) of the whole training set."""
     mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
     z = (features - mean) / scale
     variance, turn = torch.linalg.eigh(z.T @ z / len(z))
     return Axes(mean, turn / scale[:, None], variance.clamp_min(0))
 
 
-def linear_heads(features: torch.Tensor, targets: torch.Tensor, axes: Axes, loss: str) -> Iterator[tuple]:
-    """(penalty, weight (K, D), bias (K,)) of the head that minimises summed loss + penalty / 2 |weight|^2 for
-    each of PENALTIES, the strongest first. features (n, D), targets (n, K); the weight in the penalty is that
-    of standardised features, the one returned is for `features` as they are. loss: softmax cross-entropy, or
-    bce with logits."""
-    x, share = (features - axes.mean) @ axes.turn, targets.mean(0).clamp(1e-6, 1 - 1e-6)
+def linear_heads(
+    features: torch.Tensor, targets: torch.Tensor, axes: Axes, loss: str
+) -> Iterator[tuple[float, nn.Linear]]:
+    """(penalty, head) that minimises summed loss + penalty / 2 |weight|^2, for each of PENALTIES, the
+    strongest first.
+
+    features (n, D), targets (n, K); the weight in the penalty is that of standardised features, the head
+    takes features as they are. loss: `softmax` cross-entropy, or `bce` with logits.
+    """
+    x = (features - axes.mean) @ axes.turn  # (n, D)
+    share = targets.mean(0).clamp(1e-6, 1 - 1e-6)  # (K,)
     bias = share.log() if loss == "softmax" else share.logit()
-    w = torch.cat([bias[:, None], torch.zeros(targets.shape[1], x.shape[1], device=x.device)], 1)
+    w = torch.cat([bias[:, None], torch.zeros(len(share), x.shape[1], device=x.device)], 1)  # (K, 1 + D)
     for penalty in PENALTIES:
         w = minimise(x, targets, axes.variance, penalty / len(x), loss, w)
         weight = w[:, 1:] @ axes.turn.T
-        yield penalty, weight, w[:, 0] - weight @ axes.mean
+        yield penalty, as_layer(weight, w[:, 0] - weight @ axes.mean)
 
 
-def minimise(x, y, variance, penalty: float, loss: str, start: torch.Tensor) -> torch.Tensor:
-    """L-BFGS on mean loss + penalty / 2 |w|^2 of a head (K, 1 + D), column 0 the bias, for x (n, D) in
-    principal axes and y (n, K). The gradient of both losses in the logits is p - y. Each axis is scaled by
-    its curvature, which is at most variance / 4 + penalty: a sixth of the steps."""
-    scale = (variance / 4 + penalty).rsqrt()
-    ridge, x = penalty * scale.square(), x * scale
+def as_layer(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    """The linear layer of weight (K, D) and bias (K,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer.requires_grad_(False)
+
+
+def minimise(
+    x: torch.Tensor, y: torch.Tensor, variance: torch.Tensor, penalty: float, loss: str, start: torch.Tensor
+) -> torch.Tensor:
+    """L-BFGS on mean loss + penalty / 2 |w|^2 of a head (K, 1 + D), column 0 the bias, from `start`.
+
+    x (n, D) lies in principal axes, y is (n, K). The gradient of both losses in the logits is p - y. Each
+    axis is scaled by its curvature, which is at most variance / 4 + penalty: that takes a sixth of the
+    steps.
+    """
+    scale = (variance / 4 + penalty).rsqrt()  # (D,)
+    ridge = penalty * scale.square()
+    x = x * scale
     w = torch.cat([start[:, :1], start[:, 1:] / scale], 1)
     w.grad = torch.empty_like(w)
 
     def closure():
-        z = F.linear(x, w[:, 1:], w[:, 0])
-        total = (
-            F.cross_entropy(z, y)
-            if loss == "softmax"
-            else F.binary_cross_entropy_with_logits(z, y) * y.shape[1]
-        )
-        residual = ((z.softmax(1) if loss == "softmax" else z.sigmoid()) - y) / len(x)
-        w.grad[:, 0], w.grad[:, 1:] = residual.sum(0), residual.T @ x + ridge * w[:, 1:]
+        z = F.linear(x, w[:, 1:], w[:, 0])  # (n, K)
+        if loss == "softmax":
+            total, p = F.cross_entropy(z, y), z.softmax(1)
+        else:
+            total, p = F.binary_cross_entropy_with_logits(z, y) * y.shape[1], z.sigmoid()
+        residual = (p - y) / len(x)
+        w.grad[:, 0] = residual.sum(0)
+        w.grad[:, 1:] = residual.T @ x + ridge * w[:, 1:]
         return total + 0.5 * (ridge * w[:, 1:].square()).sum()
 
-    torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [w], max_iter=100, tolerance_grad=1e-3, history_size=20, line_search_fn="strong_wolfe"
-    ).step(closure)
+    )
+    optimizer.step(closure)
     return torch.cat([w[:, :1], w[:, 1:] * scale], 1)
 
 
@@ -74,8 +95,11 @@ def neighbour_votes(
 ) -> torch.Tensor:
     """(m, K) votes of the k nearest of `bank` (n, D), by cosine, with targets (n, K), for queries (m, D)."""
     bank = F.normalize(bank, dim=1)
-    nearest = [(q @ bank.T).topk(min(k, len(bank))).indices for q in F.normalize(queries, dim=1).split(1024)]
-    return torch.cat([targets[i].sum(1) for i in nearest])
+    votes = []
+    for part in F.normalize(queries, dim=1).split(1024):
+        nearest = (part @ bank.T).topk(min(k, len(bank))).indices  # (m, k)
+        votes.append(targets[nearest].sum(1))
+    return torch.cat(votes)
 
 
 def probabilities(logits: torch.Tensor, loss: str) -> torch.Tensor:

@@ -63,7 +63,7 @@ def test_images_get_the_numbers_of_transfer(world, tmp_path):
     folder, _ = world
     predict.main(
         [
-            str(folder / "out" / "model-fraction-random.pth"),
+            str(folder / "out" / "model-fraction-land-random.pth"),
             str(folder / "land" / "RGB Images" / "test"),
             "--out",
             str(tmp_path / "new" / "p.csv"),
@@ -90,7 +90,7 @@ def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
     folder, class_map = world
     predict.main(
         [
-            str(folder / "out" / "model-fraction-random.pth"),
+            str(folder / "out" / "model-fraction-land-random.pth"),
             str(folder / "scene.png"),
             "--stride",
             "24",
@@ -127,7 +127,7 @@ def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
 
 def test_bad_input(world, tmp_path, capsys):
     folder, _ = world
-    model, image = folder / "out" / "model-fraction-random.pth", folder / "scene.png"
+    model, image = folder / "out" / "model-fraction-land-random.pth", folder / "scene.png"
     (tmp_path / "noise.png").write_bytes(b"nothing")
     (tmp_path / "empty").mkdir()
     for arguments, part in (

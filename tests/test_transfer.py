@@ -1,4 +1,4 @@
-"""transfer.py: metrics, heads, frozen backbones, tables that survive kills and ranks, and input that is wrong."""
+"""transfer.py: frozen backbones, tables that survive kills and ranks, and input that is wrong."""
 
 import os
 import signal
@@ -11,42 +11,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
 from conftest import ROOT, refused
 from PIL import Image
-from sklearn import metrics
-from sklearn.linear_model import LogisticRegression
 
 import transfer
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
-from models.probe import PENALTIES, linear_heads, neighbour_votes, principal_axes, probabilities
-from scores import CELL, COLUMNS, Results, fraction_metrics, scene_metrics
+from models.probe import PENALTIES
+from scores import TASKS
+from scores.results import CELL, COLUMNS
 
 CLASSES = list("abcdefghij")
-QUICK = [
-    "--size",
-    "32",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "16",
-    "--ratios",
-    "50",
-    "100",
-    "--seeds",
-    "2",
-    "--device",
-    "cpu",
-    "--precision",
-    "fp32",
-    "--workers",
-    "1",
-]
+QUICK = (
+    "--size 32 --epochs 1 --batch-size 16 --ratios 50 100 --seeds 2 --device cpu --precision fp32 --workers 1"
+)
 
 
 def write_land(root: Path, counts={"train": 60, "val": 20, "test": 30}) -> Path:
-    """Land-1.0's layout: images of two stripes in the colours of their classes, whose fractions the CSV holds."""
+    """Land-1.0's layout: images of two stripes in the colours of their classes, with their fractions."""
     rng = np.random.default_rng(0)
     colours = rng.integers(30, 225, (10, 3))
     (root / "CSV").mkdir(parents=True)
@@ -83,19 +65,16 @@ def folders(tmp_path_factory):
     return root
 
 
-def run(data, out, *flags, base=QUICK):
-    transfer.main(
-        [
-            "--data",
-            str(data),
-            "--out",
-            str(out),
-            "--cache",
-            str(Path(data).parent / "cache"),
-            *base,
-            *map(str, flags),
-        ]
-    )
+def argv_of(data, out, *flags) -> list[str]:
+    """Flags as words; those given as text are split."""
+    words = ["--data", data, "--out", out, "--cache", Path(data).parent / "cache"]
+    for flag in (QUICK, *flags):
+        words += flag.split() if isinstance(flag, str) else [flag]
+    return [str(word) for word in words]
+
+
+def run(data, out, *flags) -> pd.DataFrame:
+    transfer.main(argv_of(data, out, *flags))
     return pd.read_csv(Path(out) / "results.csv")
 
 
@@ -106,83 +85,6 @@ def values(results):
         .sort_values([*CELL, "epoch", "split", "metric", "class"])
         .reset_index(drop=True)
     )
-
-
-# Metrics and heads
-
-
-def test_fraction_metrics():
-    truth = np.array([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0]])
-    predicted = np.array([[0.8, 0.2, 0], [0, 0.4, 0.6], [0.5, 0.5, 0]])
-    found = fraction_metrics(truth, predicted, ["x", "y", "z"])
-    per_class = np.sqrt([0.04 / 3, (0.04 + 0.36) / 3, 0.36 / 3])
-    assert [found["rmse", c] for c in "xyz"] == pytest.approx(per_class)
-    assert per_class == pytest.approx(
-        metrics.root_mean_squared_error(truth, predicted, multioutput="raw_values")
-    )
-    assert found["rmse", "all"] == pytest.approx(metrics.root_mean_squared_error(truth, predicted))
-    assert found["rmse_pooled", "all"] == pytest.approx(np.sqrt(((truth - predicted) ** 2).mean()))
-    assert found["rmse", "all"] < found["rmse_pooled", "all"] - 0.01  # mean of roots and root of mean differ
-    assert found["mae", "all"] == pytest.approx(metrics.mean_absolute_error(truth, predicted))
-    assert found["r2", "all"] == pytest.approx(metrics.r2_score(truth, predicted))
-
-
-def test_scene_metrics():
-    found = scene_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ["x", "y", "z"])
-    assert (
-        found["f1", "x"] == pytest.approx(0.8)
-        and found["f1", "y"] == pytest.approx(2 / 3)
-        and found["f1", "z"] == 0
-    )
-    assert found["f1_macro", "all"] == pytest.approx((0.8 + 2 / 3) / 3)  # a class that never occurs counts
-    assert found["f1_micro", "all"] == 0.75 and found["f1_weighted", "all"] == pytest.approx(
-        0.75 * 0.8 + 0.25 * 2 / 3
-    )
-    truth, predicted = np.random.default_rng(0).integers(0, [[4], [5]], (2, 200))
-    found = scene_metrics(truth, predicted, CLASSES)
-    for average in ("micro", "macro", "weighted"):
-        own = metrics.f1_score(truth, predicted, labels=range(10), average=average, zero_division=0)
-        assert found[f"f1_{average}", "all"] == pytest.approx(own)
-    own = metrics.f1_score(truth, predicted, labels=range(10), average=None, zero_division=0)
-    assert [found["f1", c] for c in CLASSES] == pytest.approx(own)
-
-
-def test_linear_heads_are_the_minima():
-    torch.manual_seed(0)
-    x = torch.randn(150, 12) @ torch.randn(12, 12) * 3 + 5
-    labels = (x @ torch.randn(12, 4) + 4 * torch.randn(150, 4)).argmax(1)
-    targets, axes = F.one_hot(labels, 4).float(), principal_axes(x)
-    z = (x - x.mean(0)) / x.std(0)
-    for penalty, weight, bias in linear_heads(x, targets, axes, "softmax"):
-        own = (
-            LogisticRegression(C=1 / penalty, max_iter=5000, tol=1e-8)
-            .fit(z.numpy(), labels.numpy())
-            .predict_proba(z.numpy())
-        )
-        assert np.abs(own - probabilities(F.linear(x, weight, bias), "softmax").numpy()).max() < 0.02
-    soft = torch.softmax(torch.randn(150, 4), 1)
-    for penalty, weight, bias in linear_heads(x, soft, axes, "bce"):
-        w, b = (weight * x.std(0)).requires_grad_(), (bias + weight @ x.mean(0)).requires_grad_()
-        loss = (
-            F.binary_cross_entropy_with_logits(F.linear(z, w, b), soft) * 4 + penalty / 300 * w.square().sum()
-        )
-        assert max(g.abs().max() for g in torch.autograd.grad(loss, [w, b])) < 5e-3
-
-
-def test_predictions_are_on_the_simplex():
-    logits = 30 * torch.randn(50, 10)
-    for loss in ("softmax", "bce"):
-        p = probabilities(logits, loss)
-        assert (p >= 0).all() and torch.allclose(p.sum(1), torch.ones(50))
-    assert torch.allclose(
-        probabilities(torch.tensor([[0.0, 0.0, 20]]), "bce"), torch.tensor([[0.25, 0.25, 0.5]]), atol=1e-6
-    )
-
-
-def test_neighbour_votes():
-    bank = torch.tensor([[1.0, 0], [2, 0.1], [0, 1], [0.1, 3]])
-    votes = neighbour_votes(bank, torch.eye(2)[[0, 0, 1, 1]], torch.tensor([[9.0, 1], [1, 9]]), k=2)
-    assert votes.tolist() == [[2, 0], [0, 2]]
 
 
 # The table
@@ -268,23 +170,11 @@ def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_
     results = run(
         folders,
         tmp_path,
-        "--task",
-        "scene",
-        "--mode",
-        "finetune",
-        "--ratios",
-        100,
-        "--seeds",
-        1,
-        "--epochs",
-        3,
-        "--augment",
-        "--save-model",
-        "--precision",
-        "bf16",
+        "--task scene --mode finetune --ratios 100 --seeds 1 --epochs 3 --augment --save-model",
+        "--precision bf16",
     )
     assert results.epoch.nunique() == 1 and results.epoch.iloc[0] in (1, 2, 3)
-    model = torch.load(tmp_path / "model-scene-random.pth", weights_only=True)
+    model = torch.load(tmp_path / "model-scene-folders-random.pth", weights_only=True)
     torch.manual_seed(0)
     start = transfer.build_backbone("resnet18").state_dict()
     assert not torch.equal(model["state"]["0.conv1.weight"], start["conv1.weight"])
@@ -299,21 +189,11 @@ def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_
 
 def test_scenes_with_neighbours_confusion_and_embeddings(folders, tmp_path):
     results = run(
-        folders,
-        tmp_path,
-        "--task",
-        "scene",
-        "--ratios",
-        100,
-        "--seeds",
-        1,
-        "--init",
-        "channels",
-        "random",
-        "--save-embeddings",
+        folders, tmp_path, "--task scene --ratios 100 --seeds 1 --init channels random --save-embeddings"
     )
     test = results[(results.split == "test")]
-    assert set(test[test["class"] == "all"].metric) == {"f1_micro", "f1_macro", "f1_weighted", "knn_f1_macro"}
+    task = TASKS["scene"]
+    assert set(test[test["class"] == "all"].metric) == {*task.overall, *task.of_features}
     assert list(test[(test.metric == "f1") & (test.init == "random")]["class"]) == [
         "1_sea",
         "2_sand",
@@ -329,7 +209,7 @@ def test_scenes_with_neighbours_confusion_and_embeddings(folders, tmp_path):
     assert test[(test.init == "channels") & (test.metric == "f1_micro")].value.item() == pytest.approx(
         micro, rel=1e-5
     )
-    with np.load(tmp_path / "embeddings-random.npz") as saved:
+    with np.load(tmp_path / "embeddings-folders-random.npz") as saved:
         assert (
             saved["features"].shape == (9, 512)
             and saved["labels"].shape == (9,)
@@ -340,7 +220,7 @@ def test_scenes_with_neighbours_confusion_and_embeddings(folders, tmp_path):
 
 def test_paper_protocol_has_a_common_epoch(land, tmp_path, capsys):
     flags = transfer.read_flags(
-        transfer.flags(), ["--data", str(land), "--protocol", "paper", "--seeds", "2"]
+        transfer.build_parser(), ["--data", str(land), "--protocol", "paper", "--seeds", "2"]
     )
     assert (flags.loss, flags.probe, flags.epoch_choice, flags.batch_size, flags.epochs, flags.lr) == (
         "bce",
@@ -362,34 +242,19 @@ def test_paper_protocol_has_a_common_epoch(land, tmp_path, capsys):
 # Kills and ranks
 
 
-CELLS = ["--mode", "finetune", "linear", "--ratios", "50", "100", "--seeds", "2"]
+CELLS = "--mode finetune linear --ratios 50 100 --seeds 2"
 
 
 @pytest.fixture(scope="module")
 def whole(land, tmp_path_factory):
-    return values(run(land, tmp_path_factory.mktemp("whole"), *CELLS))
+    return values(run(land, tmp_path_factory.mktemp("whole"), CELLS))
 
 
 def start(land, out, *launcher):
-    command = [
-        sys.executable,
-        *launcher,
-        ROOT / "transfer.py",
-        "--data",
-        land,
-        "--out",
-        out,
-        "--cache",
-        land.parent / "cache",
-        *QUICK,
-        *CELLS,
-    ]
+    command = [sys.executable, *launcher, str(ROOT / "transfer.py"), *argv_of(land, out, CELLS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -404,12 +269,8 @@ def test_killed_and_started_again(land, whole, tmp_path, monkeypatch):
     cells = len(kept.drop_duplicates(CELL))
     assert 0 < cells < 8, "the kill came too early or too late to show anything"
     ran, finetune = [], transfer.finetune
-    monkeypatch.setattr(
-        transfer,
-        "finetune",
-        lambda init, drawn, todo, *a: ran.extend(todo) or finetune(init, drawn, todo, *a),
-    )
-    again = run(land, tmp_path, *CELLS)
+    monkeypatch.setattr(transfer, "finetune", lambda cell, *rest: ran.append(cell) or finetune(cell, *rest))
+    again = run(land, tmp_path, CELLS)
     pd.testing.assert_frame_equal(again[: len(kept)], kept)
     assert len(ran) == 4 - len(kept[kept["mode"] == "finetune"].drop_duplicates(CELL))
     pd.testing.assert_frame_equal(values(again), whole)
@@ -420,28 +281,6 @@ def test_two_ranks_equal_one_process(land, whole, tmp_path):
     _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     pd.testing.assert_frame_equal(values(pd.read_csv(tmp_path / "results.csv")), whole)
-
-
-def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path):
-    def child(name, act):
-        if not (pid := os.fork()):
-            with Results(tmp_path).claim(name, wait=False) as mine:
-                os._exit(act(mine))
-        return pid
-
-    def answer(name):
-        return os.waitstatus_to_exitcode(os.waitpid(child(name, int), 0)[1])
-
-    with Results(tmp_path).claim("cell"):
-        assert answer("cell") == 0 and answer("another cell") == 1
-    assert answer("cell") == 1
-    reader, writer = os.pipe()
-    holder = child("cell", lambda mine: os.write(writer, b"!") and time.sleep(60) or 0)
-    os.read(reader, 1)
-    assert answer("cell") == 0
-    os.kill(holder, signal.SIGKILL)
-    os.waitpid(holder, 0)
-    assert answer("cell") == 1
 
 
 # Input that is wrong: one line, exit code 2
@@ -522,7 +361,6 @@ def test_bad_weights_names_and_settings(land, folders, snapshot, tmp_path, capsy
 
 def test_weights_of_imagenet_bring_their_statistics(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18-f37072fd.pth")
-    args = transfer.flags().parse_args(["--init", str(tmp_path / "resnet18-f37072fd.pth"), "random"])
-    file, random = transfer.open_inits(args)
-    assert file.imagenet and file.name == "resnet18-f37072fd" and not random.imagenet
+    file, random = transfer.open_inits([str(tmp_path / "resnet18-f37072fd.pth"), "random"], "resnet18")
+    assert file.name == "resnet18-f37072fd" and file.digest and not random.digest
     assert transfer.statistics(file, None) == (IMAGENET_MEAN, IMAGENET_STD)

@@ -1,0 +1,20 @@
+"""The numbers of transfer.py: metrics and tasks, results.csv, and which epoch counts.
+
+`scores.results` and `scores.printed` are imported by name, as only transfer.py writes results.
+"""
+
+from scores.choice import at_chosen_epoch, choose_epoch, summarise
+from scores.metrics import TASKS, Metrics, Task, fraction_metrics, measure, scene_metrics, sign_of
+
+__all__ = [
+    "TASKS",
+    "Metrics",
+    "Task",
+    "at_chosen_epoch",
+    "choose_epoch",
+    "fraction_metrics",
+    "measure",
+    "scene_metrics",
+    "sign_of",
+    "summarise",
+]

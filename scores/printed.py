@@ -1,0 +1,44 @@
+"""The table that transfer.py prints at its end."""
+
+import sys
+
+import pandas as pd
+
+from scores.choice import summarise
+from scores.metrics import TASKS, sign_of
+
+BOLD = "\033[1m{}\033[0m"
+
+
+def table(rows: pd.DataFrame, task: str) -> str:
+    """Mean ± standard deviation over the seeds on test: the headline metric with a column a ratio or, of a
+    single ratio, a column a metric. The best of a column is bold on a terminal. `rows`: of results.csv, as
+    text."""
+    found = summarise(rows)
+    found = found[found.split == "test"].astype({"ratio": float})
+    several = found.ratio.nunique() > 1
+    if several:
+        found = found[found.metric == TASKS[task].metric]
+    found["column"] = found.ratio.map("{:g} %".format) if several else found.metric
+    columns = list(dict.fromkeys(found.sort_values("ratio", kind="stable").column))
+    signs = {column: TASKS[task].sign if several else sign_of(column) for column in columns}
+    best = {c: (signs[c] * found[found.column == c]["mean"]).idxmax() for c in columns}
+
+    shown = TASKS[task].metric if several else task
+    title = f"{shown} on test, mean ± standard deviation over {seeds(found.n.min())}"
+    lines = [title, " " * 24 + "".join(f"{column:>18}" for column in columns)]
+    for (init, mode), cells in found.groupby(["init", "mode"], sort=False):
+        entries = {cell.column: entry(cell, cell.Index == best[cell.column]) for cell in cells.itertuples()}
+        lines.append(f"{init[:13]:13} {mode:10}" + "".join(entries.get(c, " " * 18) for c in columns))
+    return "\n".join(lines)
+
+
+def seeds(count: int) -> str:
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def entry(cell: tuple, best: bool) -> str:
+    """`0.1234 ± 0.0012`, 18 characters wide; without the spread where there is one seed."""
+    spread = f" ± {cell.std:.4f}" if cell.n > 1 else ""
+    text = f"{cell.mean:.4f}{spread}".rjust(18)
+    return BOLD.format(text) if best and sys.stdout.isatty() else text

@@ -1,0 +1,172 @@
+"""results.csv, which any number of processes fill together, and the files beside it."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from sklearn import metrics
+
+from common import ConfigError, replacing, write_csv, write_yaml
+from scores.choice import SETTING, summarise
+
+CELL = ["task", "data", "init", "mode", "ratio", "seed"]
+RESULT = ["epoch", "split", "metric", "class"]  # what differs within a cell
+COLUMNS = [*CELL, *RESULT, "value", *SETTING, "images", "seconds", "commit"]
+
+Key = tuple[str, ...]  # the text of CELL and SETTING
+
+
+def exact(number: float) -> str:
+    """The shortest text that reads back as the same number: 20240101, 0.1, 33.333333."""
+    return str(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def harmless(text: str) -> str:
+    """A name that a spreadsheet shows, and does not compute: `=1+1` becomes `'=1+1`."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+class Results:
+    """results.csv in a folder. The rows of a cell come all at once; a cell that lacks rows is done again."""
+
+    def __init__(self, out: Path):
+        self.file = out / "results.csv"
+        self.damaged: set[Key] = set()  # cells of which some rows are there
+        self.read()
+        # One descriptor for the life of the process: closing any drops all locks that it has on the file
+        self.lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+
+    @contextlib.contextmanager
+    def claim(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """Whether this process alone holds `name`: the lock of one byte of a file, which ends with the
+        process, however that ends. Between machines, the folder has to be on a shared disk that has locks."""
+        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+        except (
+            BlockingIOError,
+            PermissionError,
+        ):  # POSIX allows either for a lock that another process holds
+            yield False
+            return
+        except OSError as error:
+            where = self.file.parent
+            raise ConfigError(
+                f"{where}: its disk has no file locks ({error.strerror}): another --out"
+            ) from None
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self.lock, fcntl.LOCK_UN, 1, place)
+
+    def read(self) -> pd.DataFrame:
+        """All whole rows, as text; a file of other columns is refused with ConfigError."""
+        if not self.file.exists():
+            return pd.DataFrame(columns=COLUMNS, dtype=str)
+        try:
+            rows = pd.read_csv(io.BytesIO(self.whole_lines()), dtype=str, keep_default_na=False)
+        except ValueError as error:  # pandas' parser errors are ValueErrors
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{self.file}: not a readable CSV ({reason}): move it away") from None
+        if list(rows) != COLUMNS:
+            odd = ", ".join((sorted(set(rows) ^ set(COLUMNS)) or ["the order"])[:4])
+            message = f"{self.file}: its columns are not transfer.py's ({odd})"
+            raise ConfigError(f"{message}: move it away or choose another --out")
+        return rows.dropna()  # a row with too few fields was cut
+
+    def whole_lines(self) -> bytes:
+        """The bytes of results.csv up to its last line end: what follows was cut."""
+        content = self.file.read_bytes()
+        return content[: content.rfind(b"\n") + 1]
+
+    @staticmethod
+    def keys(rows: pd.DataFrame) -> pd.Series:
+        """The cell of each row: the text of CELL and SETTING; of a solved head the penalty is an outcome,
+        no setting."""
+        solved = rows.assign(weight_decay=rows.weight_decay.mask(rows.lr == "0", "0"))
+        return pd.Series(
+            list(zip(*(solved[c] for c in [*CELL, *SETTING]), strict=True)), rows.index, dtype=object
+        )
+
+    def done(self, wanted: dict[Key, int]) -> set[Key]:
+        """Which of the wanted cells have the wanted number of rows; those with fewer are noted as damaged."""
+        rows = self.read()
+        once = rows.assign(key=self.keys(rows)).drop_duplicates(["key", *RESULT])
+        counts = once.key.value_counts()
+        there = {key: counts[key] for key in wanted.keys() & set(counts.index)}
+        whole = {key for key, count in there.items() if count >= wanted[key]}
+        self.damaged = there.keys() - whole
+        return whole
+
+    def add(self, key: Key, rows: pd.DataFrame) -> None:
+        """Add the rows of a cell, in the place of those that it had."""
+        with self.claim(self.file.name), replacing(self.file) as partial:
+            old = self.whole_lines() if self.file.exists() else b""
+            if key in self.damaged:
+                kept = self.read()
+                old = text_of(kept[self.keys(kept) != key], header=True)
+            partial.write_bytes((old or text_of(rows[:0], header=True)) + text_of(rows))
+        self.damaged.discard(key)
+
+    def write_summary(self) -> None:
+        """summary.csv of all rows, whoever wrote them."""
+        file = self.file.with_name("summary.csv")
+        with self.claim(file.name):
+            write_csv(file, summarise(self.read()))
+
+    def check_settings(self, now: dict[str, dict]) -> None:
+        """Refuse `now` (part -> name -> value) where it differs from what made the rows; settings.yaml
+        remembers it."""
+        file = self.file.with_name("settings.yaml")
+        with self.claim(file.name):
+            then = read_settings(file) if file.exists() else {}
+            differ = []
+            for part in now.keys() & then.keys():
+                for name, value in now[part].items():
+                    if then[part].get(name) != value:
+                        differ.append(f"{part}: {name} was {then[part].get(name)}, is {value}")
+            if differ:
+                listed = "; ".join(sorted(differ))
+                raise ConfigError(f"{self.file} is of other settings ({listed}): choose another --out")
+            write_yaml(file, then | now)
+
+
+def read_settings(file: Path) -> dict[str, dict]:
+    """part -> name -> value of settings.yaml; ConfigError where it holds anything else."""
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        settings = None
+    if not isinstance(settings, dict) or not all(isinstance(part, dict) for part in settings.values()):
+        raise ConfigError(f"{file}: damaged; it says what made the rows of results.csv: move both away")
+    return settings
+
+
+def text_of(rows: pd.DataFrame, header: bool = False) -> bytes:
+    return rows.to_csv(index=False, header=header).encode()
+
+
+def write_confusion(file: Path, truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> None:
+    """A row for each true class, a column for each predicted one, of labels (n,)."""
+    counts = metrics.confusion_matrix(truth, predicted, labels=range(len(classes)))
+    names = [harmless(name) for name in classes]
+    rows = pd.DataFrame(counts, columns=names)
+    rows.insert(0, "true \\ predicted", names)
+    file.parent.mkdir(exist_ok=True)
+    write_csv(file, rows)
+
+
+def write_embeddings(
+    file: Path, features: np.ndarray, labels: np.ndarray, classes: list[str], data: str, init: str
+) -> None:
+    """features (n, D) and labels (n,) of test images, for plot.py."""
+    arrays = {"features": features, "labels": labels, "classes": np.array(classes)}
+    with replacing(file) as partial, open(partial, "wb") as stream:
+        np.savez_compressed(stream, **arrays, data=np.array(data), init=np.array(init))
