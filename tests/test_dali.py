@@ -390,6 +390,7 @@ def test_the_graph_for_a_gpu_can_be_put_together_without_one(greys):
     assert loader.run.pipeline.device_id == 0
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("cache_mb", [0, 64])
 def test_the_gpu_gives_the_views_of_the_cpu(jpegs, cache_mb):

@@ -1,0 +1,146 @@
+"""The loaders' machinery, on any machine; and on one with a GPU, that nothing there is waited for.
+
+pytest -m gpu        # what needs an NVIDIA GPU
+"""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture, script
+from PIL import Image
+
+from data import fused, loader
+from data.augment import Recipe
+from data.loader import DecodedLoader, Plan, TorchLoader, in_thread
+from data.pixels import load_pixels
+
+CPU = torch.device("cpu")
+NORMAL = {"mean": (0.3, 0.4, 0.5), "std": (0.2, 0.1, 0.3)}
+
+
+def gpu(test):
+    """Mark a test that needs an NVIDIA GPU, and skip it without one."""
+    without = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+    return pytest.mark.gpu(without(test))
+
+
+def noise(n, side=40):
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def test_a_thread_makes_the_items_in_order_and_no_further_ahead_than_asked():
+    made, taken = [], []
+
+    def items():
+        for i in range(9):
+            made.append((i, len(taken), threading.current_thread()))
+            yield i
+
+    for i in in_thread(items(), 2):
+        taken.append(i)
+    assert taken == list(range(9))
+    assert all(i <= seen + 2 for i, seen, _ in made)
+    assert {thread for *_, thread in made}.isdisjoint({threading.main_thread()})
+
+
+def test_an_error_in_the_thread_comes_up_at_its_step():
+    def items():
+        yield 1
+        raise OSError("gone")
+
+    stream = in_thread(items(), 2)
+    assert next(stream) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(stream)
+
+
+def test_a_loader_given_up_leaves_no_thread_behind():
+    before = threading.active_count()
+    stream = TorchLoader(noise(40), Plan(40, 4, 40, 40), 32, **NORMAL, device=CPU).epoch(0)
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+
+
+def test_rows_of_a_plan_are_those_of_its_epochs():
+    plan = Plan(103, 20, 8, 8, seed=3, rank=1, ranks=2)
+    both = list(zip(plan.rows(4, 2), plan.epoch(4, 2), strict=True))
+    assert len(both) == plan.steps() - 2
+    assert all(np.array_equal(rows, full[0]) for rows, full in both)
+
+
+def test_views_of_decoded_files_are_those_of_pixels(tmp_path):
+    dali = pytest.importorskip("data.dali", reason="NVIDIA DALI is not installed", exc_type=ImportError)
+    rng = np.random.default_rng(0)
+    files = np.array([f"{i}.png" for i in range(50)])
+    for file in files:
+        Image.fromarray(picture(rng, 24)).save(tmp_path / file)
+    plan = Plan(50, 12, 24, 24, seed=2, recipe=Recipe(quarter_turns=True))
+    decoder = dali.DaliImages(tmp_path, files, 24, 24, largest=plan.largest(), device=CPU, workers=1)
+    ours = DecodedLoader(decoder, plan, 32, **NORMAL, device=CPU)
+    theirs = TorchLoader(load_pixels(tmp_path, files, 24, 24, cache=tmp_path), plan, 32, **NORMAL, device=CPU)
+    for epoch, start in ((0, 0), (1, 3), (2, 0)):
+        pairs = list(zip(ours.epoch(epoch, start), theirs.epoch(epoch, start), strict=True))
+        assert len(pairs) == plan.steps() - start
+        assert all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
+
+
+def test_dali_makes_the_views_itself_where_no_kernel_can(tmp_path):
+    dali = pytest.importorskip("data.dali", reason="NVIDIA DALI is not installed", exc_type=ImportError)
+    Image.fromarray(picture(np.random.default_rng(0), 16)).save(tmp_path / "0.png")
+    plan = Plan(4, 2, 16, 16)
+    made = loader.dali_loader(tmp_path, ["0.png"] * 4, plan, 16, **NORMAL, device=CPU, workers=1)
+    assert isinstance(made, dali.DaliLoader) and not fused.available(CPU)
+    made.size = 24  # as a run that ends on larger views does
+    assert next(made.epoch(0))[0].shape == (2, 3, 24, 24)
+
+
+# On a GPU
+
+
+@gpu
+@pytest.mark.parametrize("resident", [True, False])
+def test_views_of_the_gpu_are_those_of_the_cpu_and_nothing_is_waited_for(resident, monkeypatch):
+    device = torch.device("cuda", torch.cuda.current_device())
+    monkeypatch.setattr(loader, "fits_on_gpu", lambda nbytes, device: resident)
+    plan = Plan(100, 20, 40, 40, seed=1, recipe=Recipe(quarter_turns=True))
+    there = TorchLoader(noise(100), plan, 32, **NORMAL, device=device)
+    here = TorchLoader(noise(100), plan, 32, **NORMAL, device=CPU)
+    list(there.epoch(0))  # compiles, and fills the pools of memory
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pairs = list(there.epoch(1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, theirs in zip(pairs, here.epoch(1), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.is_cuda and a.is_contiguous(memory_format=torch.channels_last)
+            assert torch.allclose(a.cpu(), b, atol=1e-3)
+
+
+@gpu
+def test_views_come_in_the_dtype_of_training_where_kernels_make_them():
+    device = torch.device("cuda", torch.cuda.current_device())
+    made = TorchLoader(noise(8), Plan(8, 4, 40, 40), 32, **NORMAL, device=device, dtype=torch.bfloat16)
+    wanted = torch.bfloat16 if fused.available(device) else torch.float32
+    assert {view.dtype for pair in made.epoch(0) for view in pair} == {wanted}
+
+
+@gpu
+def test_the_losses_of_a_run_on_the_gpu_are_those_of_the_cpu(tiny, tmp_path):
+    import pandas as pd
+
+    logs = []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        run = script(
+            "train_ssl.py", *tiny, "--device", device, "--precision", "fp32", "--lr", "1e-4", "--out", out
+        )
+        assert run.returncode == 0, run.stderr[-2000:]
+        logs.append(pd.read_csv(out / "log.csv").loss)
+    assert logs[1].tolist() == pytest.approx(logs[0].tolist(), rel=1e-2)
