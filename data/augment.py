@@ -153,7 +153,7 @@ def view(
     here, blurred = draw, draw.sigma.nonzero()[:, 0]
     if images.device.type != "cpu":
         if numbers is None:
-            numbers = pack([draw], pin=True)[0].to(images.device, non_blocking=True)
+            numbers = pack([draw], pin=images.is_cuda)[0].to(images.device, non_blocking=True)
         here, blurred = unpack(numbers), numbers[: len(blurred), BLURRED].long()
     with torch.autocast(images.device.type, enabled=False):
         x = resized_crop(images.float() / 255, here.box, here.flip, size)

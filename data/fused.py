@@ -15,6 +15,7 @@ the same bits every time. Needs torch, Triton (without which `available` says no
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from functools import lru_cache
 
@@ -46,6 +47,7 @@ def available(device: torch.device) -> bool:
     if triton is None or device.type != "cuda" or torch._C._len_torch_dispatch_stack():
         return False
     try:
+        check_driver()
         worst = disagreement(device)
     except Exception as error:  # a driver, a compiler or a card that does not work with this Triton
         warnings.warn(f"torch makes the views, as Triton fails on {device}: {error}", stacklevel=2)
@@ -54,6 +56,12 @@ def available(device: torch.device) -> bool:
         warnings.warn(f"torch makes the views, as the fused ones are off by {worst:.2g}", stacklevel=2)
         return False
     return True
+
+
+def check_driver() -> None:
+    """RuntimeError if the driver lacks the call that Triton makes unchecked: the process would crash there."""
+    if not hasattr(ctypes.CDLL("libcuda.so.1"), "cuLaunchKernelEx"):
+        raise RuntimeError("the driver has no cuLaunchKernelEx, which came with CUDA 11.8: update it")
 
 
 def disagreement(device: torch.device) -> float:
