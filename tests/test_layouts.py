@@ -2,11 +2,20 @@
 
 import argparse
 import os
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import ROOT
+from PIL import Image
+from test_data import TABLE_II
 
+from data.folders import Folder
+from data.names import LAND_NAMES, PURE_NAMES, class_name
 from data.opening import Source, digest_of, open_table
-from data.tables import DataError
+from data.splits import coordinates, explain_empty
+from data.tables import DataError, load_table, read_tree, training_subsets
 
 
 def source(root, tmp_path, **options):
@@ -51,3 +60,488 @@ def test_the_digest_changes_with_names_sizes_dates_and_labels(folder, tmp_path):
     moved = table.rows(slice(None))
     moved.labels[3] = 2
     assert digest_of(moved, checked) != first
+
+
+# Folders
+
+
+def plant(root, *patterns, each=3):
+    """Empty files below root: `{}` in a pattern stands for the numbers of `each`."""
+    for pattern in patterns:
+        for i in range(each if "{}" in pattern else 1):
+            file = root / pattern.format(i)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    return root
+
+
+def counted(table):
+    return {name: int((table.split == name).sum()) for name in ("train", "val", "test")}
+
+
+SPELLINGS = [
+    ("train", "val", "test"),
+    ("train", "valid", "test"),
+    ("Train", "Val", "Test"),
+    ("training", "validation", "testing"),
+    ("TRAINING", "dev", "TEST"),
+    ("train_set", "val-images", "test set"),
+    ("01_train", "02_valid", "03_test"),
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids="/".join)
+def test_splits_in_any_spelling(spelling, tmp_path):
+    train, val, test = spelling
+    plant(tmp_path, f"{train}/A/{{}}.jpg", f"{train}/B/{{}}.jpg", each=5)
+    plant(tmp_path, f"{val}/A/{{}}.jpg", f"{test}/A/{{}}.png", f"{test}/B/{{}}.png", each=2)
+    table = load_table(tmp_path)
+    assert table.classes == ["A", "B"] and counted(table) == {"train": 10, "val": 2, "test": 4}
+    assert table.rule == "folders" and table.notes == ()
+
+
+LITTER = [
+    "annotations/all.json",
+    "__MACOSX/train/A/._0.jpg",
+    "@eaDir/train/0.jpg",
+    ".ipynb_checkpoints/A/0-checkpoint.jpg",
+    "train/.ipynb_checkpoints/0.jpg",
+    "train/A/.ipynb_checkpoints/0-checkpoint.jpg",
+    "train/A/@eaDir/0.jpg/SYNOPHOTO_THUMB.jpg",
+    "train/A/._0.jpg",
+    "test/__MACOSX/A/0.jpg",
+    "README.md",
+    "train/.DS_Store",
+]
+
+
+def test_what_tools_leave_behind_is_no_class_and_no_image(tmp_path):
+    plant(tmp_path, "train/A/{}.jpg", "train/B/{}.jpg", "test/A/{}.jpg", *LITTER)
+    table = load_table(tmp_path)
+    assert table.classes == ["A", "B"] and counted(table) == {"train": 6, "val": 0, "test": 3}
+    assert not any(part in file for file in table.files for part in ("/.", "@", "MACOSX"))
+
+
+def test_litter_beside_class_folders(tmp_path):
+    plant(tmp_path, "A/{}.jpg", "B/{}.jpg", "__MACOSX/A/._{}.jpg", "annotations/a.json", ".git/x.jpg", each=4)
+    table = load_table(tmp_path)
+    assert table.classes == ["A", "B"] and len(table) == 8
+    assert table.notes == (f"{tmp_path}: no images in annotations",)
+
+
+def test_train_alone_trains_and_is_told(tmp_path):
+    table = load_table(plant(tmp_path, "train/A/{}.jpg", "train/B/{}.jpg", "labels/a.txt", each=50))
+    assert counted(table) == {"train": 100, "val": 0, "test": 0}
+    assert "only train/" in table.notes[0]
+    assert "no folder val/" in explain_empty(table, "val")
+
+
+def test_images_without_labels_beside_labelled_splits(tmp_path):
+    table = load_table(plant(tmp_path, "train/{}.jpg", "val/A/{}.jpg", "val/B/{}.jpg"))
+    assert counted(table) == {"train": 3, "val": 6, "test": 0}
+    assert set(table.labels[table.split == "train"]) == {-1} and set(table.labels[3:]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "patterns, classes, count",
+    [
+        (["data/images/A/{}.jpg", "data/images/B/{}.jpg"], ["A", "B"], 6),
+        (["S_354/S_354/1_A/{}.jpg", "S_354/S_354/2_B/{}.jpg", "S_354/notes.txt"], ["1_A", "2_B"], 6),
+        (["images/train/A/{}.jpg", "images/test/A/{}.jpg", "labels/train/a.txt"], ["A"], 6),
+        (["train/images/{}.jpg", "train/labels/a.txt", "val/images/{}.jpg"], [], 6),
+        (["train/train/A/{}.jpg", "test/test/A/{}.jpg"], ["A"], 6),
+        (["images/{}.jpg"], [], 3),
+        (["A/2019/{}.jpg", "A/2020/{}.jpg", "B/2019/{}.jpg", "B/2020/{}.jpg"], ["A", "B"], 12),
+        (["A/images/{}.jpg", "B/images/{}.jpg"], ["A", "B"], 6),
+        (["10_C/{}.jpg", "9_B/{}.jpg", "01_A/{}.jpg"], ["01_A", "9_B", "10_C"], 9),
+        (["X_JPEG/1_A/{}.jpg", "X_JPEG/2_B/{}.jpg", "X_CSV/1_A.csv", "X_GeoTiff/1_A/"], ["1_A", "2_B"], 6),
+    ],
+)
+def test_wrappers_are_stepped_over(patterns, classes, count, tmp_path):
+    for pattern in patterns:
+        if pattern.endswith("/"):
+            (tmp_path / pattern).mkdir(parents=True)
+        else:
+            plant(tmp_path, pattern)
+    table = load_table(tmp_path)
+    assert table.classes == classes and len(table) == count
+    assert all((table.root / file).is_file() for file in table.files)
+
+
+COPY = "Sentinel2GlobalLULC-ratio=(0.{}00,0.0250,0.0750)-seed=42"
+
+
+@pytest.mark.parametrize(
+    "patterns, named",
+    [
+        (
+            ["X_JPEG/1_A/{}.jpg", "X_JPEG/2_B/{}.jpg", "X_GeoTiff/1_A/{}.tif", "X_GeoTiff/2_B/{}.tif"],
+            "X_GeoTiff",
+        ),
+        ([f"{COPY.format(r)}/{s}/1_A/{{}}.jpg" for r in (8, 9) for s in ("train", "test")], COPY.format(8)),
+        (["a/Forest/{}.jpg", "a/River/{}.jpg", "b/Forest/{}.jpg", "b/River/{}.jpg"], "a .6 images., b .6"),
+        (["Fields/{}.jpg", "Sentinel2/1_A/{}.jpg", "Sentinel2/2_B/{}.jpg"], "Sentinel2 holds classes itself"),
+        (["train/A/{}.jpg", "Train/A/{}.jpg", "test/A/{}.jpg"], "Train and train are both train"),
+        (["train/A/{}.jpg", "val/A/{}.jpg", "validation/A/{}.jpg"], "val and validation are both val"),
+        (["train/A/{}.jpg", "val/A/{}.jpg", "extra/A/{}.jpg"], "beside, images in extra"),
+        (["train/A/{}.jpg", "test/A/{}.jpg", "stray.png"], "beside, images in stray.png"),
+        (["A/{}.jpg", "stray.png"], "stray.png"),
+        (["Forest/{}.jpg", "forest/{}.jpg"], "Forest and forest spell one class"),
+        (["notes/{}.jp2"], "holds no images .*3 .jp2"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused_by_name(patterns, named, tmp_path):
+    plant(tmp_path, *patterns)
+    with pytest.raises(DataError, match=named.replace("(0", "\\(0").replace("0)", "0\\)")) as error:
+        load_table(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_one_class_spelt_differently_in_the_splits(tmp_path):
+    plant(tmp_path, "train/01_BarrenLands___jpeg/{}.jpg", "train/Big_Field/{}.jpg")
+    plant(tmp_path, "test/1_BarrenLands___jpeg/{}.jpg", "test/big field_/{}.jpg", "test/New/{}.jpg")
+    table = load_table(tmp_path)
+    assert table.classes == ["Barren Lands", "Big_Field", "New"]
+    assert sorted(table.labels[table.split == "test"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert "no training image of New" in table.notes[0]
+
+
+# Links
+
+
+def test_links_are_followed_once(tmp_path):
+    real = plant(tmp_path / "elsewhere", "A/{}.jpg", "B/{}.jpg")
+    root = plant(tmp_path / "root", "C/{}.jpg")
+    (root / "A").symlink_to(real / "A")
+    (root / "B").mkdir()
+    for file in sorted((real / "B").iterdir()):
+        (root / "B" / file.name).symlink_to(file)
+    (root / "D").symlink_to(real / "A")
+    (root / "C" / "again.jpg").symlink_to(root / "C" / "0.jpg")
+    (root / "C" / "round").symlink_to(root)
+    (root / "C" / "up").symlink_to(tmp_path)
+    table = load_table(root)
+    assert table.classes == ["A", "B", "C"] and np.bincount(table.labels).tolist() == [3, 3, 3]
+    assert "C/again.jpg" not in table.files
+    said = "\n".join(table.notes)
+    for words in ("round: a link in a loop", "up: a link in a loop", "D: links to the same folder"):
+        assert words in said
+    assert "1 images are links to others" in said and "C/again.jpg is C/0.jpg" in said
+
+
+def test_broken_links_stay_for_the_check_to_name(tmp_path):
+    plant(tmp_path, "A/{}.jpg", "B/{}.jpg", each=4)
+    (tmp_path / "A" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "A" / "self.jpg").symlink_to(tmp_path / "A" / "self.jpg")
+    table = load_table(tmp_path)
+    assert len(table) == 10 and {"A/gone.jpg", "A/self.jpg"} <= set(table.files)
+    (tmp_path / "C").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="C .a link to .*nowhere"):
+        load_table(tmp_path)
+
+
+def test_splits_made_of_links_into_a_folder_beside_the_root(tmp_path):
+    real = plant(tmp_path / "all", "A/{}.jpg", each=6)
+    for i, name in enumerate(["train", "train", "train", "train", "val", "test"]):
+        (tmp_path / "split" / name / "A").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "split" / name / "A" / f"{i}.jpg").symlink_to(real / "A" / f"{i}.jpg")
+    assert counted(load_table(tmp_path / "split")) == {"train": 4, "val": 1, "test": 1}
+
+
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+    plant(tmp_path, "A/{}.jpg", "B/{}.jpg")
+    listing = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("B"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="B .Permission denied"):
+        load_table(tmp_path)
+
+
+# Empty splits
+
+
+def test_empty_splits_say_why_and_what_to_do(tmp_path):
+    few = load_table(plant(tmp_path / "few", "A/{}.jpg", "B/{}.jpg", each=30))
+    assert counted(few) == {"train": 54, "val": 0, "test": 6}
+    said = explain_empty(few, "val")
+    assert "int(0.025 n)" in said and "largest class has 30" in said and "at least 40" in said
+    plant(tmp_path / "one", "A/0.jpg", "B/0.jpg", "C/0.jpg")
+    plant(tmp_path / "val", "val/A/{}.jpg")
+    for name, words in (("one", "largest class has 1"), ("val", "no folder train/")):
+        for file in (tmp_path / name).rglob("*.jpg"):
+            Image.new("RGB", (32, 32)).save(file)
+        with pytest.raises(DataError, match=words):
+            open_table(source(tmp_path / name, tmp_path), tmp_path / "bad.csv")
+
+
+# The authors' split
+
+
+def test_the_members_are_those_of_split_folders(tmp_path):
+    splitfolders = pytest.importorskip("splitfolders", reason="split-folders 0.6.1 is a test requirement")
+    raw = tmp_path / "raw"
+    for name, n in (("1_BarrenLands___jpeg", 80), ("2_MossAndLichen_jpeg", 45), ("3_Grasslands____jpeg", 7)):
+        plant(raw, f"{name}/{{}} (+1.5,é)_x.jpg", each=n)
+    splitfolders.ratio(raw, tmp_path / "theirs", seed=42, ratio=(0.9, 0.025, 0.075))
+    table = load_table(raw)
+    theirs = load_table(tmp_path / "theirs")
+    ours = {f"{split}/{file}" for split, file in zip(table.split, table.files)}
+    assert ours == set(theirs.files) and len(ours) == 132
+    assert counted(table) == counted(theirs) == {"train": 118, "val": 3, "test": 11}
+
+
+def test_the_whole_archive_by_its_names(tmp_path):
+    for number, (short, n) in enumerate(zip(PURE_NAMES, TABLE_II), 1):
+        folder = tmp_path / f"{number:02d}_{short:_<13}_jpeg"
+        folder.mkdir()
+        for i in range(n // 100):  # a hundredth in files; the rule itself is tested at full size
+            (folder / f"{i}.jpg").touch()
+    table = load_table(tmp_path)
+    assert table.classes == list(PURE_NAMES.values()) and len(table.classes) == 29
+    assert np.bincount(table.labels).tolist() == [n // 100 for n in TABLE_II]
+
+
+def test_full_size_gives_the_papers_counts(monkeypatch):
+    tree = Folder(Path("/archive"))
+    for number, (short, n) in enumerate(zip(PURE_NAMES, TABLE_II), 1):
+        names = sorted(f"{number}_{short}_{i}.jpg" for i in range(n))
+        tree.folders.append(Folder(tree.path / f"{number}_{short:_<13}_jpeg", names))
+    table = read_tree(tree)
+    assert counted(table) == {"train": 175_381, "val": 4_861, "test": 14_635}
+    assert len(set(table.files)) == 194_877
+
+
+def test_the_papers_names():
+    assert len(set(PURE_NAMES.values())) == 29 and len(set(LAND_NAMES.values())) == 10
+    assert class_name("5_SrublandClose_jpeg") == class_name("05_SrublandClose_tif") == "Close Shrublands"
+    assert class_name("10_ForestsClDeNe_jpeg") == "Close Deciduous Needleleaf Forests"
+    assert class_name("29_UrbanBlUpArea") == class_name("UrbanBlUpArea") == "Urban and Built-up Areas"
+    assert class_name("1_Water (deep)") == "1_Water (deep)" and class_name("Forest") == "Forest"
+    for name in ('=HYPERLINK("x")', "@sum", "+1", "-1"):
+        assert class_name(name) == "'" + name
+
+
+# Lists
+
+
+def lists_of(folder, **lists):
+    folder.mkdir(exist_ok=True)
+    for name, lines in lists.items():
+        (folder / f"my-{name}-list.txt").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8")
+    return folder
+
+
+def test_lists_split_by_names_and_paths(tmp_path):
+    root = plant(tmp_path / "root", "A/a{}.jpg", "B/b{}.tif", "C/b0.tif", each=4)
+    lists = lists_of(
+        tmp_path / "lists",
+        train=["a0.jpg", "A/a1.jpg", "/other/machine/root/A/a2.jpg", "a0.jpg", "# comment", ""],
+        val=["b1.jpg", "gone.jpg"],
+        test=["B\\b0.tif"],
+    )
+    table = load_table(root, splits=lists)
+    found = dict(zip(table.files, table.split))
+    assert found == {
+        "A/a0.jpg": "train",
+        "A/a1.jpg": "train",
+        "A/a2.jpg": "train",
+        "B/b0.tif": "test",
+        "B/b1.tif": "val",
+    }
+    assert table.rule == "lists" and "1 of the 6 names" in table.notes[0]
+    assert "4 of 9 images are in none of the lists" in table.notes[1]
+
+
+@pytest.mark.parametrize(
+    "lists, says",
+    [
+        ({"train": ["a0.jpg"], "val": ["A/a0.jpg"]}, "a0.jpg is in my-train-list.txt too"),
+        ({"train": ["b0.tif"]}, "b0.tif may be B/b0.tif and C/b0.tif"),
+        ({"train": ["a0.jpg"], "test": ["", " "]}, "my-test-list.txt: names no image"),
+        ({"train": ["x.jpg"]}, "names none of the 9 images"),
+        ({"val": ["a0.jpg"]}, "no .train"),
+        ({"train-val": ["a0.jpg"]}, "train and val"),
+        ({"train": ["a0.jpg"], "train-2": ["a1.jpg"]}, "both for train"),
+    ],
+)
+def test_lists_that_do_not_say_one_thing(lists, says, tmp_path):
+    root = plant(tmp_path / "root", "A/a{}.jpg", "B/b{}.tif", "C/b0.tif", each=4)
+    with pytest.raises(DataError, match=says):
+        load_table(root, splits=lists_of(tmp_path / "lists", **lists))
+
+
+EUROSAT = ROOT.parent / "shared"
+
+
+@pytest.mark.skipif(not (EUROSAT / "eurosat_spatial").is_dir(), reason="EuroSAT lies beside no checkout here")
+def test_the_public_spatial_lists_of_eurosat():
+    table = load_table(EUROSAT / "eurosat", splits=EUROSAT / "eurosat_spatial")
+    assert counted(table) == {"train": 13_010, "val": 4_293, "test": 4_297}
+    assert "5,400 of the 27,000 names" in table.notes[0]
+
+
+# Places
+
+
+def located(root, n=1500, seed=0):
+    """Images around the globe, the poles and the date line among them, named as Sentinel2GlobalLULC's."""
+    rng = np.random.default_rng(seed)
+    centres = np.array(
+        [[89.95, 10], [0, 179.98], [-33.5, -70.6], [7.5, 17.1], [60, 25], [48.2, 16.4], [1, 1], [-3, 30]]
+    )
+    for i in range(n):
+        lat, lon = centres[i % 8] + rng.normal(0, 0.9, 2)
+        lat, lon = np.clip(lat, -90, 90), (lon + 180) % 360 - 180
+        label = ("1_BarrenLands___jpeg", "2_MossAndLichen_jpeg")[i % 3 == 0]
+        name = f"{label[:5]}_80.0__{i}_15.8_({lat:+.10f},{lon:+.10f})_TD_nan_Beboto.jpg"
+        plant(root, f"{label}/{name}")
+    return root
+
+
+def test_no_test_tile_lies_near_a_training_tile(tmp_path):
+    table = load_table(located(tmp_path), split="spatial")
+    assert table.rule == "spatial" and min(counted(table).values()) > 20
+    places = coordinates(table.root, table.files)
+    train, others = places[table.split == "train"], places[table.split != "train"]
+    north = abs(train[:, None, 0] - others[None, :, 0])
+    east = abs(train[:, None, 1] - others[None, :, 1])
+    east = np.minimum(east, 360 - east)
+    assert not ((north <= 0.1) & (east <= 0.1)).any()
+    mean = np.radians((train[:, None, 0] + others[None, :, 0]) / 2)
+    assert np.hypot(north, east * np.cos(mean))[abs(np.degrees(mean)) < 80].min() > 0.1
+    assert len(table) < 1500 and f"{1500 - len(table)} training images within 0.1" in table.notes[-1]
+    again = load_table(tmp_path, split="spatial")
+    assert (again.files == table.files).all() and (again.split == table.split).all()
+    blocks = {name: set(map(tuple, np.floor(places[table.split == name]))) for name in counted(table)}
+    assert not blocks["train"] & blocks["test"] and not blocks["train"] & blocks["val"]
+
+
+def test_names_without_coordinates_are_refused(tmp_path):
+    plant(located(tmp_path, 20), "2_MossAndLichen_jpeg/plain.jpg")
+    with pytest.raises(DataError, match="plain.jpg holds none"):
+        load_table(tmp_path, split="spatial")
+
+
+# Land-1.0
+
+
+HEADER = ["ID", "Latitude", "Longitude", "Filename", "Level"]
+SHARES = [0.5, 0.25, 0.125, 0.125]
+
+
+def land_of(root, rows=None, level="Level_N2", header=("A", "B", "C", "D", "Class_max"), text=None, **files):
+    """One level of Land-1.0 with images 000.jpg, 001.jpg, 002.jpg in train, and the rows of its CSV."""
+    for split in ("train", "val", "test"):
+        plant(root, *(f"{level}/RGB Images/{split}/00{i}.jpg" for i in range(3)))
+        lines = rows if rows and split == "train" else [[f"00{i}.jpg", *SHARES, "A"] for i in range(3)]
+        lines = [[i, "", "", name, "N2", *values] for i, (name, *values) in enumerate(lines)]
+        file = root / level / "CSV" / f"csv_{split}.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(",".join(map(str, line)) for line in [[*HEADER, *header], *lines]) + "\n")
+    return root
+
+
+def test_land_with_names_that_look_like_numbers(tmp_path):
+    table = load_table(
+        land_of(tmp_path, [["001", *SHARES, "A"], ["002.tif", *SHARES, "A"], ["000.JPG", *SHARES, "A"]])
+    )
+    assert table.files[:3].tolist() == [f"RGB Images/train/00{i}.jpg" for i in (1, 2, 0)]
+    assert "3 names differ" in table.notes[0] and table.rule == "csv"
+
+
+def test_land_at_both_levels_and_each_alone(tmp_path):
+    land_of(tmp_path, level="Level_N1")
+    land_of(tmp_path, level="Level_N2", header=("A", "B", "C2", "D2", "Class_max"))
+    (tmp_path / "Land-1.0.xlsx").touch()
+    table = load_table(tmp_path)
+    assert table.classes == ["A", "B", "C2", "D2"] and "Level_N2 is read; for Level_N1 name" in table.notes[0]
+    assert load_table(tmp_path / "Level_N1").classes == ["A", "B", "C", "D"]
+    assert load_table(tmp_path / "Level_N1").root.name == "Level_N1"
+
+
+def test_land_in_per_cent_and_sums_that_miss_one(tmp_path):
+    percent = [[f"00{i}.jpg", 50, 25, 12.5, 12.5, "A"] for i in range(3)]
+    table = load_table(land_of(tmp_path / "percent", percent))
+    assert np.allclose(table.fractions, SHARES) and "per cent" in table.notes[0]
+    rounded = [["000.jpg", 0.5, 0.25, 0.13, 0.13, "A"], ["001.jpg", *SHARES, "A"], ["002.jpg", *SHARES, "A"]]
+    table = load_table(land_of(tmp_path / "rounded", rounded))
+    assert (
+        np.allclose(table.fractions.sum(1), 1)
+        and "1 of 3 lines miss the sum of 1, by 0.010" in table.notes[0]
+    )
+    rounded[1][1] = 0.56
+    with pytest.raises(DataError, match="line 3: the fractions are"):
+        load_table(land_of(tmp_path / "wrong", rounded))
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_land_in_every_dialect(line_end, encoding, separator, tmp_path):
+    land_of(tmp_path)
+    for file in (tmp_path / "Level_N2" / "CSV").iterdir():
+        text = file.read_text()
+        if separator != ",":
+            text = re.sub(r"(\d)\.(\d)", r"\1,\2", text.replace(",", separator))
+        file.write_bytes(text.replace("\n", line_end).encode(encoding))
+    table = load_table(tmp_path)
+    assert len(table) == 9 and np.allclose(table.fractions, SHARES) and table.classes == list("ABCD")
+
+
+@pytest.mark.parametrize(
+    "row, says",
+    [
+        (["../../x.jpg", *SHARES, "A"], "line 3: '../../x.jpg' is no file inside"),
+        (["../val/000.jpg", *SHARES, "A"], "line 3: '../val/000.jpg' is no file inside"),
+        (["/etc/x.jpg", *SHARES, "A"], "line 3: '/etc/x.jpg' is no file inside"),
+        (["", *SHARES, "A"], "line 3: '' is no file inside"),
+        (["009.jpg", *SHARES, "A"], "line 3: .*009.jpg is missing .1 of 3"),
+        (["000.jpg", 0.25, 0.5, 0.125, 0.125, "B"], "lines 2 and 3: 000.jpg has two different"),
+        (["001.jpg", "nan", *SHARES[1:], "A"], "line 3: the fractions are .nan"),
+        (["001.jpg", "much", *SHARES[1:], "A"], "line 3: the fractions are .nan"),
+        (["001.jpg", -0.5, 1.25, 0.125, 0.125, "A"], "line 3: the fractions are .-0.5"),
+    ],
+)
+def test_land_lines_that_cannot_be_used(row, says, tmp_path):
+    with pytest.raises(DataError, match=says):
+        load_table(land_of(tmp_path, [["000.jpg", *SHARES, "A"], row, ["002.jpg", *SHARES, "A"]]))
+
+
+def test_land_repeats_unlisted_images_and_broken_links(tmp_path):
+    land_of(tmp_path, [["000.jpg", *SHARES, "A"], ["000.jpg", *SHARES, "A"], ["link.jpg", *SHARES, "A"]])
+    (tmp_path / "Level_N2/RGB Images/train/link.jpg").symlink_to(tmp_path / "gone.jpg")
+    table = load_table(tmp_path)
+    assert counted(table)["train"] == 2 and "RGB Images/train/link.jpg" in table.files
+    said = "\n".join(table.notes)
+    assert "1 lines repeat" in said and "2 images are in no line" in said
+
+
+def test_land_with_folders_in_another_case(tmp_path):
+    land_of(tmp_path, header=("=HYPERLINK()", "B", "C", "D", "Class_max"))
+    level = tmp_path / "Level_N2"
+    (level / "RGB Images" / "val").rename(level / "RGB Images" / "Validation")
+    (level / "RGB Images").rename(level / "rgb_images")
+    (level / "CSV" / "csv_val.csv").rename(level / "CSV" / "CSV_Validation.csv")
+    table = load_table(plant(tmp_path, "__MACOSX/Level_N2/._x.jpg"))
+    assert counted(table) == {"train": 3, "val": 3, "test": 3} and table.classes[0] == "'=HYPERLINK()"
+
+
+# Subsets
+
+
+def test_subsets_by_share_and_by_number(tmp_path):
+    table = load_table(plant(tmp_path, "train/A/{}.jpg", "val/A/{}.jpg", each=20))
+    plant(tmp_path, "train/B/{}.jpg", each=6)
+    table = load_table(tmp_path)
+    subsets = training_subsets(table, table.targets("scene"), [50], [0, 1], per_class=[2, 6])
+    assert list(subsets) == [(50, 0), ("2/class", 0), ("6/class", 0), (50, 1), ("2/class", 1), ("6/class", 1)]
+    assert np.bincount(table.labels[subsets["6/class", 1]]).tolist() == [6, 6]
+    assert set(subsets["2/class", 0]) < set(subsets["6/class", 0]) != set(subsets["6/class", 1])
+    assert (table.split[subsets["6/class", 0]] == "train").all()
+    with pytest.raises(DataError, match="--per-class 7, but B has 6"):
+        training_subsets(table, table.targets("scene"), [], [0], per_class=[7])

@@ -1,6 +1,6 @@
 """The built-in scenes: the same for ever, laid out as the real archives, with fractions that are true.
 
-python -m tests.test_synthetic    # what colour, texture and a random network know of 2,900 scenes, in a minute
+python -m tests.test_synthetic    # what colour, texture and a random network know of 2,900 scenes
 """
 
 import csv
