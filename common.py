@@ -169,9 +169,9 @@ def number(
     return convert
 
 
-def common_flags(parser: Parser) -> None:
-    """The flags of train_ssl.py, transfer.py and bench.py alike."""
-    data_flags(parser.add_argument_group("data and output"))
+def common_flags(parser: Parser, size: Callable = number(int, 16, 2048)) -> None:
+    """The flags of train_ssl.py, transfer.py and bench.py alike. `size`: argparse type of --size."""
+    data_flags(parser.add_argument_group("data and output"), size)
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=number(int, 1, 10**6), default=100)
     group.add_argument(
@@ -196,7 +196,7 @@ def common_flags(parser: Parser) -> None:
     )
 
 
-def data_flags(group: argparse._ArgumentGroup) -> None:
+def data_flags(group: argparse._ArgumentGroup, size: Callable) -> None:
     """What `data.opening.Source` is made of, and where things are written."""
     group.add_argument(
         "--data", help="folder of images (see README, layouts); the built-in scenes if left out"
@@ -221,9 +221,7 @@ def data_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--scenes", type=number(int, 60, 10**6), default=2900, help="how many built-in scenes, without --data"
     )
-    group.add_argument(
-        "--size", type=number(int, 16, 2048), default=224, help="side of the images the network sees, pixels"
-    )
+    group.add_argument("--size", type=size, default=224, help="side of the images the network sees, pixels")
     group.add_argument(
         "--workers", type=number(int, 1, 1024), default=cores(), help="threads that read and decode"
     )

@@ -2,71 +2,81 @@
 
     python train_ssl.py --method barlow                                             # built-in scenes
     python train_ssl.py --method simclr --data PATCHES --size 64 --epochs 100
+    python train_ssl.py --method simclr --data PATCHES --size 32:64 --epochs 100    # small views first
     torchrun --nproc_per_node=4 train_ssl.py --method moco --data PATCHES --batch-size 1024
     python train_ssl.py --method barlow --data PATCHES --profile 50                 # where the time goes
 
-The run directory (--out, runs/<method> by default) holds config.yaml, log.csv, checkpoint.pt, backbone.pth, views.png
-and curve.png. The same command on a directory that holds a checkpoint goes on from it, exactly.
+The run directory (--out, runs/<method> by default) holds config.yaml, log.csv, checkpoint.pt (and the one
+before), backbone.pth, views.png and curve.png. The same command on a directory that holds a checkpoint goes
+on from it, exactly.
 """
 
 import argparse
-import importlib.util
+import contextlib
 import inspect
-import signal
+import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torchvision
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import common
 from common import ConfigError, number
 from data.augment import Recipe
-from data.loader import Plan, TorchLoader
-from data.pixels import channel_statistics, common_size, load_pixels
-from data.splits import stratified_subset
-from data.tables import DataError
+from data.images import Images, choose_loader, make_loader, open_images
+from data.loader import Plan
+from data.opening import Source
 from models import METHODS
-from models.backbone import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, build_backbone, extract_features
-from models.diagnostics import effective_rank, feature_std, knn_macro_f1
+from models.backbone import (
+    ARCHITECTURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_backbone,
+    extract_features,
+    read_weights,
+    save_backbone,
+)
+from models.checkpoint import Parts, Progress, load_checkpoint, save_checkpoint
+from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
+from models.optimisers import OPTIMISERS, learning_rate, make_optimizer, set_rate
+from models.step import Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
+from models.timing import Watch, profile_steps
+from plots.run import draw_curve, save_views
 
-BANK, QUERIES, DIAGNOSED = 5000, 2000, 1024  # images: k-NN neighbours, k-NN queries, collapse diagnostics
-NO_EFFECT = {
-    "out",
-    "cache",
-    "workers",
-    "stop_epoch",
-    "save_minutes",
-    "profile",
-    "dali_cache",
-    "config",
-}  # on the result
+LARGE_FROM = 0.8  # --size SMALL:LARGE trains at LARGE from this share of the epochs on
+HALF_A_MINUTE = 30  # seconds: a checkpoint is 150 MB, so epochs that end faster share one
 
 
-def flags() -> common.Parser:
-    parser = common.Parser(__doc__.split("\n", 1)[0])
-    common.common_flags(parser)
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__)
+    common.common_flags(parser, size=size_schedule)
     group = parser.add_argument_group("pretraining")
     group.add_argument("--method", choices=list(METHODS), default="barlow")
     group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
     group.add_argument(
         "--init", default="random", help="random, imagenet, or a file of weights to start from"
     )
-    group.add_argument("--optimizer", choices=["sgd", "adam", "adamw", "lars"], default="sgd")
+    flag(
+        group, "--maxpool", True, "of the stem; without it features are twice as fine, at 2.4 times the cost"
+    )
+    group.add_argument("--optimizer", choices=list(OPTIMISERS), default="sgd")
     group.add_argument(
-        "--warmup-epochs", type=number(float, 0), default=1.0, help="linear warm-up, then cosine, per step"
+        "--warmup-epochs", type=number(float, 0, 1e6), default=1.0, help="linear, then a cosine, per step"
     )
     group.add_argument(
         "--subset", type=number(float, above=0, high=1), default=1.0, help="share of each class that trains"
     )
     group.add_argument("--loader", choices=["auto", "dali", "torch"], default="auto")
     group.add_argument(
-        "--dali-cache", type=number(int, 0), default=0, help="MiB of GPU memory for DALI's decoder cache"
+        "--dali-cache",
+        type=number(int, 0, 2**20),
+        default=0,
+        help="MiB of GPU memory for DALI's decoder cache",
     )
     group.add_argument("--knn-every", type=number(int, 1), default=5, help="epochs between k-NN checks")
     group.add_argument(
@@ -76,8 +86,12 @@ def flags() -> common.Parser:
         "--save-minutes", type=number(float, above=0), default=10.0, help="between checkpoints in an epoch"
     )
     group.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the backbone"
+        "--accumulate",
+        type=number(int, 1, 1024),
+        default=1,
+        help="parts of a step, one at a time, on a small GPU: BatchNorm and negatives see one part",
     )
+    flag(group, "--compile", False, "torch.compile the backbone")
     group.add_argument("--profile", type=number(int, 2), metavar="N", help="time N steps instead of training")
     group = parser.add_argument_group("views")
     group.add_argument(
@@ -90,470 +104,438 @@ def flags() -> common.Parser:
         "--jitter", type=number(float, 0, 1), default=0.4, help="of brightness, contrast and saturation"
     )
     group.add_argument("--blur", type=number(float, 0, 1), default=0.5, help="probability of Gaussian blur")
+    flag(group, "--quarter-turns", False, "turn half of the views by 90 degrees: a satellite image has no up")
     group = parser.add_argument_group("method (default: what the method's module says)")
-    group.add_argument("--hidden", type=number(int, 1), help="width of the projector")
-    group.add_argument("--out-dim", type=number(int, 2), help="width of the embedding")
+    group.add_argument("--hidden", type=number(int, 1, 2**16), help="width of the projector")
+    group.add_argument("--out-dim", type=number(int, 2, 2**16), help="width of the embedding")
     group.add_argument(
         "--lambda",
-        type=number(float, 0),
+        type=number(float, 0, 1e3),
         dest="lambda_",
         metavar="LAMBDA",
         help="barlow: off-diagonal weight",
     )
-    group.add_argument("--temperature", type=number(float, above=0), help="moco, simclr")
-    group.add_argument("--queue-size", type=number(int, 1), help="moco")
+    group.add_argument("--temperature", type=number(float, above=0, high=100), help="moco, simclr")
+    group.add_argument("--queue-size", type=number(int, 1, 2**22), help="moco")
     group.add_argument("--key-momentum", type=number(float, 0, 1), help="moco")
-    group.add_argument("--splits", type=number(int, 1), help="moco: groups of split-BN in the key encoder")
     group.add_argument(
-        "--symmetric", action=argparse.BooleanOptionalAction, default=None, help="moco: both views as queries"
+        "--bn-splits", type=number(int, 1, 2**16), help="moco: groups of split-BN in the key encoder"
     )
-    group.add_argument("--predictor-hidden", type=number(int, 1), help="simsiam: width of the bottleneck")
+    flag(group, "--symmetric", None, "moco: both views as queries")
+    group.add_argument(
+        "--predictor-hidden", type=number(int, 1, 2**16), help="simsiam: width of the bottleneck"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = flags()
-    args = common.parse(parser, argv, recipes=Path(__file__).parent / "yaml")
-    if args.data is None:
-        args = built_in_settings(parser, argv)
+    # Flags and place
+    parser = build_parser()
+    args = read_flags(parser, argv)
     device, rank, ranks = common.start_ranks(args.device)
+    chosen = resolve(args, device, ranks)
+    lead, out = rank == 0, Path(args.out)
+    say = print if lead else silent
+    with common.hold(out, "train_ssl.py") if lead else contextlib.nullcontext():
+        # Data: a table, its training rows, and what each step sees of them
+        with common.rank_zero_first(rank, ranks):
+            source = Source.of(args, "pure")._replace(size=last_size(args.size))
+            images = open_images(source, args.subset, args.seed, args.batch_size, out / "bad_files.csv")
+            images = with_statistics(images, args.init)
+            plan = make_plan(args, images, rank, ranks)
+            args.loader, why = choose_loader(args.loader, device, source.size, images.nbytes())
+            loader = make_loader(args.loader, images, plan, device, source, loader_options(args))
+        steps = plan.steps()
+
+        # Model, optimiser, precision
+        method, model = build_model(args, device, ranks)
+        optimizer = make_optimizer(args.optimizer, method, args.lr, args.momentum, args.weight_decay)
+        scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+        dtype = common.DTYPES[args.precision]
+        config = common.flags_of(args, parser)
+        tell(say, config, images, args, why)
+        if args.profile:
+            learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
+            return profile(args, loader, learn, device, out, say)
+
+        # Begin, or go on from the checkpoint
+        parts = Parts(method, optimizer, scaler)
+        progress, found = load_checkpoint(out, parts, config, chosen, images.digest)
+        stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
+        say_where_it_stands(say, progress, found, stop_epoch, args, out)
+        about = about_backbone(args, images)
+        save = Saver(out, parts, config, about, images.digest) if lead else silent
+        if lead:
+            write_beginning(out, config | common.about(device), about, loader, images)
+
+        learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
+        stop, warmup = StopFlag(ranks), round(args.warmup_epochs * steps)
+        bar = make_bar(args.epochs, plan.images, progress, steps, lead)
+        for epoch in range(progress.epoch, stop_epoch):
+            loader.size = size_at(args.size, epoch, args.epochs)
+            watch, losses = Watch(progress), Losses(progress.loss, device, epoch, out)
+            method.train()
+            for step, views in enumerate(watch.waiting(loader.epoch(epoch, progress.step)), progress.step):
+                rate = learning_rate(epoch * steps + step, args.epochs * steps, warmup, args.lr)
+                set_rate(optimizer, rate, args.lr)
+                losses.add(learn(views), step)
+                bar.update(len(views[0]) * ranks)
+                stopping = stop.is_asked()
+                if stopping or watch.since_save() > 60 * args.save_minutes:
+                    save(watch.progress(epoch, step + 1, losses.total()))
+                if stopping:
+                    bar.close()
+                    end_by_signal(stop, say, out, epoch, args.epochs, step, steps)
+
+            # Check: how healthy and how good the features are, then the row of the log
+            watch.stop()
+            last = epoch + 1 == stop_epoch
+            checks = epoch + 1 == args.epochs or (epoch + 1) % args.knn_every == 0
+            row = {
+                "epoch": epoch + 1,
+                "loss": mean_over_ranks(losses.total() / steps, ranks, device),
+                "chance_loss": method.chance_loss(plan.largest() * ranks),
+                "lr": rate,
+                **check_features(method.backbone, images, args, dtype, checks and images.knn),
+                "images_per_s": steps * plan.largest() * ranks / watch.trained,
+                "data_wait": watch.waited / watch.trained,
+                "seconds": watch.seconds(),
+            }
+            progress = Progress(epoch + 1, 0, [*progress.log, row])
+            if lead:
+                finish_epoch(out, progress, method.backbone, about, save, checks or last)
+                bar.write(describe(row, args.epochs))
+        bar.close()
+        if lead:
+            draw_curve(progress.log, out / "curve.png")
+        say("\n".join(f"{name}: {out / file}" for name, file in LEFT.items()))
+    common.end_ranks(ranks)
+
+
+# Flags
+
+
+def size_schedule(text: str) -> int | str:
+    """argparse type of --size: pixels, or SMALL:LARGE."""
+    side = number(int, 16, 2048)
+    if ":" not in text:
+        return side(text)
+    parts = text.split(":")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one size in pixels, nor two as in 32:64")
+    return ":".join(str(side(part)) for part in parts)
+
+
+def size_at(size: int | str, epoch: int, epochs: int) -> int:
+    """Side of the views in an epoch, pixels: of SMALL:LARGE the small one until LARGE_FROM of the epochs are
+    over."""
+    small, _, large = str(size).partition(":")
+    return int(large) if large and epoch >= LARGE_FROM * epochs else int(small)
+
+
+def last_size(size: int | str) -> int:
+    return int(str(size).rpartition(":")[2])
+
+
+def flag(group: argparse._ArgumentGroup, name: str, default: bool | None, text: str) -> None:
+    """A switch with its --no-NAME."""
+    group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
+
+
+def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namespace:
+    """The flags, each one of the method's that is left out standing at the default of its constructor.
+    Without --data small settings stand in for the defaults; the command line and the YAML file still win."""
+    args = common.parse(parser, argv, recipes=common.ROOT / "yaml")
+    if args.data is None:
+        parser.set_defaults(size=64, epochs=10, batch_size=128)
+        args = common.parse(parser, argv, recipes=common.ROOT / "yaml")
+    for name, default in own_settings(args).items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    args.out = args.out or f"runs/{args.method}"
+    common.print_config(args, parser)
+    return args
+
+
+METHOD_FLAGS = [
+    "hidden",
+    "out_dim",
+    "lambda_",
+    "temperature",
+    "queue_size",
+    "key_momentum",
+    "bn_splits",
+    "symmetric",
+]
+METHOD_FLAGS.append("predictor_hidden")
+FLAG_OF = {"out": "out_dim", "splits": "bn_splits"}  # where a constructor's argument has another name
+
+
+def own_settings(args: argparse.Namespace) -> dict[str, object]:
+    """Flag -> default of the settings that the method has; ConfigError where a flag is given that it has
+    not."""
+    parameters = inspect.signature(METHODS[args.method]).parameters
+    own = {FLAG_OF.get(n, n): p.default for n, p in parameters.items() if n != "backbone"}
+    for name in METHOD_FLAGS:
+        if name not in own and getattr(args, name) is not None:
+            raise ConfigError(f"--{name.strip('_').replace('_', '-')} is no setting of {args.method}")
+    return own
+
+
+def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[str]:
+    """Replace `auto` by what this machine makes of it; the flags for which it did so. They bind no later
+    start."""
+    if args.batch_size % (ranks * args.accumulate):
+        raise ConfigError(
+            f"--batch-size {args.batch_size} does not divide among {ranks} ranks and {args.accumulate} parts"
+        )
+    chosen = {name for name in ("device", "precision", "loader") if getattr(args, name) == "auto"}
     args.precision = common.resolve_precision(args.precision, device)
-    lead = rank == 0
-    say = print if lead else lambda *_: None
-    out = Path(args.out or f"runs/{args.method}")
-    if args.batch_size % ranks:
-        raise ConfigError(f"--batch-size {args.batch_size} does not divide among {ranks} ranks")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file, not a directory")
-    out.mkdir(parents=True, exist_ok=True)
+    args.device = device.type
+    return chosen
 
-    # Data: a table, its training rows, and a labelled sample for the k-NN check
-    with common.rank_zero_first(rank, ranks):
-        table, checked = common.open_table(args, "pure", out / "bad_files.csv")
-        height, width = common_size(checked)
-        train = np.flatnonzero(table.split == "train")
-        train = train[stratified_subset(table.labels[train], args.subset, args.seed)]
-        if len(train) < args.batch_size:
-            raise DataError(
-                f"{table.root}: {len(train)} images to train on are fewer than one batch of {args.batch_size}"
-            )
-        bank = np.sort(np.random.default_rng(0).permutation(train)[:BANK])
-        queries = np.flatnonzero((table.split == "val") & (table.labels >= 0))
-        queries = np.sort(np.random.default_rng(0).permutation(queries)[:QUERIES])
-        cache, stamp = Path(args.cache), str(checked.mtime_ns.max())
-        sample = np.concatenate([bank, queries])
-        probe = load_pixels(
-            table.root, table.files[sample], height, width, cache=cache, workers=args.workers, stamp=stamp
+
+def silent(*words: object) -> None:
+    """What every rank but the first says."""
+
+
+# Data
+
+
+def with_statistics(images: Images, init: str) -> Images:
+    """The images with the mean and std that the weights they meet were trained with, where these say so."""
+    if init == "imagenet":
+        return images._replace(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
+    about = read_weights(init)[1] if init != "random" else {}
+    return images._replace(mean=about.get("mean", images.mean), std=about.get("std", images.std))
+
+
+def make_plan(args: argparse.Namespace, images: Images, rank: int, ranks: int) -> Plan:
+    recipe = Recipe(
+        area=(args.min_area, 1),
+        jitter=args.jitter,
+        blur_probability=args.blur,
+        quarter_turns=args.quarter_turns,
+    )
+    plan = Plan(
+        len(images.train), args.batch_size, images.height, images.width, args.seed, rank, ranks, recipe
+    )
+    if plan.largest() * ranks // args.accumulate < 2:
+        raise ConfigError(
+            f"--batch-size {args.batch_size} cuts {plan.images} images into steps of "
+            f"{plan.largest() * ranks}, "
+            "and BatchNorm cannot train on one image: raise it"
         )
-        imagenet = args.init == "imagenet"
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else channel_statistics(probe[: len(bank)])
-        args.loader, why = choose_loader(args.loader, device, args.size, len(train) * 3 * height * width)
-        plan = Plan(
-            len(train),
-            args.batch_size,
-            height,
-            width,
-            args.seed,
-            rank,
-            ranks,
-            Recipe(area=(args.min_area, 1), jitter=args.jitter, blur_probability=args.blur),
-        )
-        files = table.files[train]
-        if args.loader == "torch":
-            pixels = load_pixels(
-                table.root, files, height, width, cache=cache, workers=args.workers, stamp=stamp
-            )
-            loader = TorchLoader(pixels, plan, args.size, mean, std, device)
-        else:
-            from data.dali import DaliLoader
+    return plan
 
-            loader = DaliLoader(
-                table.root,
-                files,
-                plan,
-                args.size,
-                mean,
-                std,
-                device,
-                workers=args.workers,
-                dtype=common.DTYPES[args.precision],
-                cache_mb=args.dali_cache,
-            )
 
-    # Model, optimiser, precision
+# Model and step
+
+
+def build_model(
+    args: argparse.Namespace, device: torch.device, ranks: int
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(method, what is called in a step: the method, or DistributedDataParallel around it)."""
     torch.manual_seed(args.seed)
-    dtype = common.DTYPES[args.precision]
     method = build_method(args)
     if ranks > 1:
         synchronise(method, device.type == "cuda")
     method.to(device, memory_format=torch.channels_last)
     if args.compile:
-        method.backbone.compile()
-    model = DistributedDataParallel(method, broadcast_buffers=False) if ranks > 1 else method
-    optimizer = common.make_optimizer(args.optimizer, method, args.lr, args.momentum, args.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
-    steps = plan.steps()
-    warmup = round(args.warmup_epochs * steps)
-
-    args.device, args.out = device.type, str(out)
-    config = common.flags_of(args, parser)
-    say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
-    say(
-        f"data: {len(train)} images of {width} x {height} px to train on, {len(queries)} labelled ones held out for k-NN, "
-        f"mean {mean}, std {std}\nloader: {args.loader} ({why})"
-    )
-
-    def train_step(views, rate):
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr if group["constant"] else rate
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model(*views)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    if args.profile:
-        return profile(args, loader, train_step, device, out, lead)
-
-    # Begin, or go on from the checkpoint
-    state = load_checkpoint(out / "checkpoint.pt", config, device)
-    if state:
-        method.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"].cpu())
-        say(f"going on from {out / 'checkpoint.pt'}: epoch {state['epoch']}, step {state['step']}")
-    else:
-        state = {"epoch": 0, "step": 0, "log": [], "loss": 0.0, "waited": 0.0, "seconds": 0.0}
-        if lead:
-            common.write_yaml(
-                out / "config.yaml", config | common.about(device) | {"mean": list(mean), "std": list(std)}
-            )
-            save_views(next(loader.epoch(0)), mean, std, out / "views.png")
-    log, first_step = state["log"], state["step"]
-    stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
-    if state["epoch"] >= stop_epoch:
-        say(f"{out} is complete at epoch {state['epoch']}")
-
-    def save(epoch, step, loss=0.0, waited=0.0, seconds=0.0):
-        if not lead:
-            return
-        with common.replacing(out / "checkpoint.pt") as partial:
-            torch.save(
-                {
-                    "model": method.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": scaler.state_dict(),
-                    "rng": torch.get_rng_state(),
-                    "epoch": epoch,
-                    "step": step,
-                    "log": log,
-                    "loss": loss,
-                    "waited": waited,
-                    "seconds": seconds,
-                    "config": config,
-                },
-                partial,
-            )
-
-    def rate_at(epoch, step):
-        return common.learning_rate(epoch * steps + step, args.epochs * steps, warmup, args.lr)
-
-    def check_finite(first_bad, epoch):
-        if (step := int(first_bad)) >= 0:
-            raise ConfigError(
-                f"the loss is not finite at epoch {epoch + 1}, step {step + 1}: lower --lr or raise "
-                f"--warmup-epochs; the last good checkpoint stays in {out}"
-            )
-
-    signals = catch_signals()
-    bar = tqdm(
-        total=args.epochs * plan.images,
-        initial=int(plan.images * (state["epoch"] + first_step / steps)),
-        unit="img",
-        unit_scale=True,
-        smoothing=0.05,
-        disable=None if lead else True,
-    )
-    for epoch in range(state["epoch"], stop_epoch):
-        loss_sum = torch.tensor(state["loss"], dtype=torch.float64, device=device)
-        first_bad = torch.tensor(-1, device=device)
-        waited, began = state["waited"], time.perf_counter() - state["seconds"]
-        saved = clock = time.perf_counter()
-        method.train()
-        for step, views in enumerate(loader.epoch(epoch, first_step), first_step):
-            waited += time.perf_counter() - clock
-            loss = train_step(views, rate_at(epoch, step))
-            loss_sum += loss
-            first_bad = torch.where(loss.isfinite() | (first_bad >= 0), first_bad, step)
-            bar.update(len(views[0]) * ranks)
-            if step % 50 == 49:
-                check_finite(first_bad, epoch)
-            stopping = any_rank(bool(signals), ranks)
-            if stopping or time.perf_counter() - saved > 60 * args.save_minutes:
-                check_finite(first_bad, epoch)
-                save(epoch, step + 1, float(loss_sum), waited, time.perf_counter() - began)
-                saved = time.perf_counter()
-            if stopping:
-                bar.close()
-                say(
-                    f"stopped by a signal; {out / 'checkpoint.pt'} is at epoch {epoch}, step {step + 1}: the same command goes on"
-                )
-                raise SystemExit(128 + (signals or [signal.SIGTERM])[0])
-            clock = time.perf_counter()
-        check_finite(first_bad, epoch)
-        seconds = time.perf_counter() - began
-        knn = len(queries) > 0 and (epoch + 1 == args.epochs or (epoch + 1) % args.knn_every == 0)
-        rows = np.arange(len(probe) if knn else min(len(bank), DIAGNOSED))
-        features = extract_features(method.backbone, probe, args.size, mean, std, dtype=dtype, rows=rows)
-        row = {
-            "epoch": epoch + 1,
-            "loss": mean_over_ranks(loss_sum / steps, ranks),
-            "chance_loss": method.chance_loss(args.batch_size),
-            "lr": rate_at(epoch, steps - 1),
-            **diagnose(features, table.labels[sample], len(bank), knn),
-            "images_per_s": plan.images / seconds,
-            "data_wait": waited / seconds,
-            "seconds": seconds,
-        }
-        log.append(row)
-        if lead:  # before the checkpoint: a run killed in between writes them again
-            common.write_csv(out / "log.csv", log)
-            with common.replacing(out / "backbone.pth") as partial:
-                torch.save(method.backbone.state_dict(), partial)
-            bar.write(describe(row, args.epochs))
-        save(epoch + 1, 0)
-        state, first_step = {"loss": 0.0, "waited": 0.0, "seconds": 0.0}, 0
-    bar.close()
-    if lead:
-        draw_curve(log, out / "curve.png")
-    say(
-        f"backbone: {out / 'backbone.pth'}\nlog: {out / 'log.csv'}\nviews: {out / 'views.png'}\ncurve: {out / 'curve.png'}"
-    )
-
-
-def built_in_settings(parser, argv):
-    """Small settings for a run without --data; flags on the command line or in the YAML file still win."""
-    parser.set_defaults(size=64, epochs=10, batch_size=128)
-    args = common.parse(parser, argv, recipes=Path(__file__).parent / "yaml")
-    print(
-        f"no --data: {args.scenes} built-in scenes of {args.size} px, {args.epochs} epochs, batches of {args.batch_size}"
-    )
-    return args
-
-
-def choose_loader(loader: str, device: torch.device, size: int, nbytes: int) -> tuple[str, str]:
-    """(torch or dali, the reason) for views of `size` px from `nbytes` of decoded pixels."""
-    try:
-        dali = importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:
-        dali = False
-    if loader == "dali" and not dali:
-        raise ConfigError(
-            "--loader dali: NVIDIA DALI is not installed (Linux only, see requirements.txt); --loader torch needs none"
-        )
-    if loader != "auto":
-        return loader, "as asked"
-    if not dali:
-        return "torch", "DALI is not installed"
-    if device.type == "cpu":
-        large = (
-            size >= 128
-        )  # on one core, DALI's share of torch's CPU time is about 1.1 at 64 px and 0.5 at 224 px
-        return (
-            ("dali", "its operators are faster on large views")
-            if large
-            else ("torch", "as fast, and decodes only once")
-        )
-    if nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
-        return "torch", f"the decoded pixels, {nbytes / 1e9:.1f} GB, fit on the GPU"
-    return "dali", "the decoded pixels do not fit on the GPU, which decodes faster than the CPU sends"
+        for name in ("backbone", "key_backbone"):
+            if hasattr(method, name):
+                getattr(method, name).compile()
+    return method, DistributedDataParallel(method, broadcast_buffers=False) if ranks > 1 else method
 
 
 def build_method(args: argparse.Namespace) -> torch.nn.Module:
-    """The method of the flags, each flag left out standing at the default of the method's constructor."""
-    flag_of = {"out": "out_dim"}
-    own = {
-        n: p.default for n, p in inspect.signature(METHODS[args.method]).parameters.items() if n != "backbone"
+    """The method of the flags, on a backbone of the flags."""
+    values = {
+        name: getattr(args, FLAG_OF.get(name, name))
+        for name in inspect.signature(METHODS[args.method]).parameters
+        if name != "backbone"
     }
-    others = {
-        "hidden",
-        "out",
-        "lambda_",
-        "temperature",
-        "queue_size",
-        "key_momentum",
-        "splits",
-        "symmetric",
-        "predictor_hidden",
+    return METHODS[args.method](build_backbone(args.arch, args.init, maxpool=args.maxpool), **values)
+
+
+# Going on, and stopping
+
+
+def end_by_signal(stop: StopFlag, say, out: Path, epoch: int, epochs: int, step: int, steps: int) -> None:
+    say(
+        f"stopped by a signal in epoch {epoch + 1}/{epochs} after step {step + 1}/{steps}; "
+        f"{out / 'checkpoint.pt'} is there: the same command goes on"
+    )
+    raise SystemExit(stop.exit_code())
+
+
+def say_where_it_stands(say, progress: Progress, source: str, stop_epoch: int, args, out: Path) -> None:
+    if source:
+        where = f"epoch {progress.epoch + 1}/{args.epochs}, {progress.step} steps of it done"
+        say(f"going on from {out / source}: {where}")
+    if progress.epoch >= stop_epoch:
+        say(f"{out} is complete at epoch {progress.epoch}")
+
+
+class Saver(NamedTuple):
+    """Writes the checkpoint of a progress."""
+
+    out: Path
+    parts: Parts
+    config: dict
+    about: dict
+    digest: str
+
+    def __call__(self, progress: Progress) -> None:
+        save_checkpoint(self.out, self.parts, progress, self.config, self.about, self.digest)
+
+
+# Looking at the features, and saying so
+
+
+def loader_options(args: argparse.Namespace) -> dict:
+    return {
+        "size": size_at(args.size, 0, args.epochs),
+        "dtype": common.DTYPES[args.precision],
+        "cache_mb": args.dali_cache,
     }
-    for name in others - own.keys():
-        if getattr(args, flag_of.get(name, name)) is not None:
-            raise ConfigError(f"--{name.strip('_').replace('_', '-')} is no setting of {args.method}")
-    for name, default in own.items():
-        if getattr(args, flag_of.get(name, name)) is None:
-            setattr(args, flag_of.get(name, name), default)
-    values = {name: getattr(args, flag_of.get(name, name)) for name in own}
-    return METHODS[args.method](build_backbone(args.arch, args.init), **values)
 
 
-def load_checkpoint(file: Path, config: dict, device: torch.device) -> dict | None:
-    """The checkpoint, or None without one; another configuration and a damaged file are errors."""
-    if not file.exists():
-        return None
-    try:
-        state = torch.load(file, map_location=device, weights_only=True)
-        saved = state["config"]
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise ConfigError(
-            f"{file}: damaged ({str(error).splitlines()[0][:100]}): remove it to start again"
-        ) from None
-    differ = [
-        f"{key} was {saved.get(key)}, is {config.get(key)}"
-        for key in sorted(saved.keys() | config.keys())
-        if key not in NO_EFFECT and saved.get(key) != config.get(key)
-    ]
-    if differ:
-        raise ConfigError(f"{file} is of another configuration ({'; '.join(differ)}): choose another --out")
-    return state
+def about_backbone(args: argparse.Namespace, images: Images) -> dict:
+    """What travels with the backbone: how it saw images."""
+    return {"mean": images.mean, "std": images.std, "size": last_size(args.size), "maxpool": args.maxpool}
 
 
-def catch_signals() -> list[int]:
-    """A list that fills with the SIGTERM and SIGINT that arrive; a second SIGINT interrupts at once."""
-    caught = []
-
-    def handle(number, _):
-        caught.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
-    return caught
-
-
-def any_rank(flag: bool, ranks: int) -> bool:
-    if ranks == 1:
-        return flag
-    total = torch.tensor(int(flag))  # on the CPU: gloo, so the GPU is not waited for
-    dist.all_reduce(total)
-    return bool(total)
+def check_features(
+    backbone: torch.nn.Module, images: Images, args: argparse.Namespace, dtype: torch.dtype, knn: bool
+) -> dict[str, float | None]:
+    """`diagnose` of the sample. In fp16, features in eval mode overflow while running statistics are young:
+    fp32."""
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    rows = np.arange(len(images.pixels) if knn else min(images.bank, DIAGNOSED))
+    size = last_size(args.size)
+    features = extract_features(
+        backbone, images.pixels, size, images.mean, images.std, dtype=dtype, rows=rows
+    )
+    return diagnose(features, images.table.labels[images.sample], images.bank, knn)
 
 
-def mean_over_ranks(value: torch.Tensor, ranks: int) -> float:
-    if ranks > 1:
-        dist.all_reduce(value)
-    return float(value) / ranks
-
-
-def diagnose(features, labels, bank: int, knn: bool) -> dict:
-    """Health of the features of `bank` training images and, if asked, k-NN of the held-out ones behind them."""
-    some = features[: min(bank, DIAGNOSED)]
-    f1 = knn_macro_f1(features[:bank], labels[:bank], features[bank:], labels[bank:]) if knn else None
-    return {"feature_std": feature_std(some), "effective_rank": effective_rank(some), "knn_macro_f1": f1}
+def finish_epoch(out: Path, progress: Progress, backbone, about: dict, save: Saver, due: bool) -> None:
+    """log.csv, and where it is due or long ago backbone.pth and the checkpoint, in this order: a run that is
+    killed in between writes them again."""
+    common.write_csv(out / "log.csv", progress.log)
+    file = out / "checkpoint.pt"
+    if due or not file.exists() or time.time() - file.stat().st_mtime > HALF_A_MINUTE:
+        save_backbone(backbone, out / "backbone.pth", about)
+        save(progress)
 
 
 def describe(row: dict, epochs: int) -> str:
+    """A line on an epoch, for people."""
+    shown = {name: f"  {name} {row[name]:.3g}" if row[name] is not None else "" for name in COLLAPSED}
     knn = "" if row["knn_macro_f1"] is None else f"  k-NN macro F1 {row['knn_macro_f1']:.3f}"
     text = (
-        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} (chance {row['chance_loss']:.4f})  "
-        f"feature_std {row['feature_std']:.3f}  effective_rank {row['effective_rank']:.1f}{knn}  "
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} (chance {row['chance_loss']:.4f})"
+        f"{shown['feature_std']}{shown['effective_rank']}{knn}  "
         f"{row['images_per_s']:.0f} img/s, {100 * row['data_wait']:.0f} % waiting"
     )
-    if row["feature_std"] < 0.02 or row["effective_rank"] < 2:
-        text += "\nwarning: the features have collapsed: every image looks the same to the backbone; change the recipe"
+    if has_collapsed(row):
+        text += "\nwarning: the features have collapsed: every image looks the same; change the recipe"
+    if row["feature_std"] is None:
+        text += "\nwarning: the features are not finite, so they were not looked at; lower --lr"
+    return text + crowded()
+
+
+def crowded() -> str:
+    """A hint where this process's threads wait for those of others, which is many times slower than one
+    thread."""
+    if not hasattr(os, "getloadavg") or torch.cuda.is_available() or torch.get_num_threads() == 1:
+        return ""
+    load = os.getloadavg()[0]
+    if load < 1.5 * common.cores():
+        return ""
+    return f"\nhint: {load:.0f} threads compete for {common.cores()} cores: OMP_NUM_THREADS=1 may be faster"
+
+
+def tell(say, config: dict, images: Images, args: argparse.Namespace, why: str) -> None:
+    """The resolved flags, and what the run makes of its data."""
+    say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
+    if args.data is None:
+        say(f"no --data: {args.scenes} built-in scenes of {last_size(args.size)} px")
+    held_out = len(images.sample) - images.bank
+    say(
+        f"data: {len(images.train)} images of {images.width} x {images.height} px, "
+        f"mean {images.mean}, std {images.std}"
+    )
+    say(size_line(args.size, images))
+    if images.knn:
+        few = ": few, so their F1 is a rough number" if held_out < 100 else ""
+        say(f"k-NN checks: {images.bank} training images vote on {held_out} labelled ones held out{few}")
+    else:
+        say("k-NN checks: off, since there are no labelled images in both the train and the val split")
+    say(f"loader: {args.loader} ({why})")
+    if args.accumulate > 1:
+        say(f"accumulate: BatchNorm and negatives see {args.batch_size // args.accumulate} images at a time")
+
+
+def size_line(size: int | str, images: Images) -> str:
+    """At which size the network sees the images, and what their own size is."""
+    own, seen = max(images.height, images.width), last_size(size)
+    text = (
+        f"size: the network sees {size} x {size} px"
+        if isinstance(size, int)
+        else f"size: {size} px, small first"
+    )
+    text += f"; the images have {images.width} x {images.height}"
+    if seen >= 1.5 * own:
+        text += f": enlarging them costs {(seen / own) ** 2:.0f} times the time; --size {own} is their own"
     return text
 
 
-def save_views(views, mean, std, file: Path) -> None:
-    """Eight images, a row for each view, as the network sees them but for the normalisation."""
-    grid = torch.cat([v[:8].float().cpu() for v in views])
-    grid = grid * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    with common.replacing(file) as partial:
-        torchvision.utils.save_image(grid.clamp(0, 1), partial, nrow=8, format="png")
+LEFT = {"backbone": "backbone.pth", "log": "log.csv", "views": "views.png", "curve": "curve.png"}
 
 
-def draw_curve(log: list[dict], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    epochs = [row["epoch"] for row in log]
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3), layout="constrained")
-    for axis, key in zip(axes, ("loss", "knn_macro_f1", "effective_rank", "images_per_s")):
-        points = [(e, row[key]) for e, row in zip(epochs, log) if row[key] is not None]
-        axis.plot(*zip(*points) if points else ([], []), marker="o", markersize=3)
-        axis.set(xlabel="epoch", title=key)
-    axes[0].axhline(log[-1]["chance_loss"], linestyle="--", color="grey", label="chance")
-    axes[0].legend()
-    with common.replacing(file) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    plt.close(figure)
+def write_beginning(out: Path, config: dict, about: dict, loader, images: Images) -> None:
+    """config.yaml and views.png, where they are not there."""
+    if not (out / "config.yaml").exists():
+        told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
+        common.write_yaml(out / "config.yaml", config | told)
+    if not (out / "views.png").exists():
+        view1, view2 = next(iter(loader.epoch(0)))
+        save_views(view1, view2, images.mean, images.std, out / "views.png")
 
 
-def profile(args, loader, train_step, device, out, lead) -> None:
-    """Time the loader alone, the model alone and both; say which one limits, and leave profile.csv and trace.json."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    images = args.batch_size
-
-    def batches(n):
-        epoch = 0
-        while True:
-            yield from loader.epoch(epoch)
-            epoch += 1
-
-    def rate(steps):
-        wait()
-        began, waited, clock = time.perf_counter(), 0.0, time.perf_counter()
-        for step in steps:
-            waited += time.perf_counter() - clock
-            step()
-            clock = time.perf_counter()
-        wait()
-        return args.profile * images / (time.perf_counter() - began), waited / (time.perf_counter() - began)
-
-    stream = batches(0)
-    views = next(stream)
-    for _ in range(3):
-        train_step(views, args.lr)
-    loader_rate, _ = rate((lambda: None) for _ in zip(range(args.profile), stream))
-    model_rate, _ = rate((lambda: train_step(views, args.lr)) for _ in range(args.profile))
-    both, waited = rate((lambda v=v: train_step(v, args.lr)) for _, v in zip(range(args.profile), stream))
-    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
-        device.type == "cuda"
+def make_bar(epochs: int, images: int, progress: Progress, steps: int, lead: bool) -> tqdm:
+    done = int(images * (progress.epoch + progress.step / steps))
+    silent_bar = None if lead else True  # None: silent where the output is no terminal
+    return tqdm(
+        total=epochs * images, initial=done, unit="img", unit_scale=True, smoothing=0.05, disable=silent_bar
     )
-    with torch.profiler.profile(activities=kinds) as trace:
-        for _, v in zip(range(3), stream):
-            train_step(v, args.lr)
-    if not lead:
-        return
-    trace.export_chrome_trace(str(out / "trace.json"))
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource_peak()
-    row = {
+
+
+# Where the time goes
+
+
+def profile(args, loader, learn: Learner, device: torch.device, out: Path, say) -> None:
+    """Time the loader alone, the model alone and both; say which one limits, and leave profile.csv and
+    trace.json."""
+    found = profile_steps(loader, learn, device, args.profile, out / "trace.json")
+    about = {
         "loader": args.loader,
         "size": args.size,
-        "batch_size": images,
+        "batch_size": args.batch_size,
         "precision": args.precision,
-        "loader_images_per_s": loader_rate,
-        "model_images_per_s": model_rate,
-        "images_per_s": both,
-        "data_wait": waited,
-        "peak_memory_gb": memory / 1e9,
     }
-    common.write_csv(out / "profile.csv", [row])
-    print(
-        f"loader alone {loader_rate:.0f} img/s, model alone {model_rate:.0f} img/s, both {both:.0f} img/s, "
-        f"{100 * waited:.1f} % of the time waiting for data, peak memory {memory / 1e9:.2f} GB\n"
-        f"bottleneck: {'the loader' if loader_rate < model_rate else 'the model'}; trace: {out / 'trace.json'}"
+    common.write_csv(out / "profile.csv", [about | found])
+    alone, model = found["loader_images_per_s"], found["model_images_per_s"]
+    say(
+        f"loader alone {alone:.0f} img/s, model alone {model:.0f} img/s, "
+        f"both {found['images_per_s']:.0f} img/s, "
+        f"{100 * found['data_wait']:.1f} % of the time waiting for data, "
+        f"peak memory {found['peak_memory_gb']:.2f} GB\n"
+        f"bottleneck: {'the loader' if alone < model else 'the model'}; trace: {out / 'trace.json'}"
+        f"{crowded()}"
     )
-
-
-def resource_peak() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

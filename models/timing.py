@@ -1,12 +1,51 @@
 """The one timed training loop: images a second of a loader, of a model, or of both, and the share of time
 waited."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
+
+from models.checkpoint import Progress
+
+
+class Watch:
+    """The times of an epoch, which goes on where `progress` left it: waiting for data, training, and all of
+    it."""
+
+    def __init__(self, progress: Progress):
+        now = time.perf_counter()
+        self.log, self.waited = progress.log, progress.waited
+        self.trained = progress.trained  # seconds, once the epoch's steps are over
+        self.began, self.started, self.saved = now - progress.seconds, now - progress.trained, now
+
+    def waiting(self, batches: Iterable) -> Iterator:
+        """The batches; the time until each of them is there counts as waited."""
+        clock = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - clock
+            yield batch
+            clock = time.perf_counter()
+
+    def since_save(self) -> float:
+        return time.perf_counter() - self.saved
+
+    def stop(self) -> None:
+        """The epoch's steps are over."""
+        self.trained = time.perf_counter() - self.started
+
+    def seconds(self) -> float:
+        """Since the epoch began, the time of earlier processes included."""
+        return time.perf_counter() - self.began
+
+    def progress(self, epoch: int, step: int, loss: float) -> Progress:
+        """Where the run stands after `step` steps of `epoch`, for a checkpoint."""
+        self.saved = now = time.perf_counter()
+        return Progress(epoch, step, self.log, loss, self.waited, now - self.started, now - self.began)
 
 
 class Timed(NamedTuple):
@@ -75,3 +114,33 @@ def peak_memory(device: torch.device) -> int:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def profile_steps(
+    loader: object, step: Callable[[tuple], object], device: torch.device, steps: int, trace: Path
+) -> dict[str, float]:
+    """Loader alone, model alone and both, `steps` steps each; images a second by the names of profile.csv's
+    columns.
+
+    Three more steps are traced into the file `trace`, for chrome://tracing.
+    """
+    stream = endless(loader)
+    views = next(stream)
+    again = itertools.repeat(views)
+    alone = timed_steps(stream, lambda batch: None, device, steps=steps, name="loader alone")
+    model = timed_steps(again, step, device, steps=steps, warmup=3, name="model alone")
+    both = timed_steps(stream, step, device, steps=steps, name="both")
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as traced:
+        for batch in itertools.islice(stream, 3):
+            step(batch)
+    traced.export_chrome_trace(str(trace))
+    return {
+        "loader_images_per_s": alone.images_per_s,
+        "model_images_per_s": model.images_per_s,
+        "images_per_s": both.images_per_s,
+        "data_wait": both.data_wait,
+        "peak_memory_gb": peak_memory(device) / 1e9,
+    }

@@ -1,0 +1,142 @@
+"""The images of a pretraining: which train, which are looked at, what they look like on average, and their
+loader."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+import common
+from common import ConfigError, DataError
+from data.loader import Plan, TorchLoader
+from data.opening import Source, digest_of, open_table
+from data.pixels import channel_statistics, common_size, load_pixels
+from data.splits import stratified_subset
+from data.tables import Table
+
+if TYPE_CHECKING:
+    from data.dali import DaliLoader
+
+BANK, QUERIES = 5000, 2000  # images at most: k-NN neighbours, k-NN queries
+
+
+class Images(NamedTuple):
+    """What the run knows of its images."""
+
+    table: Table
+    train: np.ndarray  # rows of the table that train
+    height: int  # pixels
+    width: int
+    stamp: str  # changes with the files' contents
+    sample: np.ndarray  # rows of the table that are looked at, `bank` training ones first
+    bank: int
+    pixels: torch.Tensor  # (len(sample), 3, height, width) uint8
+    knn: bool  # whether the sample has labels enough for a k-NN check
+    mean: list[float]
+    std: list[float]
+    digest: str  # of names, sizes, dates, splits and labels
+
+    def nbytes(self) -> int:
+        """Of the training images, decoded."""
+        return len(self.train) * 3 * self.height * self.width
+
+
+def open_images(source: Source, subset: float, seed: int, batch_size: int, report: Path) -> Images:
+    """The images of `source`, of whose training rows a stratified share `subset` is drawn with `seed`.
+
+    Bad files are listed in `report`. DataError where fewer than `batch_size` images are left to train on.
+    """
+    table, checked = open_table(source, report)
+    height, width = common_size(checked)
+    train = np.flatnonzero(table.split == "train")
+    if not len(train):
+        raise DataError(f"{table.root}: no image is in the train split")
+    train = train[stratified_subset(table.labels[train], subset, seed)]
+    if len(train) < batch_size:
+        raise DataError(
+            f"{table.root}: {len(train)} images to train on are fewer than one batch of {batch_size}: "
+            "lower --batch-size"
+        )
+    bank, queries = knn_sample(table, train)
+    stamp = str(checked.mtime_ns.max())
+    sample = np.concatenate([bank, queries])
+    files = table.files[sample]
+    pixels = load_pixels(
+        table.root, files, height, width, cache=source.cache, workers=source.workers, stamp=stamp
+    )
+    mean, std = channel_statistics(pixels[: len(bank)])
+    knn = len(queries) > 0 and bool((table.labels[bank] >= 0).all())
+    digest = digest_of(table, checked)
+    return Images(
+        table, train, height, width, stamp, sample, len(bank), pixels, knn, list(mean), list(std), digest
+    )
+
+
+def knn_sample(table: Table, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(training rows, labelled held-out rows) for the checks: at most BANK and QUERIES, the same for every
+    seed."""
+    labelled = train[table.labels[train] >= 0]
+    bank = labelled if len(labelled) else train
+    queries = np.flatnonzero((table.split == "val") & (table.labels >= 0))
+    bank = np.sort(np.random.default_rng(0).permutation(bank)[:BANK])
+    return bank, np.sort(np.random.default_rng(0).permutation(queries)[:QUERIES])
+
+
+def choose_loader(loader: str, device: torch.device, size: int, nbytes: int) -> tuple[str, str]:
+    """(torch or dali, the reason) for views of `size` px from `nbytes` of decoded pixels."""
+    try:
+        dali = importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:
+        dali = False
+    if loader == "dali" and not dali:
+        raise ConfigError(
+            "--loader dali: NVIDIA DALI is not installed (Linux only, see requirements.txt); "
+            "--loader torch needs none"
+        )
+    if loader != "auto":
+        return loader, "as asked"
+    if not dali:
+        return "torch", "DALI is not installed"
+    if device.type == "cpu":
+        # On one core, DALI's share of torch's CPU time is about 1.1 at 64 px and 0.5 at 224 px
+        large = size >= 128
+        return (
+            ("dali", "its operators are faster on large views")
+            if large
+            else ("torch", "as fast, and decodes once")
+        )
+    if common.fits_on_gpu(nbytes, device):
+        return "torch", f"the decoded pixels, {nbytes / 1e9:.1f} GB, fit on the GPU"
+    return "dali", "the decoded pixels do not fit on the GPU, which decodes faster than the CPU sends"
+
+
+def make_loader(
+    name: str, images: Images, plan: Plan, device: torch.device, source: Source, options: dict
+) -> TorchLoader | DaliLoader:
+    """The loader `name`, torch or dali: `epoch(epoch, start)` gives (view1, view2) of each step, `size` px
+    wide.
+
+    options: size (of the views, pixels), dtype (of training) and cache_mb (GPU memory for DALI's decoder,
+    MiB).
+    """
+    table = images.table
+    files = table.files[images.train]
+    if name == "torch":
+        pixels = load_pixels(
+            table.root,
+            files,
+            images.height,
+            images.width,
+            cache=source.cache,
+            workers=source.workers,
+            stamp=images.stamp,
+        )
+        return TorchLoader(pixels, plan, options["size"], images.mean, images.std, device)
+    from data.dali import DaliLoader  # here: DALI is not everywhere
+
+    about = {"workers": source.workers, "dtype": options["dtype"], "cache_mb": options["cache_mb"]}
+    return DaliLoader(table.root, files, plan, options["size"], images.mean, images.std, device, **about)

@@ -1,0 +1,131 @@
+"""What a run directory keeps to go on from: checkpoint.pt and the one before it, and whose they are."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from common import ConfigError, first_line, replacing
+
+# Flags that do not change what is learned: a run may go on with others
+NO_EFFECT = {
+    "out",
+    "cache",
+    "workers",
+    "stop_epoch",
+    "save_minutes",
+    "profile",
+    "dali_cache",
+    "config",
+    "skip_bad_files",
+}
+
+
+class Parts(NamedTuple):
+    """Everything that learns or counts, and so belongs into a checkpoint."""
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the epoch that runs
+    log: list[dict] = field(default_factory=list)  # a row for each finished epoch
+    loss: float = 0.0  # sum over the finished steps of the epoch
+    waited: float = 0.0  # seconds that they waited for data
+    trained: float = 0.0  # seconds of training
+    seconds: float = 0.0  # seconds since the epoch began, checks and files included
+
+
+def save_checkpoint(
+    out: Path, parts: Parts, progress: Progress, config: dict, about: dict, digest: str
+) -> None:
+    """Write out/checkpoint.pt; the one that was there becomes checkpoint.prev.pt.
+
+    config: resolved flags; about: mean, std, size and maxpool of the backbone; digest: of the data.
+    """
+    file = out / "checkpoint.pt"
+    state = {
+        "model": parts.method.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.scaler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "progress": vars(progress),
+        "config": config,
+        "about": about,
+        "digest": digest,
+    }
+    with replacing(file) as partial:
+        torch.save(state, partial)
+        if file.exists():
+            os.replace(file, previous_of(file))
+
+
+def previous_of(file: Path) -> Path:
+    return file.with_name("checkpoint.prev.pt")
+
+
+def load_checkpoint(
+    out: Path, parts: Parts, config: dict, chosen: set[str], digest: str
+) -> tuple[Progress, str]:
+    """(where the run of `out` stands, which file said so): a new Progress and "" where there is none.
+
+    Fills `parts` and sets torch's random state. ConfigError names the difference where the run had other
+    flags or other data; flags in `chosen`, which this machine and not the user chose, do not count.
+    """
+    file, state = read_checkpoint(out)
+    if state is None:
+        return Progress(), ""
+    saved = state["config"]
+    counts = (saved.keys() | config.keys()) - NO_EFFECT - chosen
+    differ = [
+        f"{k} was {saved.get(k)}, is {config.get(k)}" for k in sorted(counts) if saved.get(k) != config.get(k)
+    ]
+    if differ:
+        raise ConfigError(f"{file} is of another configuration ({'; '.join(differ)}): choose another --out")
+    if state["digest"] != digest:
+        raise ConfigError(
+            f"{file} began with other data: names, sizes, dates or splits of the images differ now "
+            f"(were {state['digest']}, are {digest}): bring them back, or choose another --out"
+        )
+    try:
+        parts.method.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{file} does not fit this model ({first_line(error)}): remove it") from None
+    torch.set_rng_state(state["rng"].cpu())
+    return Progress(**state["progress"]), file.name
+
+
+def read_checkpoint(out: Path) -> tuple[Path, dict | None]:
+    """(file, content) of the newest checkpoint that can be read; content is None where there is no file at
+    all."""
+    newest = out / "checkpoint.pt"
+    damage = ""
+    for file in (newest, previous_of(newest)):
+        if not file.exists():
+            continue
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not {"model", "config", "progress", "digest"} <= state.keys():
+                raise ValueError("holds no checkpoint of train_ssl.py")
+        except OSError:
+            raise
+        except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+            damage = damage or f"{file}: damaged ({first_line(error)})"
+            continue
+        if file != newest:
+            print(f"{damage or f'{newest} is missing'}: going back to {file.name}", flush=True)
+        return file, state
+    if damage:
+        raise ConfigError(f"{damage}: remove it to start again")
+    return newest, None

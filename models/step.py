@@ -1,0 +1,112 @@
+"""One step of learning, what its losses come to, and whether somebody asks to stop after it."""
+
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from common import ConfigError
+
+CHECK_STEPS = 50  # between looks at whether the loss is finite
+
+
+class Learner(NamedTuple):
+    """One step of learning; it waits for no device."""
+
+    model: torch.nn.Module  # (view1, view2) -> loss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    dtype: torch.dtype  # of autocast
+    accumulate: int = 1
+
+    def __call__(self, views: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Train on view1, view2 (n, 3, size, size); the mean loss of the step's parts, on the device."""
+        device, total = views[0].device.type, 0.0
+        for part in zip(*(view.chunk(self.accumulate) for view in views)):
+            with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+                loss = self.model(*part)
+            self.scaler.scale(loss / self.accumulate).backward()
+            total = total + loss.detach() / self.accumulate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+
+class Losses:
+    """Sum of an epoch's losses and the first step whose loss is not finite, kept where the losses are: to
+    look at each would make the host wait for the GPU in every step."""
+
+    def __init__(self, total: float, device: torch.device, epoch: int, out: Path):
+        self.sum = torch.tensor(total, dtype=torch.float64, device=device)
+        self.first_bad = torch.tensor(-1, device=device)
+        self.seen = torch.tensor(-1, pin_memory=device.type == "cuda")  # a copy on the host, some steps old
+        self.epoch, self.out = epoch, out
+
+    def add(self, loss: torch.Tensor, step: int) -> None:
+        """Raises ConfigError within 2 x CHECK_STEPS steps of a loss that is not finite."""
+        self.sum += loss
+        bad = ~loss.isfinite() & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, step, self.first_bad)
+        if step % CHECK_STEPS == CHECK_STEPS - 1:
+            self.refuse(int(self.seen))
+            self.seen.copy_(self.first_bad, non_blocking=True)
+
+    def total(self) -> float:
+        """The sum; ConfigError where it is not finite."""
+        self.refuse(int(self.first_bad))
+        return float(self.sum)
+
+    def refuse(self, step: int) -> None:
+        if step < 0:
+            return
+        kept = (
+            "the last good checkpoint stays"
+            if (self.out / "checkpoint.pt").exists()
+            else "there is no checkpoint yet"
+        )
+        raise ConfigError(
+            f"the loss is not finite at epoch {self.epoch + 1}, step {step + 1}: lower --lr or raise "
+            f"--warmup-epochs; {kept} in {self.out}"
+        )
+
+
+def mean_over_ranks(value: float, ranks: int, device: torch.device) -> float:
+    if ranks == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total) / ranks
+
+
+class StopFlag:
+    """Whether a signal asks any rank to stop: SIGTERM, SIGINT (a second one interrupts at once) and SIGUSR1,
+    SLURM's warning before the time is up. All ranks hear of it at the same step; nobody waits, as the answer
+    is a step old."""
+
+    def __init__(self, ranks: int):
+        self.ranks, self.caught = ranks, []
+        self.work, self.sum = None, torch.zeros(())  # on the CPU: gloo, so no GPU is waited for
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self.handle)
+
+    def handle(self, number: int, frame: object) -> None:
+        self.caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def is_asked(self) -> bool:
+        if self.ranks == 1:
+            return bool(self.caught)
+        asked = False
+        if self.work:
+            self.work.wait()
+            asked = bool(self.sum)
+        self.sum = torch.tensor(float(bool(self.caught)))
+        self.work = dist.all_reduce(self.sum, async_op=True)
+        return asked
+
+    def exit_code(self) -> int:
+        return 128 + (self.caught or [signal.SIGTERM])[0]
