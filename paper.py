@@ -36,7 +36,7 @@ from data.loader import Plan, TorchLoader
 from data.tables import DataError, load_table, training_subsets
 from models import METHODS
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, WeightsError, build_backbone, imagenet_weights
-from plots.numbers import name_of, stem_of
+from plots.style import name_of, stem_of
 from plots.report import write_report
 
 ROOT = Path(__file__).resolve().parent

@@ -2,299 +2,314 @@
 
     python plot.py --runs runs/* --results results.csv --out figures
     python plot.py --results results.csv --reference random --format pdf --compare-paper
+    python plot.py --runs runs/old runs/new --results    # learning curves, and quality against seconds
 
-Reads run directories (config.yaml, log.csv), results.csv and the embeddings of `transfer.py --save-embeddings`. What a
-number belongs to stands in its columns, never in a file name. Draws what is there and lists what is missing, with the
-command that makes it. Needs neither torch nor a GPU; the same input gives the same bytes.
+Reads run directories (config.yaml, log.csv), results.csv and the embeddings of `transfer.py
+--save-embeddings`. What a number belongs to stands in its columns, never in a file name. Draws what is there;
+index.csv lists what was drawn, and missing.csv what was not, with the command that makes it. What cannot be
+read is named and left out, and the exit code is then 1. Needs neither torch nor a GPU; the same input gives
+the same bytes.
 """
 
 import argparse
-import os
-import re
-import shlex
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+import common
 from plots import figures, numbers, tables
-from plots.numbers import METHODS, name_of, stem_of
-from plots.tables import Table
+from plots.beside_paper import compare_paper
+from plots.embeddings import embeddings_figure
+from plots.missing import Gap, Studies, find_gaps
+from plots.pretraining import curves_figure, quality_figure, time_figure
+from plots.reading import read_embeddings, read_results, read_runs, warn
+from plots.style import NOT_PRETRAINED, RC, name_of, ordered, stem_of, styles_of
+from plots.tables import Sheet
+from scores import TASKS
+from scores.results import harmless
 
-# Stems of the ratio, class and difference figures and of the class-wise table, by the paper's numbers.
+# Figures and tables of a task by the paper's numbers: ratios, classes, differences, class-wise table.
 STEMS = {"fraction": ("fig4", "fig5", "fig8a", "table5"), "scene": ("fig6", "fig7", "fig8b", "table6")}
-# The paper's datasets are known by a part of the folder's name or by the number of training images at ratio 100.
-PRETRAINING_DATA, TRANSFER_DATA = (r"sentinel2\w*lulc", 175_381), (r"land-?1|andalunmixing", 15_038)
-PAPER_TABLES = {"III": "table3", "IV": "table4", "V": "table5", "VI": "table6"}
-PAPER_FOLDER = Path(__file__).parent / "results" / "paper"
-NOT_PRETRAINED = ("random", "imagenet", "channels")  # what transfer.py's --init knows by name
-Item = tuple[str, str, Figure | Table]  # file stem, caption, what to save
+PUBLISHED = [
+    "accuracy",
+    "knn5_accuracy",
+]  # metrics of other papers: ratio curves of their own where they are there
+PAPER_IMAGES = 500 * 175_381  # epochs × images of the paper's pretraining
 
 
-def fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+class Item(NamedTuple):
+    """Something to draw."""
+
+    stem: str  # file name without its ending
+    caption: str
+    draw: Callable[[], Figure | Sheet]
 
 
-def draw_pretraining(logs: pd.DataFrame, configs: dict, styles: dict) -> Iterator[Item]:
-    """The learning curves and Fig. 9."""
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__)
+    add = parser.add_argument
+    add("--runs", nargs="*", type=Path, metavar="FOLDER", help="of train_ssl.py; runs/* if left out")
+    add(
+        "--results",
+        nargs="*",
+        type=Path,
+        metavar="CSV",
+        help="of transfer.py; results.csv and runs/*/results.csv",
+    )
+    add(
+        "--embeddings",
+        nargs="*",
+        type=Path,
+        metavar="NPZ",
+        help="embeddings*.npz beside the results if left out",
+    )
+    add("--out", type=Path, default=Path("figures"))
+    add("--format", nargs="+", choices=["png", "pdf"], default=["png", "pdf"])
+    add("--reference", metavar="INIT", help="initialisation to measure against; imagenet if left out")
+    add("--compare-paper", action="store_true", help="our numbers beside the paper's Tables III-VI")
+    add("--points", type=common.number(int, 3), default=2000, help="images per t-SNE")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = read_flags(argv)
+    problems: list[str] = []
+    absent = [path for path in [*args.runs, *args.results, *args.embeddings] if not path.exists()]
+    there = read_all(args, problems)
+    check(args, there)
+    for path in absent:
+        warn(f"{path}: no such file or folder", problems)
+    plt.switch_backend("Agg")  # no screen
+    plt.rcParams.update(RC)
+    common.make_folder(args.out)
+
+    inits = [*there.test.init, *there.configs, *(item["init"] for item in there.embeddings)]
+    styles = styles_of(ordered(inits), there.configs)
+    items, gaps = plan_items(there, args, styles)
+    index = save_items(items, args.out, args.format, problems)
+    gaps = [*find_gaps(there, STEMS), *gaps]
+    for gap in gaps:
+        print(f"missing: {gap.figures}: {gap.missing}: {gap.command}".removesuffix(": "))
+    common.write_csv(args.out / "index.csv", index)
+    common.write_csv(args.out / "missing.csv", pd.DataFrame(gaps, columns=Gap._fields))
+    if problems:
+        print(f"{len(index)} figures and tables in {args.out}; {len(problems)} problems, named above")
+        raise SystemExit(1)
+
+
+# What goes in
+
+
+def read_flags(argv: list[str] | None) -> argparse.Namespace:
+    """The flags, with the files that are read where none are named."""
+    args = build_parser().parse_args(argv)
+    if args.runs is None:
+        args.runs = sorted(Path("runs").glob("*"))
+    if args.results is None:
+        args.results = [Path("results.csv"), *sorted(Path("runs").glob("*/results.csv"))]
+        args.results = [path for path in args.results if path.exists()]
+    if args.embeddings is None:
+        args.embeddings = sorted(
+            {file for path in args.results for file in path.parent.glob("embeddings*.npz")}
+        )
+    return args
+
+
+def read_all(args: argparse.Namespace, problems: list[str]) -> Studies:
+    configs, logs = read_runs(args.runs, problems)
+    results, embeddings = (
+        [path for path in paths if path.exists()] for paths in (args.results, args.embeddings)
+    )
+    test = numbers.at_chosen_epoch(read_results(results, problems))
+    return Studies(test, configs, logs, read_embeddings(embeddings, problems))
+
+
+def check(args: argparse.Namespace, there: Studies) -> None:
+    """Refuse what leaves nothing to draw, or nothing to measure against."""
+    if there.logs.empty and there.test.empty and not there.embeddings:
+        results = " ".join(map(str, args.results)) or "results.csv"
+        raise common.DataError(
+            f"nothing to draw: no log.csv in --runs, no test rows in {results}, no embeddings; "
+            "begin with: python train_ssl.py --method barlow --data DATA"
+        )
+    if args.reference and args.reference not in set(there.test.init):
+        known = ", ".join(ordered(there.test.init))
+        raise common.ConfigError(f"--reference {args.reference}: not in the results, which hold {known}")
+
+
+# What is drawn
+
+
+def plan_items(
+    there: Studies, args: argparse.Namespace, styles: dict[str, tuple]
+) -> tuple[list[Item], list[Gap]]:
+    """Everything that these files give, in the report's order, and the paper's tables that they lack."""
+    items = [*draw_pretraining(there.logs, there.configs, styles)]
+    items += draw_embeddings(there.embeddings, args.points)
+    for (task, data), rows in there.test.groupby(["task", "data"]):
+        items += draw_transfer(rows, task, data, args.reference, styles)
+    if not args.compare_paper:
+        return items, []
+    pairs, gaps = compare_paper(there.test, there.configs)
+    for number, stem, ours, paper in pairs:
+        caption = f"Table {number} of the paper, cell by cell."
+        items.append(Item(stem, caption, partial(tables.beside_paper, ours, paper)))
+    return items, gaps
+
+
+def draw_pretraining(
+    logs: pd.DataFrame, configs: dict[str, dict], styles: dict[str, tuple]
+) -> Iterator[Item]:
+    """The learning curves, Fig. 9, and how good a backbone is after how many seconds."""
+    if logs.empty:
+        return
     caption = "Pretraining: loss, k-NN macro F1, effective rank and throughput per epoch."
-    yield "curves", caption, figures.curves_figure(logs, styles)
-    times = numbers.training_times(logs, configs, images=500 * 175_381)
+    yield Item("curves", caption, partial(curves_figure, logs, styles))
+    times = numbers.training_times(logs, configs, PAPER_IMAGES)
     if len(times):
         caption = "Pretraining time per run and device; the hatched white bars are the paper's."
-        yield "fig9", caption, figures.time_figure(times, styles)
+        yield Item("fig9", caption, partial(time_figure, times, styles))
+    column, timed = numbers.quality_over_time(logs)
+    if len(timed):
+        caption = f"{name_of(column)} on held-out images against the seconds of training, checks included."
+        yield Item("time_to_quality", caption, partial(quality_figure, timed, column, styles))
+        reached = numbers.time_to_quality(timed)
+        caption = f"Seconds of training until {name_of(column)} on held-out images reached a level."
+        yield Item("time_to_quality", caption, partial(tables.quality_sheet, reached, column))
 
 
 def draw_embeddings(embeddings: list[dict], points: int) -> Iterator[Item]:
-    """Fig. 3, one for each set of classes."""
-    for k, classes in enumerate(dict.fromkeys(tuple(item["classes"]) for item in embeddings)):
-        group = [item for item in embeddings if tuple(item["classes"]) == classes]
-        caption = "t-SNE of the embeddings, with the silhouette score of the features before t-SNE."
-        yield "fig3" + f"-{k + 1}" * bool(k), caption, figures.embeddings_figure(group, points)
+    """Fig. 3, one for each dataset and set of classes."""
+    groups: dict[tuple, list[dict]] = {}
+    for item in embeddings:
+        groups.setdefault((item["data"], *item["classes"]), []).append(item)
+    for number, ((data, *_), group) in enumerate(groups.items()):
+        stem = "fig3" if number == 0 else f"fig3-{number + 1}"
+        where = f" on {data}" if data else ""
+        caption = f"t-SNE of the embeddings{where}, with the silhouette score of the features before t-SNE."
+        yield Item(stem, caption, partial(embeddings_figure, group, points))
 
 
 def draw_transfer(
-    test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict
+    test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict[str, tuple]
 ) -> Iterator[Item]:
     """One task on one dataset: Figs. 4, 5, 8a and Table V, or Table IV, Figs. 6, 7, 8b and Table VI."""
-    summary, (curve, bars, gaps, table) = numbers.over_seeds(test), STEMS[task]
-    n = test.seed.nunique()
-    label, seeds = figures.LABELS[task], f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
+    summary, (curve, _, _, table) = numbers.over_seeds(test), STEMS[task]
+    n, label = test.seed.nunique(), figures.LABELS[task]
+    seeds = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
     if task == "scene" and (test["mode"] == "linear").any():
-        yield (
-            f"table4-{data}",
-            f"F1 of linear probes on {data}, higher is better; {seeds}.",
-            tables.f1_table(summary),
-        )
-    if test.ratio.nunique() > 1:
-        caption = f"Train ratio on {data}; {label}; {seeds}."
-        yield f"{curve}-{data}", caption, figures.ratio_figure(summary, task, styles)
-    key = "; ".join(
-        f"{i} {name}" for i, name in enumerate(numbers.class_names(numbers.headline(summary, task)))
-    )
+        caption = f"F1 of linear probes on {data}, higher is better; {seeds}."
+        yield Item(f"table4-{data}", caption, partial(tables.f1_sheet, summary))
+    yield from draw_ratios(summary, task, f"{curve}-{data}", f"on {data}", seeds, styles)
+    classes = enumerate(numbers.class_names(numbers.headline(summary, task)))
+    key = "; ".join(f"{i} {name}" for i, name in classes)
     for mode in test["mode"].unique():
         caption = f"Per class on {data}, {name_of(mode)}; {label}; {seeds}. Classes: {key}."
-        yield f"{table}-{data}-{mode}", caption, tables.class_table(summary, task, mode)
-    yield from draw_classes(test[test["mode"] == "finetune"], task, data, reference, styles, (bars, gaps))
-    if len(lines := numbers.comparison(test, task, reference)):
+        yield Item(f"{table}-{data}-{mode}", caption, partial(tables.class_sheet, summary, task, mode))
+    tuned = test[test["mode"] == "finetune"]
+    yield from draw_classes(tuned, task, data, reference, styles)
+    lines = numbers.comparison(test, task, reference)
+    if len(lines):
         caption = (
             f"Differences on {data} over the n seeds both have; p of a paired t-test, unadjusted; {label}."
         )
-        yield f"comparison-{task}-{data}", caption, tables.comparison_table(lines, task)
+        yield Item(f"comparison-{task}-{data}", caption, partial(tables.comparison_sheet, lines, task))
+
+
+def draw_ratios(
+    summary: pd.DataFrame, task: str, stem: str, where: str, seeds: str, styles: dict[str, tuple]
+) -> Iterator[Item]:
+    """Fig. 4 or 6, of the task's own metric and of those that other papers give."""
+    own = TASKS[task].metric
+    for metric in [own, *PUBLISHED]:
+        rows = summary[(summary.metric == metric) & (summary["class"] == "all")]
+        if rows.ratio.nunique() > 1:
+            name = stem if metric == own else f"{stem}-{metric}"
+            caption = f"Train ratio {where}; {figures.label_of(metric, task)}; {seeds}."
+            yield Item(name, caption, partial(figures.ratio_figure, summary, task, metric, styles))
 
 
 def draw_classes(
-    test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict, stems: tuple[str, str]
+    tuned: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict[str, tuple]
 ) -> Iterator[Item]:
     """Figs. 5 and 8a, or 7 and 8b: each pretrained initialisation, fine-tuned, against the baselines."""
-    baselines, label = numbers.baselines_of(test.init, reference), figures.LABELS[task]
-    summary = numbers.over_seeds(test)
-    for init in (
-        i for i in numbers.ordered(test.init) if baselines and i not in (*NOT_PRETRAINED, reference)
-    ):
-        against = " and ".join(name_of(b) for b in baselines[::-1])
-        caption = (
-            f"{name_of(init)} beside {against} per class and train ratio on {data}, fine-tuning; {label}."
-        )
-        yield (
-            f"{stems[0]}-{data}-{init}",
-            caption,
-            figures.class_figure(summary, task, init, baselines[::-1], styles),
-        )
-        cells = numbers.class_differences(test, task, init, baselines[0])
+    _, bars, gaps, _ = STEMS[task]
+    baselines, summary = numbers.baselines_of(tuned.init, reference), numbers.over_seeds(tuned)
+    what = f"per class and train ratio on {data}, fine-tuning"
+    for init in ordered(tuned.init):
+        if not baselines or init in (*NOT_PRETRAINED, reference):
+            continue
+        others = baselines[::-1]
+        against = " and ".join(map(name_of, others))
+        caption = f"{name_of(init)} beside {against} {what}; {figures.LABELS[task]}."
+        draw = partial(figures.class_figure, summary, task, init, others, styles)
+        yield Item(f"{bars}-{data}-{init}", caption, draw)
+        cells = numbers.class_differences(tuned, task, init, baselines[0])
         if len(cells):
             pair = f"{name_of(init)} minus {name_of(baselines[0])}"
-            caption = (
-                f"{pair} per class and train ratio on {data}, fine-tuning; "
-                f"p of a paired t-test over n seeds, unadjusted; {label}."
-            )
-            yield (
-                f"{stems[1]}-{data}-{init}",
-                caption,
-                figures.difference_figure(cells, task, init, baselines[0]),
-            )
-            yield f"{stems[1]}-{data}-{init}", caption, tables.difference_table(cells)
+            caption = f"{pair} {what}; p of a paired t-test over n seeds, unadjusted; {figures.LABELS[task]}."
+            stem = f"{gaps}-{data}-{init}"
+            yield Item(stem, caption, partial(figures.difference_figure, cells, task, init, baselines[0]))
+            yield Item(stem, caption, partial(tables.difference_sheet, cells))
 
 
-def compare_paper(test: pd.DataFrame, configs: dict) -> Iterator[Item]:
-    """Our cells beside Tables III-VI, where the paper's datasets were used."""
-    flags = ["hidden", "lr", "momentum", "out_dim", "weight_decay"]
-    used = {run: c for run, c in configs.items() if re.search(PRETRAINING_DATA[0], str(c.get("data")), re.I)}
-    ours = {
-        "III": pd.DataFrame(
-            [
-                {"method": c["method"], "hyperparameter": flag, "run": run, "mean": float(c[flag])}
-                for run, c in used.items()
-                for flag in flags
-                if c.get(flag) is not None
-            ]
-        )
-    }
-    for number, task, mode, (name, images) in (
-        ("IV", "scene", "linear", PRETRAINING_DATA),
-        ("V", "fraction", "finetune", TRANSFER_DATA),
-        ("VI", "scene", "finetune", TRANSFER_DATA),
-    ):
-        rows = test[(test.task == task) & (test["mode"] == mode)]
-        same = rows.data.str.contains(name, case=False) | (
-            rows.groupby("data").images.transform("max") == images
-        )
-        rows = numbers.over_seeds(rows[same])
-        place = {"all": "all"} | {
-            c: str(i) for i, c in enumerate(numbers.class_names(numbers.headline(rows, task)))
-        }
-        methods = [configs.get(init, {}).get("method", init) for init in rows.init]
-        ours[number] = rows.assign(run=rows.init, init=methods, **{"class": rows["class"].map(place)})
-    for number, rows in ours.items():
-        paper = pd.read_csv(
-            PAPER_FOLDER / f"{PAPER_TABLES[number]}.csv", dtype={"class": str, "ratio": float}
-        )
-        if len(rows):
-            both = tables.beside_paper(rows, paper.rename(columns={"value": "mean"}))
-            yield f"compare-{PAPER_TABLES[number]}", f"Table {number} of the paper, cell by cell.", both
-        else:
-            print(f"not compared: Table {number}: nothing here is on the paper's dataset")
+# What comes out
 
 
-def missing(test: pd.DataFrame, configs: dict, logs: pd.DataFrame, embeddings: list[dict]) -> Iterator[str]:
-    """What could not be drawn, or stands on fewer cells than the rest, and the command that makes it."""
-
-    def weights(inits: list[str]) -> str:
-        folders = {init: configs.get(init, {}).get("folder", f"runs/{init}") for init in inits}
-        files = (i if i in NOT_PRETRAINED else f"{folders[i]}/backbone.pth" for i in inits)
-        return shlex.join(files)
-
-    for method in (m for m in METHODS if m not in set(logs.method)):
-        yield f"curves, fig9: {name_of(method)}: python train_ssl.py --method {method} --data DATA --out runs/{method}"
-    probe = "python transfer.py --task scene --mode linear --data DATA --init"
-    embedded = [item["init"] for item in embeddings]
-    probed = list(test.init[(test.task == "scene") & (test["mode"] == "linear")])
-    for item, have, extra in (("fig3", embedded, " --save-embeddings"), ("table4", probed, "")):
-        if absent := [run for run in configs or ["barlow"] if run not in have]:
-            yield f"{item}: {', '.join(map(name_of, absent))}: {probe} {weights(absent)}{extra}"
-    for task, stems in STEMS.items():
-        have = set(test.init[(test.task == task) & (test["mode"] == "finetune")])
-        if absent := [i for i in ("random", "imagenet") if i not in have] + ["barlow"] * (not have):
-            yield (
-                f"{', '.join(stems)}: {', '.join(map(name_of, absent))}: python transfer.py --task {task} "
-                f"--mode linear finetune --data DATA --init {weights(absent)}"
-            )
-    for (task, data), rows in test.groupby(["task", "data"]):
-        ratios, seeds = sorted(rows.ratio.unique()), sorted(rows.seed.unique())
-        for (init, mode), part in rows.groupby(["init", "mode"], sort=False):
-            have = set(zip(part.ratio, part.seed))
-            if holes := [(r, s) for r in ratios for s in seeds if (r, s) not in have]:
-                r, s = (" ".join(f"{v:g}" for v in sorted(set(side))) for side in zip(*holes))
-                s = s if " " in s else f"1 --seed {s}"  # one number is how many
-                cells = f"{len(holes)} of {len(ratios) * len(seeds)} cells of {name_of(init)}, {name_of(mode)}, {data}"
-                where, folder = (
-                    shlex.quote(part.out.iloc[0]),
-                    "" if data == "built-in" else f" --data PATH/{data}",
-                )
-                yield (
-                    f"{cells}: python transfer.py --config {where}/config.yaml --out {where} --task {task}{folder} "
-                    f"--init {weights([init])} --mode {mode} --ratios {r} --seeds {s}"
-                )
+def save_items(items: list[Item], out: Path, formats: list[str], problems: list[str]) -> pd.DataFrame:
+    """Draw and save each item; index.csv's rows. One that cannot be drawn does not cost the others."""
+    index = []
+    for item in items:
+        stem = stem_of(item.stem)
+        try:
+            thing = item.draw()
+            save(out, stem, item.caption, thing, formats)
+        except (ValueError, KeyError, IndexError, ArithmeticError) as error:
+            warn(f"{stem}: cannot be drawn ({type(error).__name__}: {error})", problems)
+            plt.close("all")
+            continue
+        kind = "table" if isinstance(thing, Sheet) else "figure"
+        index.append({"stem": stem, "kind": kind, "caption": item.caption})
+        print(f"{kind} {out / stem}")
+    return pd.DataFrame(index, columns=["stem", "kind", "caption"])
 
 
-def write(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def save(out: Path, stem: str, caption: str, thing: Figure | Table, formats: list[str]) -> None:
-    """A table as CSV, Markdown and LaTeX; a figure in each format, without a date so that the bytes repeat."""
-    if isinstance(thing, Table):
-        write(out / f"{stem}.csv", thing.numbers.to_csv(index=False, lineterminator="\n"))
-        write(out / f"{stem}.md", tables.markdown(thing, caption))
-        write(out / f"{stem}.tex", tables.latex(thing, caption, stem))
+def save(out: Path, stem: str, caption: str, thing: Figure | Sheet, formats: list[str]) -> None:
+    """A sheet as CSV, Markdown and LaTeX; a figure in each format, without a date: the bytes repeat."""
+    if isinstance(thing, Sheet):
+        common.write_csv(out / f"{stem}.csv", without_formulas(thing.numbers))
+        write_text(out / f"{stem}.md", tables.markdown(thing, caption))
+        write_text(out / f"{stem}.tex", tables.latex(thing, caption, stem))
         return
     thing.draw_without_rendering()
     thing.set_layout_engine("none")  # laid out once, for all formats
     for form in formats:
-        temporary = out / f".{stem}.{form}"
-        thing.savefig(temporary, format=form, metadata={"CreationDate": None} if form == "pdf" else None)
-        os.replace(temporary, out / f"{stem}.{form}")
+        metadata = {"CreationDate": None} if form == "pdf" else None
+        with common.replacing(out / f"{stem}.{form}") as partial_file:
+            thing.savefig(partial_file, format=form, metadata=metadata)
     plt.close(thing)
 
 
-def flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--runs", nargs="*", type=Path, default=sorted(Path("runs").glob("*")), help="(runs/*)"
-    )
-    parser.add_argument(
-        "--results", nargs="*", type=Path, help="of transfer.py (results.csv and runs/*/results.csv)"
-    )
-    parser.add_argument(
-        "--embeddings", nargs="*", type=Path, help="npz files (embeddings*.npz beside the results)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--format", nargs="+", choices=["png", "pdf"], default=["png", "pdf"])
-    parser.add_argument("--reference", metavar="INIT", help="initialisation to measure against (imagenet)")
-    parser.add_argument(
-        "--compare-paper", action="store_true", help="our numbers beside the paper's Tables III-VI"
-    )
-    parser.add_argument("--points", type=int, default=2000, help="images per t-SNE")
-    parser.error = fail
-    return parser
+def write_text(path: Path, content: str) -> None:
+    with common.replacing(path) as partial_file:
+        partial_file.write_text(content, encoding="utf-8")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    args = flags().parse_args(argv)
-    if args.results is None:
-        args.results = [Path("results.csv"), *sorted(Path("runs").glob("*/results.csv"))]
-    return args
+def without_formulas(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows, with names that a spreadsheet shows and does not compute."""
+    texts = rows.select_dtypes(include=["object", "string"]).columns
+    return rows.assign(**{name: rows[name].map(shown_as_text) for name in texts})
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    configs, logs = numbers.read_runs(args.runs)
-    test = numbers.at_chosen_epoch(numbers.read_results([path for path in args.results if path.exists()]))
-    beside = sorted({file for path in args.results for file in path.parent.glob("embeddings*.npz")})
-    embeddings = numbers.read_embeddings(beside if args.embeddings is None else args.embeddings)
-    if logs.empty and test.empty and not embeddings:
-        fail(
-            f"nothing to draw: no log.csv in --runs, no test rows in {' '.join(map(str, args.results))}, "
-            "no embeddings; begin with: python train_ssl.py --method barlow --data DATA"
-        )
-    if args.reference and args.reference not in set(test.init):
-        fail(
-            f"--reference {args.reference}: not in the results, which hold {', '.join(numbers.ordered(test.init))}"
-        )
-
-    plt.switch_backend("Agg")  # no screen
-    plt.rcParams.update(figures.RC)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--out {error.filename}: {error.strerror}")
-    inits = numbers.ordered([*test.init, *configs, *(item["init"] for item in embeddings)])
-    styles, index = figures.styles_of(inits, configs), []
-
-    def items() -> Iterator[Item]:
-        yield from draw_pretraining(logs, configs, styles) if len(logs) else ()
-        yield from draw_embeddings(embeddings, args.points)
-        for (task, data), rows in test.groupby(["task", "data"]):
-            yield from draw_transfer(rows, task, data, args.reference, styles)
-        yield from compare_paper(test, configs) if args.compare_paper else ()
-
-    for stem, caption, thing in items():
-        stem, kind = stem_of(stem), "table" if isinstance(thing, Table) else "figure"
-        save(args.out, stem, caption, thing, args.format)
-        index.append({"stem": stem, "kind": kind, "caption": caption})
-        print(f"{kind} {args.out / stem}")
-    write(args.out / "index.csv", pd.DataFrame(index).to_csv(index=False, lineterminator="\n"))
-    for line in missing(test, configs, logs, embeddings):
-        print(f"missing: {line}")
+def shown_as_text(value: object) -> object:
+    return harmless(value) if isinstance(value, str) else value
 
 
 if __name__ == "__main__":
-    main()
+    with common.one_line_errors():
+        main()

@@ -5,16 +5,34 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from plots.numbers import F1, TASKS, class_names, name_of, ordered
+from plots.numbers import class_names
+from plots.style import name_of, ordered
+from scores import TASKS
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+    "×": r"$\times$",
+    **{mark: "\\" + mark for mark in "&%$#_{}"},
+}
 
 
-class Table(NamedTuple):
+class Sheet(NamedTuple):
+    """A table of the report."""
+
     shown: pd.DataFrame  # strings, as printed
     bold: np.ndarray  # same shape, the cells to stress
     numbers: pd.DataFrame  # tidy, for the CSV
 
 
 def signed(value: float, form: str) -> str:
+    """A number with a true minus sign; a dash where there is none."""
     return "–" if np.isnan(value) else format(value, form).replace("-", "−")
 
 
@@ -22,157 +40,179 @@ def shown_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else signed(p, ".3f")
 
 
-def score_table(rows: pd.DataFrame, columns: dict[tuple[str, str], str], sign: int) -> Table:
-    """Mean ± std of the (metric, class) `columns`, a line per ratio and initialisation, each ratio's best in bold."""
+def with_std(mean: float, std: float, form: str = ".3f") -> str:
+    """`0.500 ± 0.010`; without the second part where there is one seed."""
+    return signed(mean, form) + ("" if np.isnan(std) else f" ± {std:.3f}")
+
+
+def plain(shown: pd.DataFrame, numbers: pd.DataFrame) -> Sheet:
+    """A sheet without stressed cells."""
+    return Sheet(shown, np.zeros(shown.shape, bool), numbers)
+
+
+# The sheets
+
+
+def score_sheet(rows: pd.DataFrame, columns: dict[tuple[str, str], str], sign: int) -> Sheet:
+    """Mean ± std of the (metric, class) `columns`, a line per ratio and initialisation, each ratio's best in
+    bold."""
     wide = rows.pivot(index=["ratio", "init"], columns=["metric", "class"], values=["mean", "std", "n"])
-    lines = [(r, i) for r in sorted(rows.ratio.unique()) for i in ordered(rows.init) if (r, i) in wide.index]
+    order = [(ratio, init) for ratio in sorted(rows.ratio.unique()) for init in ordered(rows.init)]
+    lines = [line for line in order if line in wide.index]
     mean, std, n = (wide[part].reindex(index=lines, columns=list(columns)) for part in ("mean", "std", "n"))
     score = sign * mean.round(3)
     blocks = score.groupby(level=0)
     best = (score == blocks.transform("max")) & (blocks.transform("count") > 1)
     shown = pd.DataFrame(
         {
-            "Ratio (%)": [f"{r:g}" for r, _ in lines],
-            "Initialisation": [name_of(i) for _, i in lines],
+            "Ratio (%)": [f"{ratio:g}" for ratio, _ in lines],
+            "Initialisation": [name_of(init) for _, init in lines],
             "n": [f"{least:.0f}" for least in n.min(axis=1)],
         }
     )
-    for key, title in columns.items():
-        shown[title] = [
-            signed(m, ".3f") + ("" if np.isnan(s) else f" ± {s:.3f}") for m, s in zip(mean[key], std[key])
-        ]
-    return Table(shown, np.hstack([np.zeros((len(lines), 3), bool), best.to_numpy()]), rows)
+    scores = {title: map(with_std, mean[key], std[key]) for key, title in columns.items()}
+    shown = pd.concat([shown, pd.DataFrame(scores)], axis=1)
+    return Sheet(shown, np.hstack([np.zeros((len(lines), 3), bool), best.to_numpy()]), rows)
 
 
-def f1_table(summary: pd.DataFrame) -> Table:
+def f1_sheet(summary: pd.DataFrame) -> Sheet:
     """Table IV: micro, macro and weighted F1 of linear probes at the largest train ratio."""
-    rows = summary[(summary.task == "scene") & (summary["mode"] == "linear") & summary.metric.isin(F1)]
+    metrics = TASKS["scene"].tabled
+    rows = summary[(summary.task == "scene") & (summary["mode"] == "linear") & summary.metric.isin(metrics)]
     rows = rows[(rows["class"] == "all") & (rows.ratio == rows.ratio.max())]
-    return score_table(rows, {(metric, "all"): name_of(metric) for metric in F1}, +1)
+    return score_sheet(rows, {(metric, "all"): name_of(metric) for metric in metrics}, +1)
 
 
-def class_table(summary: pd.DataFrame, task: str, mode: str) -> Table:
+def class_sheet(summary: pd.DataFrame, task: str, mode: str) -> Sheet:
     """Tables V and VI: overall numbers, then one column per class under its number."""
     goal = TASKS[task]
     rows = summary[(summary.task == task) & (summary["mode"] == mode)]
-    rows = rows[rows.metric.isin([*goal.overall, goal.per_class])]
-    columns = {(metric, "all"): name_of(metric) for metric in goal.overall}
+    rows = rows[rows.metric.isin([*goal.tabled, goal.per_class])]
+    columns = {(metric, "all"): name_of(metric) for metric in goal.tabled}
     columns |= {(goal.per_class, name): str(i) for i, name in enumerate(class_names(rows))}
-    return score_table(rows, columns, goal.sign)
+    return score_sheet(rows, columns, goal.sign)
 
 
-def comparison_table(lines: pd.DataFrame, task: str) -> Table:
+def comparison_sheet(lines: pd.DataFrame, task: str) -> Sheet:
     """`comparison` as printed; p below .05 in bold."""
     metric = name_of(TASKS[task].metric)
     shown = pd.DataFrame(
-        [
-            {
-                "Mode": name_of(x["mode"]),
-                "Ratio (%)": x.ratio if x.ratio == "mean" else f"{x.ratio:g}",
-                "Initialisation": name_of(x.init),
-                "Baseline": name_of(x.baseline),
-                metric: signed(x.value, ".3f"),
-                f"Baseline {metric}": signed(x.baseline_value, ".3f"),
-                "Difference": signed(x.difference, "+.4f"),
-                "n": str(x.n),
-                "p": shown_p(x.p),
-                "Improvement (%)": signed(x.improvement, "+.2f"),
-                "Classes won": f"{x.wins} / {x.cells}",
-                "Mean class difference": signed(x.class_difference, ".4f"),
-            }
-            for _, x in lines.iterrows()
-        ]
+        {
+            "Mode": lines["mode"].map(name_of),
+            "Ratio (%)": [ratio if ratio == "mean" else f"{ratio:g}" for ratio in lines.ratio],
+            "Initialisation": lines.init.map(name_of),
+            "Baseline": lines.baseline.map(name_of),
+            metric: [signed(value, ".3f") for value in lines.value],
+            f"Baseline {metric}": [signed(value, ".3f") for value in lines.baseline_value],
+            "Difference": [signed(value, "+.4f") for value in lines.difference],
+            "n": lines.n.map(str),
+            "p": lines.p.map(shown_p),
+            "Improvement (%)": [signed(value, "+.2f") for value in lines.improvement],
+            "Classes won": [f"{wins} / {cells}" for wins, cells in zip(lines.wins, lines.cells)],
+            "Mean class difference": [signed(value, ".4f") for value in lines.class_difference],
+        }
     )
-    return Table(shown, (lines.p.to_numpy() < 0.05)[:, None] & (shown.columns == "p"), lines)
+    return Sheet(shown, bold_p(shown, lines.p), lines)
 
 
-def difference_table(cells: pd.DataFrame) -> Table:
+def difference_sheet(cells: pd.DataFrame) -> Sheet:
     """`class_differences` as printed; p below .05 in bold."""
     shown = pd.DataFrame(
         {
             "Class": cells["class"],
             "Ratio (%)": cells.ratio.map("{:g}".format),
             "n": cells.n.map(str),
-            "Difference": [signed(d, "+.4f") for d in cells.difference],
-            "p": [shown_p(p) for p in cells.p],
+            "Difference": [signed(value, "+.4f") for value in cells.difference],
+            "p": cells.p.map(shown_p),
         }
     )
-    return Table(shown, (cells.p.to_numpy() < 0.05)[:, None] & (shown.columns == "p"), cells)
+    return Sheet(shown, bold_p(shown, cells.p), cells)
 
 
-def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> Table:
+def bold_p(shown: pd.DataFrame, p: pd.Series) -> np.ndarray:
+    return (p.to_numpy() < 0.05)[:, None] & (shown.columns == "p")
+
+
+def quality_sheet(reached: pd.DataFrame, column: str) -> Sheet:
+    """`time_to_quality` as printed: a line per run, the seconds to each level in a column."""
+    wide = reached.pivot(index="run", columns="level", values="seconds")
+    runs = reached.drop_duplicates("run").set_index("run")
+    wide = wide.reindex(runs.index)
+    shown = pd.DataFrame({"Run": [name_of(run) for run in runs.index]})
+    for level in wide:
+        shown[f"Seconds to {100 * level:g} %"] = [signed(seconds, ",.0f") for seconds in wide[level]]
+    shown[f"Best {name_of(column)}"] = [f"{best:.3f}" for best in runs.best]
+    shown["Seconds to the best"] = [f"{seconds:,.0f}" for seconds in runs.seconds_to_best]
+    shown["Seconds in all"] = [f"{seconds:,.0f}" for seconds in runs.total_seconds]
+    return plain(shown, reached.assign(metric=column))
+
+
+def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> Sheet:
     """Every cell of a table of the paper that `ours` has too, with the difference ours − paper."""
     keys = [column for column in paper if column not in ("mean", "std")]
-    paper, ours = (
-        table.reindex(columns=dict.fromkeys([*table, "std"])) for table in (paper, ours)
-    )  # some have no std
+    paper, ours = (side.reindex(columns=dict.fromkeys([*side, "std"])) for side in (paper, ours))
     both = paper.merge(ours, on=keys, suffixes=("_paper", "_ours"))
     both["difference"] = both.mean_ours - both.mean_paper
     form = ".3f" if "class" in keys else "g"  # scores have three decimals, hyperparameters their own
-    shown = pd.DataFrame(
-        {key: [f"{v:g}" if isinstance(v, float) else name_of(v) for v in both[key]] for key in keys}
-    )
+    shown = pd.DataFrame({key: both[key].map(text_of) for key in keys})
     shown["run"] = both.run
     for side in ("paper", "ours"):
-        std = both[f"std_{side}"].map(lambda s: "" if np.isnan(s) else f" ± {s:.3f}")
-        shown[side] = both[f"mean_{side}"].map(lambda m: format(m, form)) + std
-    shown["ours − paper"] = [signed(d, f"+{form}") for d in both.difference]
-    return Table(shown, np.zeros(shown.shape, bool), both)
+        values = zip(both[f"mean_{side}"], both[f"std_{side}"])
+        shown[side] = [with_std(mean, std, form) for mean, std in values]
+    shown["ours − paper"] = [signed(value, f"+{form}") for value in both.difference]
+    return plain(shown, both)
 
 
-def markdown(table: Table, caption: str) -> str:
-    lines = [
-        [f"**{cell}**" if bold else cell for cell, bold in zip(row, marks)]
-        for row, marks in zip(table.shown.to_numpy(), table.bold)
-    ]
-    lines = [list(table.shown.columns), ["---"] * table.shown.shape[1], *lines]
-    rows = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+def text_of(value: float | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else name_of(value)
+
+
+# The forms
+
+
+def markdown(sheet: Sheet, caption: str) -> str:
+    """The caption and a table of GitHub's Markdown."""
+    lines = [list(sheet.shown.columns), ["---"] * sheet.shown.shape[1]]
+    for row, marks in zip(sheet.shown.to_numpy(), sheet.bold):
+        lines.append([f"**{cell}**" if bold else cell for cell, bold in zip(row, marks)])
+    rows = ["| " + " | ".join(map(one_cell, line)) + " |\n" for line in lines]
     return f"{caption}\n\n" + "".join(rows)
+
+
+def one_cell(text: str) -> str:
+    """Text that neither a bar nor a line end takes out of its cell of Markdown."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def escape(text: str) -> str:
     """Plain text for LaTeX."""
-    marks = {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "–": "--",
-        "<": "$<$",
-        ">": "$>$",
-        "×": r"$\times$",
-        **{c: "\\" + c for c in "&%$#_{}"},
-    }
-    return "".join(marks.get(c, c) for c in text)
+    return "".join(LATEX.get(mark, mark) for mark in text)
 
 
-def latex(table: Table, caption: str, label: str) -> str:
+def latex(sheet: Sheet, caption: str, label: str) -> str:
     """A booktabs table one column wide, or as wide as the page where it has more than six columns."""
-    columns = table.shown.shape[1]
+    columns = sheet.shown.shape[1]
     kind, width = ("table*", r"\textwidth") if columns > 6 else ("table", r"\columnwidth")
-    cells = [
-        [f"\\textbf{{{escape(cell)}}}" if bold else escape(cell) for cell, bold in zip(row, marks)]
-        for row, marks in zip(table.shown.to_numpy(), table.bold)
+    rows = []
+    for row, marks in zip(sheet.shown.to_numpy(), sheet.bold):
+        cells = [escape(" ".join(cell.split())) for cell in row]
+        stressed = [f"\\textbf{{{cell}}}" if bold else cell for cell, bold in zip(cells, marks)]
+        rows.append(" & ".join(stressed) + r" \\")
+    head = " & ".join(map(escape, sheet.shown.columns)) + r" \\"
+    lines = [
+        r"% needs \usepackage{booktabs, graphicx}",
+        f"\\begin{{{kind}}}",
+        r"\centering",
+        f"\\caption{{{escape(caption)}}}",
+        f"\\label{{tab:{label}}}",
+        f"\\resizebox{{{width}}}{{!}}{{%",
+        f"\\begin{{tabular}}{{{'l' * columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        f"\\end{{{kind}}}",
     ]
-    lines = [" & ".join(row) + r" \\" for row in cells]
-    head = " & ".join(map(escape, table.shown.columns)) + r" \\"
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs, graphicx}",
-            f"\\begin{{{kind}}}",
-            r"\centering",
-            f"\\caption{{{escape(caption)}}}",
-            f"\\label{{tab:{label}}}",
-            f"\\resizebox{{{width}}}{{!}}{{%",
-            f"\\begin{{tabular}}{{{'l' * columns}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            f"\\end{{{kind}}}",
-            "",
-        ]
-    )
+    return "\n".join(lines) + "\n"

@@ -207,7 +207,7 @@ def test_report_holds_everything_itself(tmp_path):
     figure.savefig(tmp_path / "curves.png")
     plt.close(figure)
     shown = pd.DataFrame({"Name": ["a|b <i>", "c"], "Score": ["0.5 ± 0.1", "−0.2"]})
-    table = tables.Table(shown, np.array([[False, True], [False, False]]), shown)
+    table = tables.Sheet(shown, np.array([[False, True], [False, False]]), shown)
     (tmp_path / "table5-x.md").write_text(tables.markdown(table, "Caption"))
     (tmp_path / "index.csv").write_text(
         'stem,kind,caption\ntable5-x,table,"RMSE, p < .05"\ncurves,figure,Curves & more\n'

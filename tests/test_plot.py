@@ -1,9 +1,10 @@
-"""plot.py: aggregates against hand-made numbers, the files it writes, and what it says of incomplete input."""
+"""plot.py: aggregates against hand-made numbers, its files, and what it says of incomplete input."""
 
 import csv
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,15 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, refused
+from test_readme import options
 
 import plot
-from plots import figures, numbers, tables
+from plots import figures, numbers, reading, style, tables
+from plots.beside_paper import compare_paper
+from plots.embeddings import flatten, spread
+from plots.missing import Studies, find_gaps
+from plots.pretraining import duration
+from scores import TASKS
 
 matplotlib.use("Agg")
 HEADER = [
@@ -80,12 +87,16 @@ def write_rows(path, rows):
     return path
 
 
+def read(path):
+    return numbers.at_chosen_epoch(reading.read_results([path], []))
+
+
 def results(tmp_path, rows):
-    return numbers.at_chosen_epoch(numbers.read_results([write_rows(tmp_path / "results.csv", rows)]))
+    return read(write_rows(tmp_path / "results.csv", rows))
 
 
 def scene_rows(inits, ratios, seeds, classes, modes=("linear", "finetune")):
-    """Scene results whose value is a known function of its cell, with the macro F1 as the mean of the classes."""
+    """Scene results whose value is a known function of its cell; the macro F1 is the mean of the classes."""
     rows = []
     for mode, (k, init), ratio, seed in (
         (m, i, r, s) for m in modes for i in enumerate(inits) for r in ratios for s in seeds
@@ -94,7 +105,7 @@ def scene_rows(inits, ratios, seeds, classes, modes=("linear", "finetune")):
             round(0.3 + 0.1 * k + 0.001 * ratio + 0.01 * seed + 0.02 * (c % 5) - 0.03 * (seed * c % 3), 5)
             for c in range(len(classes))
         ]
-        for metric in numbers.F1:
+        for metric in TASKS["scene"].tabled:
             rows.append(row("scene", init, mode, ratio, seed, metric, "all", np.mean(f1)))
         rows += [row("scene", init, mode, ratio, seed, "f1", name, value) for name, value in zip(classes, f1)]
     return rows
@@ -148,7 +159,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawn(study):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(figures.RC, "savefig.dpi", 100)
+        patch.setitem(style.RC, "savefig.dpi", 100)
         flags = [
             "--runs",
             study / "runs" / "barlow",
@@ -180,7 +191,7 @@ def test_the_papers_means_are_the_means_of_its_classes(number, metric, per_class
 
 
 def test_the_paper_tables_give_what_its_text_quotes(tmp_path):
-    """Section V-C: fine-tuning averages .083/.099/.078 and .643/.530/.653, and Barlow Twins ahead of random in every class."""
+    """Section V-C: fine-tuning averages .083/.099/.078 and .643/.530/.653; Barlow Twins beats random."""
     for number, task, quoted in ((5, "fraction", (0.083, 0.099, 0.078)), (6, "scene", (0.643, 0.530, 0.653))):
         rows = [
             row(task, init, mode, ratio, 1, metric, name, mean)
@@ -194,7 +205,7 @@ def test_the_paper_tables_give_what_its_text_quotes(tmp_path):
         assert line.cells == 50 and (task != "fraction" or line.wins == 50)
 
 
-def test_the_paper_beside_itself_differs_by_nothing(tmp_path, capsys):
+def test_the_paper_beside_itself_differs_by_nothing(tmp_path):
     rows = [
         row(
             "fraction",
@@ -213,22 +224,21 @@ def test_the_paper_beside_itself_differs_by_nothing(tmp_path, capsys):
     configs = {
         "bt": {"method": "barlow", "data": "/data/Sentinel2GlobalLULC_full", "lr": 2e-4, "hidden": 256}
     }
-    found = {stem: thing.numbers for stem, _, thing in plot.compare_paper(results(tmp_path, rows), configs)}
+    pairs, gaps = compare_paper(results(tmp_path, rows), configs)
+    found = {pair.stem: tables.beside_paper(pair.ours, pair.paper).numbers for pair in pairs}
     assert len(found["compare-table5"]) == 165 and (found["compare-table5"].difference == 0).all()
     flags = found["compare-table3"]
     assert dict(zip(flags.hyperparameter, flags.difference)) == pytest.approx({"hidden": 0, "lr": 1e-4})
-    assert re.findall(r"Table (\w+)", capsys.readouterr().out) == ["IV", "VI"]
+    assert [gap.figures for gap in gaps] == ["compare-table4", "compare-table6"]
 
 
 def test_other_data_is_not_compared(tmp_path):
     rows = [
         row("fraction", "random", "finetune", 100, 1, "rmse", "all", 0.1, data="eurosat_mixed", images=2100)
     ]
-    assert not list(
-        plot.compare_paper(
-            results(tmp_path, rows), {"barlow": {"method": "barlow", "lr": 1e-4, "data": None}}
-        )
-    )
+    configs = {"barlow": {"method": "barlow", "lr": 1e-4, "data": None}}
+    pairs, gaps = compare_paper(results(tmp_path, rows), configs)
+    assert not pairs and len(gaps) == 4
 
 
 # Aggregates
@@ -275,7 +285,7 @@ def test_an_epoch_of_its_own_for_each_seed_is_kept(tmp_path):
 
 
 def test_of_several_settings_one_counts(tmp_path, capsys):
-    """Three seeds at rate .1, two at .2 that are better: never a mixture; with as many seeds, the better on validation."""
+    """Three seeds at rate .1, two better ones at .2: never a mixture; equally many: the better on val."""
 
     def cells(lr, value, seeds):
         return [
@@ -299,7 +309,7 @@ def test_mean_std_and_n_over_the_seeds(tmp_path):
 
 
 def test_comparison_by_hand(tmp_path):
-    """Two classes, two ratios, a seed that the baseline lacks; the t distribution of one degree of freedom by hand."""
+    """Two classes, two ratios, a seed that the baseline lacks; the t of one degree of freedom by hand."""
     ours = {
         (5, 1): (0.10, 0.20),
         (5, 2): (0.12, 0.22),
@@ -331,7 +341,7 @@ def test_p_is_undefined_for_one_pair_or_equal_differences(a, b):
 
 
 def test_class_differences_use_the_seeds_both_have(study):
-    test = numbers.at_chosen_epoch(numbers.read_results([study / "results.csv"]))
+    test = read(study / "results.csv")
     test = test[(test.task == "scene") & (test["mode"] == "finetune")]
     cells = numbers.class_differences(test, "scene", "barlow", "imagenet")
     assert list(cells["class"].unique()) == ["a & b", "c_d", "50%"]
@@ -341,7 +351,7 @@ def test_class_differences_use_the_seeds_both_have(study):
 
 def test_the_best_of_each_ratio_is_bold(tmp_path):
     rows = scene_rows(["random", "barlow"], [5, 100], [1, 2], ["x", "y"], ["finetune"])
-    table = tables.class_table(numbers.over_seeds(results(tmp_path, rows)), "scene", "finetune")
+    table = tables.class_sheet(numbers.over_seeds(results(tmp_path, rows)), "scene", "finetune")
     assert list(table.shown.columns) == [
         "Ratio (%)",
         "Initialisation",
@@ -359,7 +369,7 @@ def test_the_best_of_each_ratio_is_bold(tmp_path):
         row("fraction", init, "finetune", 5, 1, "rmse", "all", value)
         for init, value in (("random", 0.2), ("barlow", 0.1), ("moco", 0.1001))
     ]
-    table = tables.class_table(numbers.over_seeds(results(tmp_path, fraction)), "fraction", "finetune")
+    table = tables.class_sheet(numbers.over_seeds(results(tmp_path, fraction)), "fraction", "finetune")
     assert table.bold[:, 3].tolist() == [False, True, True] and table.shown.RMSE.tolist() == [
         "0.200",
         "0.100",
@@ -368,10 +378,10 @@ def test_the_best_of_each_ratio_is_bold(tmp_path):
 
 
 def test_training_times(study):
-    configs, logs = numbers.read_runs([study / "runs" / "barlow"])
+    configs, logs = reading.read_runs([study / "runs" / "barlow"], [])
     line = numbers.training_times(logs, configs, images=3_600_000).iloc[0]
     assert (line.hours, line.scaled_hours, line.device) == (pytest.approx(0.05), pytest.approx(1.0), "H200")
-    assert [figures.duration(h) for h in (64, 1431, 0.5, 0)] == ["2 d 16 h", "59 d 15 h", "30 min 0 s", "0 s"]
+    assert [duration(h) for h in (64, 1431, 0.5, 0)] == ["2 d 16 h", "59 d 15 h", "30 min 0 s", "0 s"]
 
 
 # Files
@@ -381,6 +391,7 @@ def test_everything_is_drawn_and_no_figure_is_blank(drawn):
     stems = {
         "curves",
         "fig9",
+        "time_to_quality",
         "fig3",
         "fig4-land",
         "fig5-land-barlow",
@@ -428,7 +439,10 @@ def test_special_characters_in_latex():
 
 
 def test_the_same_input_gives_the_same_bytes_without_torch(study, drawn):
-    code = "import sys, plot; plot.figures.RC['savefig.dpi'] = 100; plot.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, plot; plot.RC['savefig.dpi'] = 100; plot.main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules"
+    )
     again = study / "again"
     flags = ["--runs", study / "runs" / "barlow", "--results", study / "results.csv", "--out", again]
     subprocess.run(
@@ -473,8 +487,8 @@ def test_no_text_is_cut_or_overlaps_with_29_long_classes(tmp_path, kind):
         tmp_path,
         scene_rows(inits, [1, 5, 10, 25, 50, 100] if kind == "differences" else [5, 100], [1, 2], LONG),
     )
-    summary, styles = numbers.over_seeds(test), figures.styles_of(inits, {})
-    with plt.rc_context(figures.RC):
+    summary, styles = numbers.over_seeds(test), style.styles_of(inits, {})
+    with plt.rc_context(style.RC):
         if kind == "classes":
             tuned = summary[summary["mode"] == "finetune"]
             figure = figures.class_figure(tuned, "scene", "barlow", ["random", "imagenet"], styles)
@@ -482,7 +496,7 @@ def test_no_text_is_cut_or_overlaps_with_29_long_classes(tmp_path, kind):
             cells = numbers.class_differences(test[test["mode"] == "finetune"], "scene", "barlow", "imagenet")
             figure = figures.difference_figure(cells, "scene", "barlow", "imagenet")
         else:
-            figure = figures.ratio_figure(summary, "scene", styles)
+            figure = figures.ratio_figure(summary, "scene", "f1_macro", styles)
         found, page = boxes(figure)
     x0, y0, x1, y1 = found.T
     assert (
@@ -496,45 +510,114 @@ def test_no_text_is_cut_or_overlaps_with_29_long_classes(tmp_path, kind):
 
 
 def test_spread_keeps_29_labels_on_one_point_apart():
-    places = figures.spread(np.full((29, 2), 0.5), 0.085, 0.065)
+    places = spread(np.full((29, 2), 0.5), 0.085, 0.065)
     gaps = np.abs(places[:, None] - places[None])
     apart = (gaps[..., 0] >= 0.085 - 1e-9) | (gaps[..., 1] >= 0.065 - 1e-9)
     assert apart[~np.eye(29, dtype=bool)].all() and places.min() > 0 and places.max() < 1
 
 
 def test_an_initialisation_keeps_its_colour(study):
-    few = figures.styles_of(["barlow"], {})
+    few = style.styles_of(["barlow"], {})
     configs = {"long": {"method": "barlow"}, "moco": {"method": "moco"}}
-    many = figures.styles_of(["random", "imagenet", "barlow", "moco", "long"], configs)
+    many = style.styles_of(["random", "imagenet", "barlow", "moco", "long"], configs)
     assert few["barlow"] == many["barlow"] and len(set(map(str, many.values()))) == 5
-    assert figures.styles_of(["bt"], {"bt": {"method": "barlow"}})["bt"] == few["barlow"]
+    assert style.styles_of(["bt"], {"bt": {"method": "barlow"}})["bt"] == few["barlow"]
 
 
 def test_a_collapsed_network_is_drawn_as_one_point():
-    assert (figures.flatten(np.ones((10, 4))) == 0.5).all()
+    assert (flatten(np.ones((10, 4))) == 0.5).all()
 
 
 # Incomplete input
 
 
-def test_missing_cells_come_with_their_command(study, capsys):
-    test = numbers.at_chosen_epoch(numbers.read_results([study / "results.csv"]))
-    configs, logs = numbers.read_runs([study / "runs" / "barlow"])
-    lines = list(plot.missing(test, configs, logs, []))
-    weights = f"{study}/runs/barlow/backbone.pth"
-    assert (
-        f"1 of 4 cells of Barlow Twins, fine-tuning, land: python transfer.py --config {study}/config.yaml --out {study} "
-        f"--task scene --data PATH/land --init {weights} --mode finetune --ratios 5 --seeds 1 --seed 2"
-        in lines
+def test_missing_runs_and_initialisations_come_with_their_command(study):
+    test = read(study / "results.csv")
+    configs, logs = reading.read_runs([study / "runs" / "barlow"], [])
+    gaps = find_gaps(Studies(test, configs, logs, []), plot.STEMS)
+    methods = [shlex.split(gap.command)[3] for gap in gaps if "train_ssl" in gap.command]
+    assert methods == ["moco", "simclr", "simsiam"]
+    by_figure = {gap.figures: gap.command for gap in gaps}
+    assert by_figure["fig3"].endswith(f"{study}/runs/barlow/backbone.pth --save-embeddings")
+    assert by_figure["fig4, fig5, fig8a, table5"].endswith("--data DATA --init imagenet")
+    assert len(gaps) == 6
+
+
+def hole(out, tasks):
+    """results.csv of several tasks in `out`, each without one cell of random weights; returns it read."""
+    rows = []
+    for task, metric, data, lr in tasks:
+        for init in ("random", "imagenet"):
+            for seed in (1, 20240101):
+                for ratio in (5, 33.333333):
+                    if (init, seed, ratio) != ("random", 20240101, 33.333333):
+                        rows.append(
+                            row(task, init, "finetune", ratio, seed, metric, "all", 0.5, data=data, lr=lr)
+                        )
+    return read(write_rows(out / "results.csv", rows))
+
+
+def test_the_command_of_a_missing_cell_makes_that_cell(tmp_path):
+    """After two tasks in one --out: config.yaml is of the last call, the cell of the first."""
+    out = tmp_path / "two tasks"
+    out.mkdir()
+    (out / "config.yaml").write_text("task: scene\ndata: /somewhere/patches\nsplits: /lists\nlr: 9\n")
+    settings = {"size": 48, "arch": "resnet50", "loss": "bce", "epoch_choice": "common", "augment": True}
+    other = {"size": 64, "arch": "resnet18", "loss": "softmax", "epoch_choice": "seed", "augment": False}
+    (out / "settings.yaml").write_text(
+        yaml.safe_dump({"fraction finetune": settings, "scene finetune": other})
     )
-    assert [re.search(r"--method (\w+)", line)[1] for line in lines if "train_ssl" in line] == [
-        "moco",
-        "simclr",
-        "simsiam",
+    test = hole(out, [("fraction", "rmse", "land", 0.003), ("scene", "f1_macro", "patches", 1e-5)])
+    gaps = [
+        gap
+        for gap in find_gaps(Studies(test, {}, test.iloc[:0].assign(method=""), []), plot.STEMS)
+        if "cells" in gap.figures
     ]
-    assert any(line.startswith("fig3") and "--save-embeddings" in line for line in lines)
-    assert any("--task fraction" in line and line.endswith("--init imagenet") for line in lines)
-    assert len(lines) == 6
+    assert [gap.figures for gap in gaps] == [
+        f"1 of 4 cells of Random, fine-tuning, {name}" for name in ("land", "patches")
+    ]
+    parsed = []
+    for gap in gaps:
+        python, script, *words = shlex.split(gap.command)
+        assert (python, script) == ("python", "transfer.py")
+        parsed.append(options("transfer").parse_args(words))
+    fraction, scene = parsed
+    for args in parsed:
+        assert (args.init, args.mode, args.ratios, args.seeds, args.seed) == (
+            ["random"],
+            ["finetune"],
+            [33.333333],
+            [1],
+            20240101,
+        )
+        assert Path(args.out) == out and (args.momentum, args.epochs, args.batch_size) == (0.9, 1, 64)
+    assert (fraction.task, fraction.data, fraction.lr, fraction.splits) == (
+        "fraction",
+        "PATH/land",
+        0.003,
+        None,
+    )
+    assert {name: getattr(fraction, name) for name in settings} == settings
+    assert (scene.task, scene.data, scene.lr, scene.splits) == ("scene", "/somewhere/patches", 1e-5, "/lists")
+    assert {name: getattr(scene, name) for name in other} == other
+
+
+def test_the_command_of_a_missing_probe_says_how_heads_were_found(tmp_path):
+    for lr, probe in ((0, "lbfgs"), (0.02, "sgd")):
+        rows = [
+            row("scene", init, "linear", 5, seed, "f1_macro", "all", 0.5, lr=lr, data="")
+            for init, seeds in (("random", (1, 2)), ("barlow", (1,)))
+            for seed in seeds
+        ]
+        test = results(tmp_path, rows)
+        (gap,) = [
+            g
+            for g in find_gaps(Studies(test, {}, test.iloc[:0].assign(method=""), []), plot.STEMS)
+            if "cells" in g.figures
+        ]
+        args = options("transfer").parse_args(shlex.split(gap.command)[2:])
+        assert (args.probe, args.mode, args.data, args.seed) == (probe, ["linear"], None, 2)
+        assert probe == "lbfgs" or args.lr == 0.02
 
 
 def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
@@ -545,14 +628,35 @@ def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
     rows[4][5] = ""
     path = write_rows(tmp_path / "results.csv", rows)
     path.write_text(path.read_text() + "\n")  # a blank line is no row
-    assert numbers.read_results([path]).seed.tolist() == [0, 5]
+    problems = []
+    assert reading.read_results([path], problems).seed.tolist() == [0, 5]
     said = capsys.readouterr().err.splitlines()
+    assert said == [f"warning: {problem}" for problem in problems]
     assert [line.split(": ")[1] for line in said] == [f"{path}:{n}" for n in (3, 4, 5, 6)]
     assert (
         "value 'oops' is not a number" in said[0]
         and "expected 19 fields" in said[2]
         and "seed is empty" in said[3]
     )
+
+
+@pytest.mark.parametrize("kind", ["bom", "crlf", "spreadsheet", "nan", "inf"])
+def test_csv_files_that_other_programs_have_saved(tmp_path, kind):
+    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", 0.25 * seed) for seed in (1, 2)]
+    if kind in ("nan", "inf"):
+        rows.append(row("scene", "random", "linear", 5, 3, "f1_macro", "all", kind))
+    path = write_rows(tmp_path / "results.csv", rows)
+    text = path.read_text()
+    if kind == "bom":
+        text = "\ufeff" + text
+    if kind == "crlf":
+        text = text.replace("\n", "\r\n")
+    if kind == "spreadsheet":
+        text = text.replace(",", ";").replace(".", ",")
+    path.write_bytes(text.encode())
+    problems = []
+    assert reading.read_results([path], problems).value.dropna().tolist() == [0.25, 0.5]
+    assert len(problems) == (kind == "inf")
 
 
 def test_repeated_rows_count_once(tmp_path, capsys):

@@ -1,0 +1,48 @@
+"""Keys that stand below a figure."""
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from plots.style import name_of
+
+BLANK = {"ls": "none", "label": " "}
+
+
+def class_key(figure: Figure, classes: list[str], handles: list | None = None) -> float:
+    """The numbered class names under the figure, in as many columns as fit; returns the height they take in
+    inches."""
+    labels = [f"{i}  {name}" for i, name in enumerate(classes)]
+    fitting = int(21 * figure.get_figwidth() / (6 + max(map(len, labels))))
+    columns = min(5, len(classes), max(1, fitting))
+    figure.legend(
+        handles or [Line2D([], [], ls="none") for _ in classes],
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=5.5,
+        handlelength=1,
+        handletextpad=0.3,
+        columnspacing=1,
+        labelspacing=0.3,
+    )
+    return 0.105 * -(-len(classes) // columns)
+
+
+def run_keys(runs: list[str], styles: dict[str, tuple], dashed: bool = True) -> list[Line2D]:
+    """A handle for each run or initialisation: its colour and marker, and its dashes where lines have
+    them."""
+    keys = []
+    for run in runs:
+        colour, marker, dashes, _ = styles[run]
+        look = {"ls": dashes} if dashed else {}
+        keys.append(Line2D([], [], color=colour, marker=marker, label=name_of(run), **look))
+    return keys
+
+
+def in_columns(first: list[Line2D], second: list[Line2D]) -> tuple[list[Line2D], int]:
+    """(handles, columns): `first` in two columns, then `second` in columns of its own, filled up with
+    blanks."""
+    height = max(2, -(-len(first) // 2))
+    for keys in (first, second):
+        keys += [Line2D([], [], **BLANK) for _ in range(-len(keys) % height)]
+    return first + second, (len(first) + len(second)) // height

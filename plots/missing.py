@@ -1,0 +1,172 @@
+"""What could not be drawn, or stands on fewer cells than the rest, and the command that makes it."""
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from plots.style import METHODS, NOT_PRETRAINED, name_of
+from scores.choice import SETTING
+from scores.results import exact
+
+DATA = "DATA"  # stands for a folder that no file here names
+BASELINES = ["random", "imagenet"]
+
+
+class Gap(NamedTuple):
+    """A row of missing.csv."""
+
+    figures: str  # stems, or the cells that a mean lacks
+    missing: str
+    command: str  # blank where no command of ours makes it
+
+
+class Studies(NamedTuple):
+    """What is there: the test rows, the configurations by run, the logs and the embeddings."""
+
+    test: pd.DataFrame
+    configs: dict[str, dict]
+    logs: pd.DataFrame
+    embeddings: list[dict]
+
+
+def find_gaps(there: Studies, stems: dict[str, tuple[str, ...]]) -> list[Gap]:
+    """Every gap; `stems`: the figures and tables of each task."""
+    return [
+        *missing_runs(there.logs),
+        *missing_probes(there),
+        *missing_inits(there, stems),
+        *missing_cells(there.test, there.configs),
+    ]
+
+
+def python(*words: str) -> str:
+    """A command line as it is typed."""
+    return shlex.join(["python", *words])
+
+
+def weights(inits: list[str], configs: dict[str, dict]) -> list[str]:
+    """What --init takes for these names of results.csv."""
+    folders = {init: configs.get(init, {}).get("folder", f"runs/{init}") for init in inits}
+    return [init if init in NOT_PRETRAINED else f"{folders[init]}/backbone.pth" for init in inits]
+
+
+def missing_runs(logs: pd.DataFrame) -> list[Gap]:
+    """Methods that no log is of."""
+    gaps = []
+    for method in METHODS:
+        if method not in set(logs.method):
+            command = python("train_ssl.py", "--method", method, "--data", DATA, "--out", f"runs/{method}")
+            gaps.append(Gap("curves, fig9", name_of(method), command))
+    return gaps
+
+
+def missing_probes(there: Studies) -> list[Gap]:
+    """Runs without embeddings (Fig. 3) or without a linear probe on scenes (Table IV)."""
+    test = there.test
+    probed = set(test.init[(test.task == "scene") & (test["mode"] == "linear")])
+    embedded = {item["init"] for item in there.embeddings}
+    gaps = []
+    for figure, have, extra in (("fig3", embedded, ["--save-embeddings"]), ("table4", probed, [])):
+        absent = [run for run in there.configs or ["barlow"] if run not in have]
+        if absent:
+            words = ["--task", "scene", "--mode", "linear", "--data", DATA]
+            command = python("transfer.py", *words, "--init", *weights(absent, there.configs), *extra)
+            gaps.append(Gap(figure, ", ".join(map(name_of, absent)), command))
+    return gaps
+
+
+def missing_inits(there: Studies, stems: dict[str, tuple[str, ...]]) -> list[Gap]:
+    """Baselines that were not fine-tuned on a task; a task without any rows lacks a method as well."""
+    test, gaps = there.test, []
+    for task, figures in stems.items():
+        have = set(test.init[(test.task == task) & (test["mode"] == "finetune")])
+        absent = [init for init in BASELINES if init not in have]
+        if not have:
+            absent.append("barlow")
+        if absent:
+            words = ["--task", task, "--mode", "linear", "finetune", "--data", DATA]
+            command = python("transfer.py", *words, "--init", *weights(absent, there.configs))
+            gaps.append(Gap(", ".join(figures), ", ".join(map(name_of, absent)), command))
+    return gaps
+
+
+# Cells that the seeds' means lack
+
+
+def missing_cells(test: pd.DataFrame, configs: dict[str, dict]) -> list[Gap]:
+    """Of each initialisation and mode, the (ratio, seed) that others on the same task and data have."""
+    gaps = []
+    for (task, data), rows in test.groupby(["task", "data"]):
+        every = {(ratio, seed) for ratio in rows.ratio.unique() for seed in rows.seed.unique()}
+        for (init, mode), part in rows.groupby(["init", "mode"], sort=False):
+            holes = sorted(every - set(zip(part.ratio, part.seed)))
+            if not holes:
+                continue
+            words = ["transfer.py", "--task", task, *data_flags(Path(part.out.iloc[0]), data)]
+            words += ["--init", *weights([init], configs), "--mode", mode, *cell_flags(holes)]
+            words += setting_flags(part.iloc[0]) + ["--out", part.out.iloc[0]]
+            where = f"{len(holes)} of {len(every)} cells of {name_of(init)}, {name_of(mode)}, {data}"
+            shown = " ".join(f"{ratio:g} %/{seed:.0f}" for ratio, seed in holes[:6])
+            more = "" if len(holes) <= 6 else f" and {len(holes) - 6} more"
+            gaps.append(Gap(where, f"ratio/seed {shown}{more}", python(*words)))
+    return gaps
+
+
+def cell_flags(holes: list[tuple[float, float]]) -> list[str]:
+    """--ratios and --seeds; a single number after --seeds is how many, so a single seed is --seed."""
+    ratios, seeds = (sorted(set(side)) for side in zip(*holes))
+    words = ["--ratios", *map(exact, ratios)]
+    if len(seeds) == 1:
+        return [*words, "--seeds", "1", "--seed", exact(seeds[0])]
+    return [*words, "--seeds", *map(exact, seeds)]
+
+
+def setting_flags(cell: pd.Series) -> list[str]:
+    """How the other cells were trained: the columns of results.csv, and the task's and mode's part of
+    settings.yaml."""
+    words = []
+    solved = cell["lr"] == 0
+    if cell["mode"] == "linear":
+        words += ["--probe", "lbfgs" if solved else "sgd"]
+    if not solved:
+        for name in SETTING:
+            if not np.isnan(cell[name]):
+                words += [f"--{name.replace('_', '-')}", exact(cell[name])]
+    values = read_quietly(Path(cell["out"]) / "settings.yaml").get(f"{cell['task']} {cell['mode']}")
+    for name, value in (values if isinstance(values, dict) else {}).items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not False and value is not None:
+            words += [flag, str(value)]
+    return words
+
+
+def data_flags(out: Path, data: str) -> list[str]:
+    """Where the images are: config.yaml says so if the last call of transfer.py in `out` was on the same
+    data."""
+    config = read_quietly(out / "config.yaml")
+    if data == "built-in":
+        scenes = config.get("scenes") if config.get("data") is None else None
+        return ["--scenes", str(scenes)] if scenes else []
+    folder = config.get("data")
+    if not folder or Path(str(folder)).resolve().name != data:
+        return ["--data", f"PATH/{data}"]
+    words = ["--data", str(folder)]
+    for name in ("splits", "split"):
+        if config.get(name):
+            words += [f"--{name}", str(config[name])]
+    return words
+
+
+def read_quietly(file: Path) -> dict:
+    """The values of a YAML file; empty where it is not there or not readable."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,231 @@
+"""Files written by the other commands → tidy DataFrames. Needs no torch.
+
+What cannot be read is left out, said at once, and noted in the list `problems` that every function takes: one
+bad file never costs the figures of the others.
+"""
+
+import re
+import sys
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from plots.style import ordered
+from scores import TASKS
+from scores.choice import GROUP, SETTING
+
+SHOWN_FAULTS = 20  # of one file
+LOG_COLUMNS = [
+    "loss",
+    "chance_loss",
+    "knn_macro_f1",
+    "knn5_accuracy",
+    "effective_rank",
+    "images_per_s",
+    "seconds",
+]
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def note(message: str) -> None:
+    """Something a reader should know, although nothing is wrong with the files."""
+    print(f"note: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def warn(message: str, problems: list[str]) -> None:
+    """Something that was left out."""
+    message = " ".join(message.split())
+    problems.append(message)
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+# One CSV
+
+
+def read_csv(
+    path: Path, text: list[str], numbers: list[str], optional: list[str], problems: list[str]
+) -> pd.DataFrame:
+    """Rows of a CSV; a row with a missing or unreadable field is named with its line and left out.
+
+    `text` and `numbers` must be there and filled; `optional` numbers may be empty or absent. A spreadsheet's
+    CSV, with semicolons and decimal commas, is read as well. Returns the columns of the file, numbers as
+    float64.
+    """
+    nothing = pd.DataFrame(columns=text + numbers + optional)
+    try:
+        rows, faults = read_lines(path)
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        warn(f"{path}: {error}: file left out", problems)
+        return nothing
+    absent = [name for name in text + numbers if name not in rows]
+    if absent:
+        warn(f"{path}: no column {', '.join(absent)}: file left out", problems)
+        return nothing
+    for name in text:
+        faults |= empty_fields(rows[name])
+    for name in [*numbers, *(o for o in optional if o in rows)]:
+        if name in numbers:
+            faults |= empty_fields(rows[name])
+        rows[name], wrong = as_numbers(rows[name])
+        faults |= wrong
+    for line in sorted(faults)[:SHOWN_FAULTS]:
+        warn(f"{path}:{line}: {faults[line]}: row left out", problems)
+    if len(faults) > SHOWN_FAULTS:
+        warn(f"{path}: {len(faults) - SHOWN_FAULTS} more rows left out", problems)
+    return rows.drop(index=rows.index.intersection(list(faults)))
+
+
+def read_lines(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
+    """The fields of a CSV as text, indexed by line number, and what is wrong with odd lines."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        head = file.readline()
+    separator = ";" if head.count(";") > head.count(",") else ","
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rows = pd.read_csv(
+            path,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+            skip_blank_lines=False,
+            on_bad_lines="warn",
+            encoding="utf-8-sig",
+        ).fillna("")
+    found = [re.findall(r"line (\d+): (.*)", str(warning.message)) for warning in caught]
+    faults = {int(line): what for lines in found for line, what in lines}
+    every = np.arange(2, len(rows) + len(faults) + 2)
+    rows.index = np.setdiff1d(every, list(faults))
+    rows = rows[(rows != "").any(axis=1)]
+    return rows, faults
+
+
+def empty_fields(column: pd.Series) -> dict[int, str]:
+    """Line → what is wrong, of the fields without text."""
+    return {line: f"{column.name} is empty" for line in column.index[column.str.strip() == ""]}
+
+
+def as_numbers(column: pd.Series) -> tuple[pd.Series, dict[int, str]]:
+    """A text column as float64, NaN where it is empty; and line → what is wrong, of fields that are no
+    number."""
+    raw = column.str.strip()
+    values = pd.to_numeric(raw.str.replace(",", ".", regex=False), errors="coerce").astype(float)
+    values = values.where(np.isfinite(values))
+    wrong = raw[values.isna() & ~raw.str.lower().isin(["", "nan"])]
+    return values, {line: f"{column.name} '{value}' is not a number" for line, value in wrong.items()}
+
+
+# What the other commands wrote
+
+
+def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
+    """All rows of the results files; `out` is their folder, `setting` numbers the ways a cell was trained.
+
+    Of a repeated row the last one counts. Rows of unknown tasks are left out.
+    """
+    text = ["task", "init", "mode", "split", "metric", "class"]
+    numbers, optional = ["ratio", "seed", "value"], ["epoch", "images", *SETTING]
+    columns = [*text, "data", *numbers, *optional]
+    files = [pd.DataFrame(columns=columns)]
+    for path in paths:
+        rows = read_csv(path, text, numbers, optional, problems)
+        files.append(rows.reindex(columns=columns).assign(out=path.parent.as_posix()))
+    rows = pd.concat([file for file in files if len(file)] or files)
+    rows = rows.reindex(columns=[*columns, "out"]).astype(dict.fromkeys(numbers + optional, float))
+    strange = sorted(set(rows.task) - set(TASKS))
+    if strange:
+        warn(f"rows of unknown tasks left out: {', '.join(strange)}", problems)
+    rows = rows[rows.task.isin(list(TASKS))].reset_index(drop=True)
+    rows["data"] = rows.data.fillna("").map(lambda folder: Path(folder).name or "built-in")
+    rows["epoch"] = rows.epoch.fillna(0)
+    solved = rows.lr == 0  # a head that was solved for: its penalty is an outcome, no setting
+    rows["weight_decay"] = rows.weight_decay.mask(solved, 0)
+    rows["setting"] = rows.groupby(SETTING, dropna=False).ngroup()
+    once = rows.drop_duplicates([*GROUP, "seed", "setting", "epoch", "split", "metric", "class"], keep="last")
+    if len(once) < len(rows):
+        note(f"{len(rows) - len(once)} results stand more than once: the last one counts")
+    return once
+
+
+def read_runs(folders: list[Path], problems: list[str]) -> tuple[dict[str, dict], pd.DataFrame]:
+    """Configurations by run name, with `folder` and `method`; and the logs, a row for each run and epoch."""
+    configs, logs = {}, []
+    for folder in folders:
+        if not (folder / "log.csv").exists():
+            continue
+        config = read_config(folder / "config.yaml")
+        run = folder.name if folder.name not in configs else folder.as_posix()
+        method = str(config.get("method", run))
+        configs[run] = {**config, "folder": folder.as_posix(), "method": method}
+        log = read_csv(folder / "log.csv", [], ["epoch"], LOG_COLUMNS, problems)
+        log = log.drop_duplicates("epoch", keep="last").reindex(columns=["epoch", *LOG_COLUMNS])
+        logs.append(log.astype(float).assign(run=run, method=method))
+    empty = pd.DataFrame(columns=["epoch", *LOG_COLUMNS, "run", "method"])
+    return configs, pd.concat([log for log in logs if len(log)] or [empty], ignore_index=True)
+
+
+def read_config(file: Path) -> dict:
+    """The values of a YAML file of flags; empty, with a word, where there is no such file."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        note(f"{file}: {error}: flags unknown")
+        return {}
+    if not isinstance(values, dict):
+        note(f"{file}: holds no `key: value` lines: flags unknown")
+        return {}
+    return values
+
+
+def read_embeddings(paths: list[Path], problems: list[str]) -> list[dict]:
+    """features (n, d), labels (n,), classes, init and data of each file, without unlabelled images."""
+    found = []
+    for path in paths:
+        try:
+            found.append(read_npz(path))
+        except UNREADABLE as error:
+            reason = str(error) or type(error).__name__
+            warn(f"{path}: {reason}: embeddings left out", problems)
+    order = ordered(item["init"] for item in found)
+    return sorted(found, key=lambda item: order.index(item["init"]))
+
+
+def read_npz(path: Path) -> dict:
+    """One file of embeddings; raises one of UNREADABLE where it holds anything else."""
+    with np.load(path, allow_pickle=False) as arrays:
+        features, labels = arrays["features"].astype(np.float64), arrays["labels"].astype(int)
+        classes = [str(name) for name in arrays["classes"]]
+        init = str(arrays["init"])
+        data = str(arrays["data"]) if "data" in arrays else ""
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(f"features {features.shape} and labels {labels.shape} do not go together")
+    kept = labels >= 0
+    if not kept.any():
+        raise ValueError("holds no image with a label")
+    if labels.max() >= len(classes):
+        raise ValueError(f"holds label {labels.max()} of {len(classes)} classes")
+    if not np.isfinite(features).all():
+        raise ValueError("holds features that are not finite")
+    return {
+        "init": init,
+        "data": data,
+        "classes": classes,
+        "features": features[kept],
+        "labels": labels[kept],
+    }
