@@ -187,7 +187,7 @@ def training_flags(group: argparse._ArgumentGroup) -> None:
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="fine-tune on random flips and, for scenes, crops",
+        help="fine-tune on random flips and quarter turns and, for scenes, crops",
     )
 
 
@@ -208,6 +208,8 @@ def main(argv: list[str] | None = None) -> None:
         data = open_data(
             Source.of(args, "mixed"), args.task, args.ratios, args.seed_list, out / "bad_files.csv"
         )
+    if common.fits_on_gpu(data.pixels.nbytes, device):
+        data = data._replace(pixels=data.pixels.to(device))
     study = study_of(args, device)
     results.check_settings(settings(inits, data, study, args.mode))
     if rank == 0:
@@ -330,6 +332,8 @@ def open_data(source: Source, task: str, ratios: list[float], seeds: list[int], 
         raise DataError(f"{opened.root}: has no class fractions (Land-1.0's CSV files); use --task scene")
     if task == "scene" and not opened.classes:
         raise DataError(f"{opened.root}: --task scene needs labels, class folders or Land-1.0's CSV files")
+    if ALL in opened.classes:
+        raise DataError(f"{opened.root}: a class is called {ALL}, which means every class: rename it")
     if len(opened.classes) < 2:
         raise DataError(f"{opened.root}: has one class, {opened.classes[0]}: there is nothing to tell apart")
     labelled = opened.labels >= 0 if task == "scene" else np.ones(len(opened), bool)
@@ -545,11 +549,11 @@ def finetune_all(unit: Unit, data: Data, study: Study, work: "Work") -> None:
 
 def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None]) -> Outcome:
     """Backbone and head train together on the decoded images."""
-    place = study.device if common.fits_on_gpu(data.pixels.nbytes, study.device) else torch.device("cpu")
-    recipe = random_views(study.task) if study.augment else None
+    place = data.pixels.device
+    recipe = random_views(study.task, *data.pixels.shape[-2:]) if study.augment else None
     generator = torch.Generator().manual_seed(cell.seed)
     views = (study.size, *statistics(cell.init, data), recipe, generator)
-    pictures = Pictures(data.pixels.to(place), data.targets.to(place), study.device, *views)
+    pictures = Pictures(data.pixels, data.targets.to(place), study.device, *views)
     torch.manual_seed(cell.seed)
     backbone = build_backbone(study.arch, cell.init.source)
     model = nn.Sequential(backbone, nn.Linear(backbone_width(backbone), len(data.classes)))
@@ -562,10 +566,16 @@ def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None
     return choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
 
 
-def random_views(task: str) -> Recipe:
+def random_views(task: str, height: int, width: int) -> Recipe:
     """Flips and quarter turns and, for scenes alone, crops: a crop changes an image's fractions."""
-    still = Recipe(area=(1, 1), ratio=(1, 1), jitter_probability=0, blur_probability=0)
-    return still._replace(area=(0.5, 1), ratio=(3 / 4, 4 / 3)) if task == "scene" else still
+    whole = Recipe(
+        area=(1, 1),
+        ratio=(width / height, width / height),
+        jitter_probability=0,
+        blur_probability=0,
+        quarter_turns=True,
+    )
+    return whole._replace(area=(0.5, 1), ratio=(3 / 4, 4 / 3)) if task == "scene" else whole
 
 
 # Training and choosing

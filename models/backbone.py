@@ -4,6 +4,7 @@ features."""
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -176,4 +177,11 @@ def prepare(images: torch.Tensor, size: int, mean: Sequence[float], std: Sequenc
     x = images.float() / 255
     if x.shape[-2:] != (size, size):
         x = TF.resize(x, [size, size], antialias=True)
-    return TF.normalize(x, list(mean), list(std)).contiguous(memory_format=torch.channels_last)
+    mean, std = on_device(tuple(mean), x.device), on_device(tuple(std), x.device)
+    return TF.normalize(x, mean, std).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=64)
+def on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """One number a channel, copied to the device once: a copy a batch would make a GPU wait."""
+    return torch.tensor(values, device=device)
