@@ -30,16 +30,16 @@ _SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
 # The paper's rule
 
 
-def split_counts(n: int) -> tuple[int, int, int]:
+def split_counts(n: int, shares: tuple[float, ...] = SHARES) -> tuple[int, int, int]:
     """(train, val, test) of a class of n images: int(0.9 n), int(0.025 n) and the rest.
 
     The rule that gives the paper's 175,381 / 4,861 / 14,635 from the class sizes of its Table II.
     """
-    train, val = int(0.9 * n), int(0.025 * n)
+    train, val = int(shares[0] * n), int(shares[1] * n)
     return train, val, n - train - val
 
 
-def split_classes(labels: np.ndarray, seed: int = 42) -> np.ndarray:
+def split_classes(labels: np.ndarray, seed: int = 42, shares: tuple[float, ...] = SHARES) -> np.ndarray:
     """Split names (n,) for labels (n,) of files sorted by name within each class: the authors' members.
 
     As their tool, split-folders 0.6.1, does it: Python's generator is seeded anew for each class, the
@@ -49,7 +49,7 @@ def split_classes(labels: np.ndarray, seed: int = 42) -> np.ndarray:
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label).tolist()
         random.Random(seed).shuffle(rows)
-        split[rows] = np.repeat(NAMES, split_counts(len(rows)))
+        split[rows] = np.repeat(NAMES, split_counts(len(rows), shares))
     return split
 
 

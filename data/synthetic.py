@@ -1,30 +1,42 @@
-"""Built-in scenes: land seen from above at 10 m a pixel, drawn from noise, cells and rows. Nothing is downloaded.
+"""Built-in scenes: land seen from above at 10 m a pixel, drawn from noise, cells and rows, without downloads.
 
-    python -m data.synthetic scenes --layout pure --count 2900 --size 64     # 29 class folders, as Sentinel2GlobalLULC
-    python -m data.synthetic mixed --layout mixed --count 1000 --size 128    # exact class fractions, as Land-1.0
-    python -m data.synthetic large --layout scene --size 1024                # one picture and its class map, for predict.py
+    python -m data.synthetic scenes --layout pure --count 2900 --size 64   # 29 class folders
+    python -m data.synthetic mixed --layout mixed --count 1000 --size 128  # exact class fractions
+    python -m data.synthetic large --layout scene --size 1024              # a picture and its class map
+    python -m data.synthetic s2 --layout archives --count 290              # named as Sentinel2GlobalLULC
 
-A recipe is a list of layers painted one over the other: a texture, its colours, its settings (lengths in pixels).
-Season, sun, haze, gain, tint, orientation and scale vary whatever the class, so that colour alone says little.
-A scene depends on (seed, layout, class or split, number) and on nothing else.
+Layouts of class folders, with the archive's names and coordinates: `archives` (beside CSVs and a Mac's
+shadow files), `geotiff` (and GeoTIFFs of the same scenes), `padded` (01_…), `wrapped` (twice), `split` and
+`copies` (the authors', at one ratio and at two), `valid` (train/, valid/, test/). Of fractions, beside
+`mixed`: `levels` (Land-1.0's Level_N1 and Level_N2) and `percent` (as a spreadsheet leaves it).
+
+A recipe is a list of layers painted one over the other: a texture, its colours, its settings (lengths in
+pixels). Season, sun, haze, gain, tint, orientation and scale vary whatever the class, so that colour alone
+says little. A scene depends on (seed, layout, class or split, number) and on nothing else.
 """
 
-import argparse
 import csv
 import os
 import shutil
 import signal
 import sys
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+import common
+from data.archives import PURE_LAYOUTS, paths_of, save_picture, shots_of, write_extras
+
 Recipe = list[tuple]
 
-PALETTE = {  # RGB reflectance in the wet season and in the dry or cold one; a scene lies somewhere between the two
+# RGB reflectance in the wet season and in the dry or cold one; a scene lies somewhere between the two
+PALETTE = {
     "soil": ((0.34, 0.27, 0.22), (0.58, 0.47, 0.37)),
     "sand": ((0.52, 0.44, 0.34), (0.72, 0.62, 0.50)),
     "rock": ((0.36, 0.34, 0.33), (0.52, 0.48, 0.45)),
@@ -48,7 +60,8 @@ PALETTE = {  # RGB reflectance in the wet season and in the dry or cold one; a s
 
 @dataclass
 class Land:
-    """A scene before it is photographed: colour (H, W, 3) and height (H, W) over rotated coordinates u, v (H, W)."""
+    """A scene before it is photographed: colour (H, W, 3) and height (H, W) over rotated coordinates u, v
+    (H, W)."""
 
     rng: np.random.Generator
     u: np.ndarray
@@ -83,7 +96,8 @@ class Land:
 def noise(
     rng: np.random.Generator, shape: tuple[int, int], wavelength: float, slope: float = 3, stretch: float = 1
 ) -> np.ndarray:
-    """Gaussian field (H, W), mean 0, variance 1; amplitude falls as frequency^-slope above 1/wavelength (Matérn)."""
+    """Gaussian field (H, W), mean 0, variance 1; amplitude falls as frequency^-slope above 1/wavelength
+    (Matérn)."""
     fy, fx, angle = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]), rng.uniform(0, np.pi)
     along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
     amplitude = (1 + wavelength**2 * ((stretch * along) ** 2 + across**2)) ** (-slope / 2)
@@ -96,7 +110,8 @@ def noise(
 def cells(
     land: Land, size: float, jitter: float, aspect: float = 1, square: bool = False, warp: float = 0
 ) -> tuple:
-    """Nearest of jittered grid points (Worley 1996): distance, gap to the second (in sizes), number, of how many."""
+    """Nearest of jittered grid points (Worley 1996): distance, gap to the second (in sizes), number, of how
+    many."""
     u, v = land.frame(size, aspect, warp)
     i, j = u.astype(np.int32), v.astype(np.int32)
     rows, columns = int(i.max()) + 2, int(j.max()) + 2
@@ -113,7 +128,8 @@ def cells(
 
 
 def plots(land: Land, size: float, aspect: float, warp: float) -> tuple:
-    """Rectangles of unequal length in strips, like bricks: twice the way out (in sizes), number, of how many."""
+    """Rectangles of unequal length in strips, like bricks: twice the way out (in sizes), number, of how
+    many."""
     u, v = land.frame(size, 1, warp)
     j = v.astype(np.int32)
     length = np.float32(aspect * land.rng.uniform(0.6, 1.6, j.max() + 1))[j]
@@ -153,7 +169,8 @@ def patches(
     tall: float = 0,
     winding: bool = False,
 ) -> None:
-    """Where noise is high: ponds, thickets, outcrops. Where it changes sign (`winding`): creeks, gullies, tracks."""
+    """Where noise is high: ponds, thickets, outcrops. Where it changes sign (`winding`): creeks, gullies,
+    tracks."""
     field = land.noise(wavelength, slope, stretch)
     field = -np.abs(field) if winding else field
     cut = np.quantile(field, np.clip(1 - cover * np.exp(land.rng.normal(0, 0.25)), 0, 1))
@@ -175,7 +192,8 @@ def objects(
     square: bool = False,
     aspect: float = 1,
 ) -> None:
-    """What stands on the ground: crowns (`profile` 1 a cone, 2 a dome), roofs (square, flat), circles under a pivot."""
+    """What stands on the ground: crowns (`profile` 1 a cone, 2 a dome), roofs (square, flat), circles under
+    a pivot."""
     distance, _, number, count = cells(land, size, jitter, aspect, square)
     reach = np.float32(radius * land.rng.uniform(0.75, 1.25, count) * (land.rng.random(count) < cover))[
         number
@@ -198,7 +216,8 @@ def parcels(
     warp: float = 0,
     tall: float = 0,
 ) -> None:
-    """Fields, each with its own colour and furrows, and what lies between them: cells if `jitter`ed, else rectangles.
+    """Fields, each with its own colour and furrows, and what lies between them: cells if `jitter`ed, else
+    rectangles.
 
     Without colours only what lies between is painted: streets over a town."""
     gap, number, count = (
@@ -216,7 +235,8 @@ def parcels(
 
 
 def forest(cover: float, kind: str) -> Recipe:
-    """Crowns differ in shape, size and height by leaf, and from tree to tree in season where the leaves fall."""
+    """Crowns differ in shape, size and height by leaf, and from tree to tree in season where the leaves
+    fall."""
     colours, size, profile, tall, spread = {
         "DeBr": ("autumn", 6, 2.5, 2, 0.3),
         "DeNe": ("larch", 3.6, 1, 4, 0.3),
@@ -338,6 +358,12 @@ MIXED: dict[
     "Wetlands": (331, [PURE["WetlandMarshl"], PURE["WetlandSwamps"], PURE["WaterBodyCont"]]),
 }
 CLASSES, MIXED_CLASSES = list(PURE), list(MIXED)
+LEVEL_N1 = {  # Land-1.0's four classes -> the columns of the ten that they hold
+    "Artificial": [0],
+    "Agricultural": [1, 2, 3, 4],
+    "Terrestrial": [5, 6, 7, 8],
+    "Wetlands": [9],
+}
 
 
 def bare(shape: tuple[int, int], rng: np.random.Generator, season: float) -> Land:
@@ -356,7 +382,8 @@ def grow(recipe: Recipe, shape: tuple[int, int], rng: np.random.Generator, seaso
 
 
 def shade(height: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Light (H, W) under a sun of random azimuth and elevation: lit and dark slopes, shadows of up to three pixels."""
+    """Light (H, W) under a sun of random azimuth and elevation: lit and dark slopes, shadows of up to three
+    pixels."""
     azimuth, climb = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.3)  # climb: tangent of the elevation
     sun = np.float32([np.sin(azimuth), np.cos(azimuth)])  # y, x
     slope = np.gradient(height)
@@ -396,7 +423,8 @@ def render(index: int, size: int, rng: np.random.Generator) -> np.ndarray:
 def mixed_scene(
     height: int, width: int, rng: np.random.Generator, region: float = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Warped Voronoi cells of about `region` pixels: uint8 (H, W, 3), and their indices into MIXED_CLASSES (H, W)."""
+    """Warped Voronoi cells of about `region` pixels: uint8 (H, W, 3), and their indices into MIXED_CLASSES
+    (H, W)."""
     land = bare((height, width), rng, rng.random())
     *_, number, count = cells(land, region, 1, warp=0.25)
     weights = np.sqrt([scenes for scenes, _ in MIXED.values()])  # Land-1.0's imbalance, weakened
@@ -410,38 +438,101 @@ def mixed_scene(
 
 
 def render_mixed(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One mixed scene, uint8 (size, size, 3), and the exact shares of its area (10,), in the order of MIXED_CLASSES."""
+    """One mixed scene, uint8 (size, size, 3), and the exact shares of its area (10,), in the order of
+    MIXED_CLASSES."""
     image, class_map = mixed_scene(size, size, rng, size * rng.uniform(0.4, 1.2))
     return image, np.bincount(class_map.ravel(), minlength=len(MIXED)) / class_map.size
 
 
+def class_sizes(count: int) -> list[int]:
+    """How many of `count` scenes each pure class gets: as many as the others, or one more."""
+    return [count // len(CLASSES) + (index < count % len(CLASSES)) for index in range(len(CLASSES))]
+
+
 def write_pure(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
-    for index, name in enumerate(CLASSES):
+    for index, (name, n) in enumerate(zip(CLASSES, class_sizes(count), strict=True)):
         folder = root / f"{index + 1}_{name:_<13}_jpeg"
         folder.mkdir()
-        for i in range(count // len(CLASSES) + (index < count % len(CLASSES))):
+        for i in range(n):
             image = render(index, size, np.random.default_rng([seed, 0, index, i]))
             Image.fromarray(image).save(folder / f"{i:05d}.jpg", quality=quality)
             bar.update()
 
 
+def write_archive(root: Path, layout: str, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
+    """The scenes of `pure` under the names of a real archive, with what lies beside them there."""
+    for index, n in enumerate(class_sizes(count)):
+        shots = shots_of(index, n, seed)
+        for shot, paths in zip(shots, paths_of(layout, shots), strict=True):
+            image = render(index, size, np.random.default_rng([seed, 0, index, shot.number]))
+            for path in paths:
+                save_picture(root / path, image, shot, quality)
+            bar.update()
+        write_extras(root, layout, shots)
+
+
 def write_mixed(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
-    level, train, val = root / "Level_N2", int(0.7 * count), int(0.1 * count)
+    level = root / "Level_N2"
+    for split, shares in draw_mixed(level, ("train", "val", "test"), count, size, seed, quality, bar):
+        rows = fraction_rows(split, shares, MIXED_CLASSES, "N2")
+        write_cells(level / "CSV" / f"csv_{split}.csv", rows)
+
+
+def write_levels(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
+    """Land-1.0 with both of its levels, ten classes and four, beside a spreadsheet."""
+    ten, four = root / "Level_N2", root / "Level_N1"
+    for split, shares in draw_mixed(ten, ("train", "val", "test"), count, size, seed, quality, bar):
+        write_cells(ten / "CSV" / f"csv_{split}.csv", fraction_rows(split, shares, MIXED_CLASSES, "N2"))
+        sums = np.stack([shares[:, columns].sum(1) for columns in LEVEL_N1.values()], 1)
+        write_cells(four / "CSV" / f"csv_{split}.csv", fraction_rows(split, sums, list(LEVEL_N1), "N1"))
+    shutil.copytree(ten / "RGB Images", four / "RGB Images")
+    with zipfile.ZipFile(root / "Land-1.0.xlsx", "w") as sheet:
+        sheet.writestr("[Content_Types].xml", "<Types/>")
+
+
+def write_percent(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
+    """Land-1.0 as a spreadsheet leaves it: per cent to one decimal, `;` and decimal commas, names without
+    suffix."""
+    level = root / "Level_N2"
+    for split, shares in draw_mixed(level, ("train", "validation", "test"), count, size, seed, quality, bar):
+        rows = fraction_rows(split, shares, MIXED_CLASSES, "N2")
+        for row, values in zip(rows[1:], shares, strict=True):
+            row[3] = row[3].removesuffix(".jpg")
+            row[5:15] = [f"{100 * value:.1f}".replace(".", ",") for value in values]
+        write_cells(level / "CSV" / f"csv_{split}.csv", rows, encoding="utf-8-sig", delimiter=";")
+
+
+def draw_mixed(
+    level: Path, names: tuple[str, str, str], count: int, size: int, seed: int, quality: int, bar: tqdm
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Write the pictures of Land-1.0, 70/10/20, below `level`; yields (split, shares (n, 10)) of each of
+    its splits."""
+    train, val = int(0.7 * count), int(0.1 * count)
     (level / "CSV").mkdir(parents=True)
-    for number, (split, n) in enumerate({"train": train, "val": val, "test": count - train - val}.items()):
+    for number, (split, n) in enumerate(zip(names, (train, val, count - train - val), strict=True)):
         folder = level / "RGB Images" / split
         folder.mkdir(parents=True)
-        rows = [["ID", "Latitude", "Longitude", "Filename", "Level", *MIXED_CLASSES, "Class_max"]]
+        shares = np.empty((n, len(MIXED_CLASSES)))
         for i in range(n):
-            image, shares = render_mixed(size, np.random.default_rng([seed, 1, number, i]))
-            file = f"{split}_{i:05d}.jpg"
-            Image.fromarray(image).save(folder / file, quality=quality)
-            rows.append(
-                [i, "", "", file, "N2", *(f"{share:.6f}" for share in shares), MIXED_CLASSES[shares.argmax()]]
-            )
+            image, shares[i] = render_mixed(size, np.random.default_rng([seed, 1, number, i]))
+            Image.fromarray(image).save(folder / f"{split}_{i:05d}.jpg", quality=quality)
             bar.update()
-        with open(level / "CSV" / f"csv_{split}.csv", "w", newline="") as table:
-            csv.writer(table).writerows(rows)
+        yield split, shares
+
+
+def fraction_rows(split: str, shares: np.ndarray, classes: list[str], level: str) -> list[list]:
+    """The header and the rows of a CSV of Land-1.0: file in column 3, fractions from column 5 on."""
+    rows = [["ID", "Latitude", "Longitude", "Filename", "Level", *classes, "Class_max"]]
+    for i, values in enumerate(shares):
+        numbers = [f"{share:.6f}" for share in values]
+        rows.append([i, "", "", f"{split}_{i:05d}.jpg", level, *numbers, classes[values.argmax()]])
+    return rows
+
+
+def write_cells(file: Path, rows: list[list], encoding: str = "utf-8", delimiter: str = ",") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w", newline="", encoding=encoding) as table:
+        csv.writer(table, delimiter=delimiter).writerows(rows)
 
 
 def write_large(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
@@ -452,6 +543,17 @@ def write_large(root: Path, count: int, size: int, seed: int, quality: int, bar:
         bar.update()
 
 
+WRITERS = {
+    "pure": write_pure,
+    "mixed": write_mixed,
+    "scene": write_large,
+    "levels": write_levels,
+    "percent": write_percent,
+    **{layout: partial(write_archive, layout=layout) for layout in PURE_LAYOUTS},
+}
+LEAST = dict.fromkeys(WRITERS, len(CLASSES)) | {"mixed": 10, "levels": 10, "percent": 10, "scene": 1}
+
+
 def write_scenes(
     root: str | Path,
     layout: str = "pure",
@@ -460,68 +562,68 @@ def write_scenes(
     seed: int = 0,
     quality: int = 95,
 ) -> None:
-    """Write `count` JPEGs: 29 class folders (`pure`), or Land-1.0's folders and CSVs, split 70/10/20 (`mixed`); or large
-    mixed scenes as PNGs, each with its class map, whose grey values are indices into MIXED_CLASSES (`scene`).
+    """Write `count` JPEGs: 29 class folders (`pure`), or Land-1.0's folders and CSVs, split 70/10/20
+    (`mixed`).
 
-    `root` appears whole or not at all. FileExistsError if it holds anything, ValueError for a number out of range."""
-    root, least = Path(root), {"pure": len(CLASSES), "mixed": 10, "scene": 1}
-    if layout not in least:
-        raise ValueError(f"layout is {layout!r}: give {', '.join(least)}")
-    for name, value, low, high in (
-        ("count", count, least[layout], 10**7),
-        ("size", size, 16, 4096),
-        ("seed", seed, 0, 2**63),
-        ("quality", quality, 1, 100),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{name} is {value}: give a number from {low} to {high} (layout {layout})")
+    Or large mixed scenes as PNGs, each with its class map, whose grey values are indices into MIXED_CLASSES
+    (`scene`); or the first two under the names of a real archive (the other layouts of the docstring
+    above). `root` appears whole or not at all. FileExistsError if it holds anything, ValueError for a
+    number out of range.
+    """
+    root = Path(root)
+    check_numbers(layout, count, size, seed, quality)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} is there already and not empty: name a new folder, or remove it first")
     part = root.with_name(f".{root.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
         with tqdm(total=count, desc=f"{layout} scenes", unit="scene", disable=None) as bar:
-            {"pure": write_pure, "mixed": write_mixed, "scene": write_large}[layout](
-                part, count, size, seed, quality, bar
-            )
+            WRITERS[layout](part, count=count, size=size, seed=seed, quality=quality, bar=bar)
         os.replace(part, root)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def check_numbers(layout: str, count: int, size: int, seed: int, quality: int) -> None:
+    """ValueError for a layout that is not there or a number out of range."""
+    if layout not in WRITERS:
+        raise ValueError(f"layout is {layout!r}: give {', '.join(WRITERS)}")
+    for name, value, low, high in (
+        ("count", count, LEAST[layout], 10**7),
+        ("size", size, 16, 4096),
+        ("seed", seed, 0, 2**63),
+        ("quality", quality, 1, 100),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}: give a number from {low} to {high} (layout {layout})")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.synthetic",
-        description="Write built-in scenes as JPEGs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.error = fail
+def build_parser() -> common.Parser:
+    """The flags of `python -m data.synthetic`."""
+    parser = common.Parser(__doc__, usage="python -m data.synthetic OUT [flags]")
+    parser.prog = "python -m data.synthetic"
     parser.add_argument("out", help="folder to create")
     parser.add_argument(
-        "--layout",
-        choices=("pure", "mixed", "scene"),
-        default="pure",
-        help="class folders; fractions; or large pictures with their class maps",
+        "--layout", choices=tuple(WRITERS), default="pure", help="what is written, and under which names"
     )
     parser.add_argument("--count", type=int, help="scenes in all; 2900 or, of the large ones, 1 if left out")
     parser.add_argument("--size", type=int, default=64, help="pixels along a side, 10 m each")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100")
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write scenes as the command line says."""
+    flags = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which removes the unfinished folder
     count = flags.count if flags.count is not None else 1 if flags.layout == "scene" else 2900
     try:
         write_scenes(flags.out, flags.layout, count, flags.size, flags.seed, flags.quality)
-    except (OSError, ValueError) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (FileExistsError, ValueError) as error:
+        raise common.ConfigError(str(error)) from None
 
 
 if __name__ == "__main__":
-    main()
+    with common.one_line_errors():
+        main()

@@ -7,6 +7,7 @@ import csv
 
 import numpy as np
 import pytest
+from conftest import refused
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -15,8 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data import synthetic
-from data.names import PURE_NAMES
-from data.tables import load_table
+from data.names import LAND_NAMES, PURE_NAMES
+from data.splits import coordinates
+from data.tables import DataError, load_table
 
 
 def contents(root):
@@ -167,12 +169,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, says, tmp_path, capsys):
     if not flags:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.txt").write_text("kept")
-    with pytest.raises(SystemExit) as stopped:
-        synthetic.main([str(tmp_path / "out"), *flags])
-    error = capsys.readouterr().err
-    assert (
-        stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and says in error
-    ), error
+    assert says in refused(capsys, synthetic.main, tmp_path / "out", *flags)
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ([] if flags else ["mine.txt"])
 
 
@@ -186,6 +183,66 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         synthetic.write_scenes(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+LOADED = {  # layout -> classes, images of each split (None: refused)
+    "archives": (29, {"train": 2, "val": 0, "test": 29}),
+    "geotiff": None,
+    "padded": (29, {"train": 2, "val": 0, "test": 29}),
+    "wrapped": (29, {"train": 2, "val": 0, "test": 29}),
+    "split": (29, {"train": 2, "val": 0, "test": 29}),
+    "copies": None,
+    "valid": (29, {"train": 2, "val": 0, "test": 29}),
+    "levels": (10, {"train": 21, "val": 3, "test": 7}),
+    "percent": (10, {"train": 21, "val": 3, "test": 7}),
+}
+
+
+@pytest.mark.parametrize("layout", LOADED)
+def test_every_layout_loads_or_is_refused_by_name(layout, tmp_path):
+    root = tmp_path / "scenes"
+    synthetic.write_scenes(root, layout, count=31, size=16)
+    if LOADED[layout] is None:
+        with pytest.raises(DataError, match="name one of them with --data"):
+            load_table(root)
+        return
+    table = load_table(root)
+    names = PURE_NAMES if LOADED[layout][0] == 29 else LAND_NAMES
+    assert table.classes == list(names.values())
+    assert {name: int((table.split == name).sum()) for name in ("train", "val", "test")} == LOADED[layout][1]
+    assert all(Image.open(table.root / file).size == (16, 16) for file in table.files)
+
+
+def test_archives_hold_what_the_real_ones_hold(tmp_path):
+    synthetic.write_scenes(tmp_path / "s2", "geotiff", count=60, size=16)
+    csvs = sorted((tmp_path / "s2" / "Sentinel2LULC_CSV").iterdir())
+    assert len(csvs) == 36 and sum("including_non_downloaded" in file.name for file in csvs) == 7
+    rows = list(csv.DictReader(csvs[0].read_text(encoding="utf-8-sig").splitlines()))
+    assert len(rows) == 2 and rows[0]["Land Cover Class Short Name"] in PURE_NAMES
+    jpeg = load_table(tmp_path / "s2" / "Sentinel2LULC_JPEG")
+    geotiff = load_table(tmp_path / "s2" / "Sentinel2LULC_GeoTiff")
+    assert jpeg.classes == geotiff.classes and (jpeg.split == geotiff.split).all()
+    places = coordinates(jpeg.root, jpeg.files)
+    picture = Image.open(geotiff.root / geotiff.files[7])
+    step, tie = picture.tag_v2[33550], picture.tag_v2[33922]
+    centre = tie[4] - 8 * step[1], tie[3] + 8 * step[0]
+    assert np.allclose(centre, places[7], atol=1e-9) and picture.tag_v2[34735][-1] == 4326
+    assert load_table(tmp_path / "s2" / "Sentinel2LULC_JPEG", split="spatial").rule == "spatial"
+
+
+def test_level_n1_sums_the_columns_of_level_n2(tmp_path):
+    synthetic.write_scenes(tmp_path / "land", "levels", count=20, size=32)
+    ten, four = (load_table(tmp_path / "land" / f"Level_N{level}") for level in (2, 1))
+    assert four.classes == list(synthetic.LEVEL_N1) and (ten.files == four.files).all()
+    for k, columns in enumerate(synthetic.LEVEL_N1.values()):
+        assert np.allclose(four.fractions[:, k], ten.fractions[:, columns].sum(1), atol=1e-5)
+
+
+def test_per_cent_with_commas_means_the_same_fractions(mixed, tmp_path):
+    synthetic.write_scenes(tmp_path / "percent", "percent", count=20, size=48, seed=3)
+    exact, rounded = load_table(mixed), load_table(tmp_path / "percent")
+    assert np.allclose(exact.fractions, rounded.fractions, atol=2e-3)
+    assert any("per cent" in note for note in rounded.notes)
 
 
 def sample(each, size=64, seed=7):
