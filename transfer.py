@@ -34,13 +34,13 @@ from common import ConfigError, DataError, WeightsError, number
 from data.augment import Recipe, draw, view
 from data.opening import Source, digest_of, open_table
 from data.pixels import channel_statistics, common_size, load_pixels
-from data.tables import training_subsets
+from data.tables import Table, training_subsets
 from models import backbone as backbones
 from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
 from models.optimisers import make_optimizer
 from models.probe import Axes, linear_heads, neighbour_votes, principal_axes, probabilities
 from scores import TASKS, Metrics, Task, measure
-from scores.choice import SETTING
+from scores.choice import SETTING, ratio_name
 from scores.metrics import ALL, rows_of_a_cell
 from scores.printed import table
 from scores.results import CELL, COLUMNS, Key, Results, exact, harmless, write_confusion, write_embeddings
@@ -66,7 +66,7 @@ class Data(NamedTuple):
     targets: torch.Tensor  # (n, K) float32: fractions, or one-hot labels
     classes: list[str]
     rows: dict[str, np.ndarray]  # split -> rows
-    subsets: dict[tuple[float, int], np.ndarray]  # (ratio, seed) -> training rows
+    subsets: dict[tuple[float | str, int], np.ndarray]  # (ratio, seed) -> training rows
     mean: list[float]  # of the train split
     std: list[float]
     digest: str  # of files, splits and targets
@@ -102,7 +102,7 @@ class Study(NamedTuple):
 class Cell(NamedTuple):
     init: Init
     mode: str
-    ratio: float  # % of the training images
+    ratio: float | str  # % of the training images, or "N/class"
     seed: int
 
 
@@ -128,9 +128,10 @@ def build_parser() -> common.Parser:
     parser.set_defaults(batch_size=64, lr=0.01, weight_decay=1e-4)
     cell_flags(parser.add_argument_group("cells of the table"))
     training_flags(parser.add_argument_group("how a cell is done"))
-    group = parser.add_argument_group("kept beside results.csv")
+    group = parser.add_argument_group("files")
     add, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
     add("--save-model", help="each init's best model on val, for predict.py", **switch)
+    add("--share-pixels", help="decode into one file in --cache that several calls use", **switch)
     add("--save-embeddings", help="the test features of --mode linear, for plot.py", **switch)
     return parser
 
@@ -138,18 +139,25 @@ def build_parser() -> common.Parser:
 def cell_flags(group: argparse._ArgumentGroup) -> None:
     add, percent, seed = group.add_argument, number(float, above=0, high=100), number(int, 0, 2**31)
     names = "random, imagenet, channels, or files of weights, named in results.csv by their run directory"
-    ratios = [5, 10, 25, 50, 100]
     add("--task", choices=list(TASKS), default="fraction")
     add("--init", nargs="+", default=["random"], metavar="NAME_OR_FILE", help=names)
     add("--arch", choices=list(backbones.ARCHITECTURES), default="resnet18")
     add("--mode", nargs="+", choices=["linear", "finetune"], default=["linear"])
     add(
         "--ratios",
-        nargs="+",
+        nargs="*",
         type=percent,
-        default=ratios,
         metavar="PERCENT",
-        help="of the training images, the same share of each class",
+        help="of the training images, the same share of each class (default: 5 10 25 50 100, none with "
+        "--per-class)",
+    )
+    add(
+        "--per-class",
+        nargs="*",
+        type=number(int, 1),
+        default=[],
+        metavar="N",
+        help="N training images of each class; stands in results.csv's column ratio as N/class",
     )
     add(
         "--seeds",
@@ -205,9 +213,9 @@ def main(argv: list[str] | None = None) -> None:
     results = Results(out)
     inits = open_inits(args.init, args.arch)
     with common.rank_zero_first(rank, ranks):
-        data = open_data(
-            Source.of(args, "mixed"), args.task, args.ratios, args.seed_list, out / "bad_files.csv"
-        )
+        source, report = Source.of(args, "mixed"), out / "bad_files.csv"
+        amounts = {"ratios": args.ratios, "seeds": args.seed_list, "per_class": args.per_class}
+        data = open_data(source, args.task, amounts, report, share=args.share_pixels or ranks > 1)
     if common.fits_on_gpu(data.pixels.nbytes, device):
         data = data._replace(pixels=data.pixels.to(device))
     study = study_of(args, device)
@@ -215,7 +223,8 @@ def main(argv: list[str] | None = None) -> None:
     if rank == 0:
         common.write_yaml(out / "config.yaml", common.flags_of(args, parser) | common.about(device))
 
-    units = plan(inits, args.mode, args.ratios, args.seed_list)
+    ratios = [*args.ratios, *(f"{count}/class" for count in args.per_class)]
+    units = plan(inits, args.mode, ratios, args.seed_list)
     work = Work(results, units, data, study, out, show=rank == 0)
     images = ", ".join(f"{len(data.rows[split])} {split}" for split in SPLITS)
     place = f"{args.size} px, {device}, {args.precision}"
@@ -255,12 +264,17 @@ def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namesp
     args.seed_list = args.seeds
     if len(args.seeds) == 1:
         args.seed_list = range(args.seed, args.seed + args.seeds[0])
+    if args.ratios is None:
+        args.ratios = [] if args.per_class else [5, 10, 25, 50, 100]
     args.seed_list, args.ratios, args.mode = map(unique, (args.seed_list, args.ratios, args.mode))
+    args.per_class = unique(args.per_class)
     args.loss = args.loss if args.task == "fraction" else "softmax"
     args.out = args.out or "runs/transfer"
     common.print_config(args, parser)
     if not args.seed_list:
         raise ConfigError("--seeds 0 leaves nothing to do")
+    if not args.ratios and not args.per_class:
+        raise ConfigError("--ratios without a number leaves nothing to do: add one, or --per-class N")
     if args.save_embeddings and "linear" not in args.mode:
         raise ConfigError("--save-embeddings keeps the features of --mode linear: add it")
     if set(args.init) == {"channels"} and "linear" not in args.mode:
@@ -323,19 +337,15 @@ def open_weights(name: str, source: str, arch: str) -> Init:
     return Init(name, source, digest, **known, maxpool=bool(about.get("maxpool", True)))
 
 
-def open_data(source: Source, task: str, ratios: list[float], seeds: list[int], report: Path) -> Data:
-    """Decoded pixels, targets, splits and training subsets of --data, or of the built-in mixed scenes."""
+def open_data(source: Source, task: str, amounts: dict[str, list], report: Path, share: bool) -> Data:
+    """Decoded pixels, targets, splits and training subsets of --data, or of the built-in mixed scenes.
+
+    amounts: ratios, seeds and per_class of `training_subsets`. share: one decoded file for all processes.
+    """
     opened, checked = open_table(source, report)
     # Built-in scenes are the same on every machine, whenever they were written
     digest = digest_of(opened, checked) if source.data else f"{source.scenes} scenes of {source.size} px"
-    if task == "fraction" and opened.fractions is None:
-        raise DataError(f"{opened.root}: has no class fractions (Land-1.0's CSV files); use --task scene")
-    if task == "scene" and not opened.classes:
-        raise DataError(f"{opened.root}: --task scene needs labels, class folders or Land-1.0's CSV files")
-    if ALL in opened.classes:
-        raise DataError(f"{opened.root}: a class is called {ALL}, which means every class: rename it")
-    if len(opened.classes) < 2:
-        raise DataError(f"{opened.root}: has one class, {opened.classes[0]}: there is nothing to tell apart")
+    check_task(opened, task)
     labelled = opened.labels >= 0 if task == "scene" else np.ones(len(opened), bool)
     opened, checked = opened.rows(labelled), checked[labelled]
     rows = {split: np.flatnonzero(opened.split == split) for split in SPLITS}
@@ -343,21 +353,34 @@ def open_data(source: Source, task: str, ratios: list[float], seeds: list[int], 
         if not len(rows[split]):
             raise DataError(f"{opened.root}: {empty_split(split)}")
     targets = opened.targets(task)
-    subsets = training_subsets(opened, targets, ratios, seeds)
+    subsets = training_subsets(opened, targets, **amounts)
     height, width = common_size(checked)
-    stamp = str(checked.mtime_ns.max())
-    places = {"cache": source.cache, "workers": source.workers, "stamp": stamp}
-    pixels = load_pixels(opened.root, opened.files, height, width, **places)
-    return Data(
-        Path(source.data).resolve().name if source.data else "built-in",
-        pixels,
-        torch.from_numpy(targets),
-        opened.classes,
-        rows,
-        subsets,
-        *channel_statistics(pixels[rows["train"]]),
-        digest,
+    pixels = load_pixels(
+        opened.root,
+        opened.files,
+        height,
+        width,
+        cache=source.cache,
+        workers=source.workers,
+        stamp=str(checked.mtime_ns.max()),
+        share=share,
     )
+    mean, std = channel_statistics(pixels[rows["train"]])
+    name = Path(source.data).resolve().name if source.data else "built-in"
+    return Data(name, pixels, torch.from_numpy(targets), opened.classes, rows, subsets, mean, std, digest)
+
+
+def check_task(opened: Table, task: str) -> None:
+    """DataError where the table has not what the task needs."""
+    root, classes = opened.root, opened.classes
+    if task == "fraction" and opened.fractions is None:
+        raise DataError(f"{root}: has no class fractions (Land-1.0's CSV files); use --task scene")
+    if task == "scene" and not classes:
+        raise DataError(f"{root}: --task scene needs labels, class folders or Land-1.0's CSV files")
+    if ALL in classes:
+        raise DataError(f"{root}: a class is called {ALL}, which means every class: rename it")
+    if len(classes) < 2:
+        raise DataError(f"{root}: has one class, {classes[0]}: there is nothing to tell apart")
 
 
 def empty_split(split: str) -> str:
@@ -384,7 +407,7 @@ def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> d
     return parts
 
 
-def plan(inits: list[Init], modes: list[str], ratios: list[float], seeds: list[int]) -> list[Unit]:
+def plan(inits: list[Init], modes: list[str], ratios: list[float | str], seeds: list[int]) -> list[Unit]:
     """All cells in units, in the order in which they are done."""
     units = []
     for init in inits:
@@ -397,7 +420,7 @@ def plan(inits: list[Init], modes: list[str], ratios: list[float], seeds: list[i
     return units
 
 
-def linear_units(init: Init, ratios: list[float], seeds: list[int]) -> list[Unit]:
+def linear_units(init: Init, ratios: list[float | str], seeds: list[int]) -> list[Unit]:
     """One unit, as all cells probe the same weights; of random weights one a seed, which draws them."""
     drawn = {seed: [Cell(init, "linear", ratio, seed) for ratio in ratios] for seed in seeds}
     if init.source == "random":
@@ -748,7 +771,8 @@ class Work:
         """Write what a cell gave: the confusion of scenes and the model first, its rows last."""
         data, key = self.data, self.keys[cell]
         if self.study.task == "scene":
-            name = f"{data.name}-{cell.init.name}-{cell.mode}-{exact(cell.ratio)}-{cell.seed}.csv"
+            ratio = exact(cell.ratio).replace("/", "-per-")
+            name = f"{data.name}-{cell.init.name}-{cell.mode}-{ratio}-{cell.seed}.csv"
             truth = data.targets[data.rows["test"]].argmax(1).numpy()
             write_confusion(self.out / "confusion" / name, truth, outcome.predicted.argmax(1), data.classes)
         if outcome.state:
@@ -776,7 +800,7 @@ def about_cell(cell: Cell) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        where = f"{cell.init.name}, {cell.mode}, {exact(cell.ratio)} %, seed {cell.seed}"
+        where = f"{cell.init.name}, {cell.mode}, {ratio_name(cell.ratio)}, seed {cell.seed}"
         raise ConfigError(f"{where}: {error}") from None
 
 

@@ -55,3 +55,14 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             values = {"mean": seeds.value.mean(), "std": seeds.value.std(), "n": len(seeds)}
             lines.append(named | {"split": split, "metric": metric, "epoch": epoch} | values)
     return pd.DataFrame(lines, columns=SUMMARY)
+
+
+def ratio_name(ratio: float | str) -> str:
+    """`25 %` of the training images, or `10/class`, as the column ratio has it."""
+    return str(ratio) if "/" in str(ratio) else f"{float(ratio):g} %"
+
+
+def ratio_rank(ratio: float | str) -> tuple[bool, float]:
+    """A key to sort ratios by: numbers of images a class first, then shares."""
+    count, _, per_class = str(ratio).partition("/")
+    return not per_class, float(count)

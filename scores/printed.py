@@ -4,7 +4,7 @@ import sys
 
 import pandas as pd
 
-from scores.choice import summarise
+from scores.choice import ratio_name, ratio_rank, summarise
 from scores.metrics import TASKS, sign_of
 
 BOLD = "\033[1m{}\033[0m"
@@ -15,12 +15,14 @@ def table(rows: pd.DataFrame, task: str) -> str:
     single ratio, a column a metric. The best of a column is bold on a terminal. `rows`: of results.csv, as
     text."""
     found = summarise(rows)
-    found = found[found.split == "test"].astype({"ratio": float})
+    found = found[found.split == "test"]
     several = found.ratio.nunique() > 1
     if several:
         found = found[found.metric == TASKS[task].metric]
-    found["column"] = found.ratio.map("{:g} %".format) if several else found.metric
-    columns = list(dict.fromkeys(found.sort_values("ratio", kind="stable").column))
+    found = found.assign(column=found.ratio.map(ratio_name) if several else found.metric)
+    columns = found.column.unique()
+    if several:
+        columns = [ratio_name(ratio) for ratio in sorted(found.ratio.unique(), key=ratio_rank)]
     signs = {column: TASKS[task].sign if several else sign_of(column) for column in columns}
     best = {c: (signs[c] * found[found.column == c]["mean"]).idxmax() for c in columns}
 

@@ -23,8 +23,10 @@ COLUMNS = [*CELL, *RESULT, "value", *SETTING, "images", "seconds", "commit"]
 Key = tuple[str, ...]  # the text of CELL and SETTING
 
 
-def exact(number: float) -> str:
-    """The shortest text that reads back as the same number: 20240101, 0.1, 33.333333."""
+def exact(number: float | str) -> str:
+    """The shortest text that reads back as the same number: 20240101, 0.1, 33.333333; text stays as it is."""
+    if isinstance(number, str):
+        return number
     return str(int(number)) if float(number).is_integer() else repr(float(number))
 
 
