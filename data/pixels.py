@@ -45,7 +45,16 @@ RULES = 2  # of what is read, and how: manifests and decoded pixels made under o
 FORMATS = ("PNG", "TIFF", "BMP", "WEBP")  # beside JPEG; what is inside decides, not the name
 LARGEST = 178_956_970  # pixels: 512 MiB of RGB, the size beyond which Pillow suspects an attack
 PNG_BANDS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> bands
-COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}  # in a TIFF
+COLOURS = {  # of a TIFF, where the number of bands does not fit them
+    0: "not marked as red, green and blue",
+    1: "not marked as red, green and blue",
+    2: "of which none is marked as plain alpha",
+    3: "with a palette",
+    5: "in CMYK colours",
+    6: "in YCbCr colours",
+    8: "in Lab colours",
+}
+COMPRESSIONS = {1, 5, 7, 8, 32773, 32946, 50000}  # none, LZW, JPEG, deflate, PackBits, old deflate, Zstandard
 RGB, YCBCR = 2, 6
 TIFF_BANDS = {0: 1, 1: 1, RGB: 3, 3: 1, 5: 4, YCBCR: 3}  # colours that are read -> bands they need
 ALPHA = 2  # mark of an extra band that is not multiplied into the colours
@@ -113,6 +122,10 @@ def _from_jpeg(data: bytes, largest: int | None) -> tuple[np.ndarray, int]:
         raise
     except Exception:  # Pillow's header readers raise many types on damage
         raise DataError("not a valid JPEG file: its header is damaged or truncated") from None
+    if (
+        image.mode == "CMYK" and "adobe" not in image.info
+    ):  # decoders differ in whether 255 is no ink or full ink
+        raise DataError(refusal(4, "uint8", "in CMYK colours without Adobe's mark"))
     try:
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
@@ -127,6 +140,8 @@ def _from_other(data: bytes, largest: int | None) -> tuple[np.ndarray, int]:
     if data.startswith(b"\x89PNG"):
         _refuse_deep_png(data)
         _open(data, ["PNG"], largest).verify()  # the checksums, which decoding skips
+    if data.startswith(b"BM"):
+        _refuse_shallow_bmp(data)
     image = _open(data, FORMATS, largest)
     if image.format != "TIFF" and getattr(image, "n_frames", 1) > 1:
         raise DataError(f"{image.n_frames} pictures in one file, an animation; one picture a file is needed")
@@ -153,15 +168,24 @@ def _refuse_tiff(data: bytes) -> None:
         page, *others = tiff.pages(data)
     except ValueError as error:
         raise DataError(f"not a valid TIFF file: {error}") from None
+    if page.pieces < page.needed:  # Pillow leaves what is missing black, without a word
+        raise DataError(
+            f"damaged: the file holds {page.pieces} strips or tiles, its size asks for {page.needed}"
+        )
     count = 1 + sum(not other.part for other in others)
     if count > 1:
         raise DataError(f"{count} pages; one picture a file is needed: tiffsplit, or gdal_translate")
     if page.type != "uint8":
         raise DataError(refusal(page.bands, page.type))
     alpha = page.colours == RGB and page.extra == (ALPHA,)
-    jpeg = page.colours != YCBCR or page.compression == JPEG_IN_TIFF
-    if page.bands != TIFF_BANDS.get(page.colours, 0) + alpha or not jpeg:
-        raise DataError(refusal(page.bands, page.type, COLOURS.get(page.colours, "other")))
+    if page.bands != TIFF_BANDS.get(page.colours, 0) + alpha:
+        raise DataError(refusal(page.bands, page.type, COLOURS.get(page.colours, "in unknown colours")))
+    if page.colours == YCBCR and page.compression != JPEG_IN_TIFF:
+        raise DataError(refusal(page.bands, page.type, "in YCbCr colours without JPEG"))
+    if page.compression not in COMPRESSIONS:
+        raise DataError(
+            f"compressed by a rare method (number {page.compression}): gdal_translate -co COMPRESS=LZW"
+        )
 
 
 def _refuse_deep_png(data: bytes) -> None:
@@ -171,11 +195,15 @@ def _refuse_deep_png(data: bytes) -> None:
         raise DataError(refusal(PNG_BANDS.get(colours, 1), "uint16"))
 
 
+def _refuse_shallow_bmp(data: bytes) -> None:
+    """DataError where a BMP holds five or six bits a band, which DALI does not read."""
+    if data[28:30] == b"\x10\0":
+        raise DataError(refusal(3, "uint5"))
+
+
 def refusal(bands: int, kind: str, colours: str = "") -> str:
     """Why a picture of so many bands of that type is not read, and what makes it readable."""
-    held = f"{bands} {'band' if bands == 1 else 'bands'} of {kind}"
-    if colours:
-        held += f" in {colours} colours"
+    held = f"{bands} {'band' if bands == 1 else 'bands'} of {kind} {colours}".rstrip()
     gdal, flags = [], []
     if bands not in (1, 3):
         gdal.append("-b RED -b GREEN -b BLUE")
@@ -184,7 +212,7 @@ def refusal(bands: int, kind: str, colours: str = "") -> str:
         gdal.append("-ot Byte -scale")
         flags.append("--scale")
     if not flags:
-        return f"{held}; 8-bit RGB is needed: convert it"
+        return f"{held}; 8-bit RGB is needed: gdal_translate -colorinterp red,green,blue …, or convert it"
     advice = f"gdal_translate {' '.join(gdal)} …, or predict.py {' '.join(flags)}"
     return f"{held}; 8-bit RGB is needed: {advice}"
 

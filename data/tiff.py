@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, COLOURS = 254, 256, 257, 258, 259, 262
-ORIENTATION, BANDS, PLANAR, EXTRA, NUMBERS = 274, 277, 284, 338, 339
-KNOWN = {SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, COLOURS, ORIENTATION, BANDS, PLANAR, EXTRA, NUMBERS}
+STRIPS, ORIENTATION, BANDS, ROWS_OF_STRIP, PLANAR = 273, 274, 277, 278, 284
+TILE_WIDTH, TILE_HEIGHT, TILES, EXTRA, NUMBERS = 322, 323, 324, 338, 339
+COUNTED = {STRIPS, TILES}  # places of the parts in the file: it matters only how many there are
+KNOWN = {SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, COLOURS, ORIENTATION, BANDS, ROWS_OF_STRIP, PLANAR}
+KNOWN |= {TILE_WIDTH, TILE_HEIGHT, EXTRA, NUMBERS}
 
 WHOLE_NUMBERS = {
     1: "B",
@@ -41,6 +44,8 @@ class Page(NamedTuple):
     planar: int  # 1: the bands of a pixel lie together, 2: one band after the other
     orientation: int  # 1 to 8, as in EXIF
     part: bool  # of another page: an overview or a mask
+    pieces: int  # strips or tiles that the file holds
+    needed: int  # strips or tiles that the size asks for
 
 
 def pages(data: bytes) -> list[Page]:
@@ -53,10 +58,15 @@ def page_of(tags: dict[int, tuple[int, ...]]) -> Page:
         return tags.get(tag, (default,))[0]
 
     bits = tags.get(BITS, (1,))
+    width, height, planes = first(WIDTH, 0), first(HEIGHT, 0), first(BANDS, 1) ** (first(PLANAR, 1) - 1)
+    piece = (first(TILE_WIDTH, width), first(TILE_HEIGHT, first(ROWS_OF_STRIP, height)))
+    across, down = (
+        -(-side // max(1, of_piece)) for side, of_piece in zip((width, height), piece, strict=True)
+    )
     number = NUMBER_NAMES.get(first(NUMBERS, 1), "unknown")
     return Page(
-        width=first(WIDTH, 0),
-        height=first(HEIGHT, 0),
+        width=width,
+        height=height,
         bands=first(BANDS, 1),
         bits=bits,
         type=f"{number}{max(bits)}",
@@ -66,6 +76,8 @@ def page_of(tags: dict[int, tuple[int, ...]]) -> Page:
         planar=first(PLANAR, 1),
         orientation=first(ORIENTATION, 1),
         part=bool(first(SUBFILE, 0) & (REDUCED | MASK)),
+        pieces=first(TILES, first(STRIPS, 0)),
+        needed=across * down * planes,
     )
 
 
@@ -96,7 +108,11 @@ def _directory(data: bytes, place: int, order: str, big: bool) -> tuple[dict[int
     for _ in range(count):
         tag, kind, n, inline = struct.unpack_from(order + entry_code, data, place)
         place += struct.calcsize(order + entry_code)
-        if tag in KNOWN and kind in WHOLE_NUMBERS and 0 < n <= MOST_VALUES:
+        if tag in COUNTED:
+            tags[tag] = (n,)
+        elif tag in KNOWN:
+            if kind not in WHOLE_NUMBERS or not 0 < n <= MOST_VALUES:
+                raise ValueError(f"its tag {tag} is damaged")
             tags[tag] = _values(data, order + str(n) + WHOLE_NUMBERS[kind], inline, order + next_code)
     (following,) = struct.unpack_from(order + next_code, data, place)
     return tags, following
