@@ -444,7 +444,8 @@ def prepare(search: Search, stack: contextlib.ExitStack):
     check_directory(search)  # again: another tuner may have grown it since
     write(search.out / "search.yaml", yaml.safe_dump(describe(search), sort_keys=False))
     (search.out / "trials").mkdir(exist_ok=True)
-    for path in (search.out / "trials").glob("*.json"):
+    files = [path for path in (search.out / "trials").glob("*.json") if RESULT.fullmatch(path.stem)]
+    for path in files:
         row = read_row(search, path)
         over = row and row["status"] == "over budget" and row["total_seconds"] < search.budget
         if row is None:
@@ -952,6 +953,11 @@ def flag_importance(search: Search, table: pd.DataFrame) -> pd.DataFrame:
     values are shuffled, as a share of the metric's variance; mean and std over 20 splits of the trials."""
     rung = table["rung"].mode().min()  # where most trials ended
     rows = table[table["rung"] == rung]
+    x = pd.DataFrame({name: as_numbers(rows[name]) for name in search.trials[0]}).to_numpy()
+    y = rows[search.metric].astype(float).to_numpy()
+    if len(y) < 8 or y.std() == 0:
+        print(f"no importance of the flags: it takes 8 trials that differ; {len(y)} ended at epoch {rung}")
+        return pd.DataFrame()
     try:
         from sklearn.ensemble import RandomForestRegressor
         from sklearn.inspection import permutation_importance
@@ -959,16 +965,11 @@ def flag_importance(search: Search, table: pd.DataFrame) -> pd.DataFrame:
     except ImportError:
         print("no importance of the flags: scikit-learn is not installed")
         return pd.DataFrame()
-    x = pd.DataFrame({name: as_numbers(rows[name]) for name in search.trials[0]}).to_numpy()
-    y = rows[search.metric].astype(float).to_numpy()
-    if len(y) < 8 or y.std() == 0:
-        print(f"no importance of the flags: it takes 8 trials that differ; {len(y)} ended at epoch {rung}")
-        return pd.DataFrame()
     shares, explained = [], []
     for train, test in ShuffleSplit(20, test_size=1 / 3, random_state=0).split(x):
-        forest = RandomForestRegressor(50, random_state=0).fit(x[train], y[train])
+        forest = RandomForestRegressor(30, random_state=0).fit(x[train], y[train])
         error = "neg_mean_squared_error"
-        found = permutation_importance(forest, x[test], y[test], scoring=error, n_repeats=5, random_state=0)
+        found = permutation_importance(forest, x[test], y[test], scoring=error, n_repeats=3, random_state=0)
         shares.append(found.importances_mean / y.var())
         explained.append(1 - ((forest.predict(x[test]) - y[test]) ** 2).mean() / y.var())
     shares = pd.DataFrame(shares, columns=list(search.trials[0]))

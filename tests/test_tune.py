@@ -1,8 +1,10 @@
-"""The tuner on a fake training script: known learning curves, log.csv, config.yaml, a checkpoint, and no torch."""
+"""The tuner on a fake training script: known learning curves, log.csv, config.yaml, checkpoint, no torch."""
 
 import contextlib
+import io
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -20,17 +22,20 @@ import tune  # noqa: E402
 
 draw_picture, flag_importance = tune.draw_picture, tune.flag_importance
 
-# log10(lr) near -2 is best from the start, lr 0.5 is poor at epoch 1 and best from epoch 4 on; the loss ranks them the
-# other way. Some rates break: 6 diverges, 7 exits, 8 collapses in epoch 2 and then hangs, 9 is killed until "healed".
+# log10(lr) near -2 is best from the start, lr 0.5 is poor at epoch 1 and best from epoch 4 on; the loss ranks
+# them the other way. Some rates break: 6 diverges, 7 exits, 8 collapses in epoch 2 and then hangs, 9 is
+# killed until "healed".
 FAKE = r"""
 import argparse, fcntl, json, math, os, signal, sys, time
-parser = argparse.ArgumentParser()
+parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 for name in "data config init loader precision optimizer device protocol ratios seeds".split():
     parser.add_argument("--" + name)
-for name in "size batch-size weight-decay subset seed workers out-dim warmup-epochs hidden jitter min-area blur".split():
+parser.add_argument("--seed", type=int, default=0)
+numbers = "size batch-size weight-decay subset workers out-dim warmup-epochs hidden jitter min-area blur"
+for name in numbers.split():
     parser.add_argument("--" + name, type=float)
-parser.add_argument("--method", choices=["barlow", "moco"], default="barlow", help="of pretraining\n  --not-a-flag")
-parser.add_argument("--lr", type=float, default=0.1)
+parser.add_argument("--method", choices=["barlow", "moco"], default="barlow", help="or\n  --not-a-flag")
+parser.add_argument("--lr", type=float, default=0.1, help="rate")
 parser.add_argument("--momentum", type=float, default=0.9)
 parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
 parser.add_argument("--epochs", type=int, default=5)
@@ -63,7 +68,7 @@ note("pids", f"{os.getpid()}\n")
 about = {"torch": "0", "commit": "none", "collapsed_below": {"feature_std": 0.02, "effective_rank": 2}}
 write("config.yaml", json.dumps(vars(args) | about))
 if args.lr == 6:  # train_ssl.py stops by itself, and leaves the epoch's row without a loss
-    write("log.csv", "epoch,loss,feature_std,effective_rank,knn_macro_f1,weights\n1,,,,,\n")
+    write("log.csv", "epoch,loss,feature_std,effective_rank,knn_macro_f1\n1,,,,\n")
     sys.exit("error: the loss is not finite at epoch 1, step 3: lower --lr")
 if args.lr == 7:
     sys.exit("reading tiles\n\ncannot train at 7")
@@ -73,13 +78,15 @@ path = os.path.join(args.out, "checkpoint.json")
 state = json.load(open(path)) if os.path.exists(path) else {"rows": [], "weights": 0.5}
 for epoch in range(len(state["rows"]) + 1, (args.stop_epoch or args.epochs) + 1):
     time.sleep(args.pause)
-    quality = 1 / (1 + abs(math.log10(args.lr) + 2))
+    quality = 1 / (1 + abs(math.log10(args.lr) + 2)) + args.seed % 100 / 1000
     score = quality * (1 - 0.5**epoch) if args.lr != 0.5 else epoch / 4 - 0.02
     state["weights"] = math.sin(37 * state["weights"] + args.lr + epoch / args.epochs)
     gone = args.lr == 8 and epoch >= 2
-    knn = repr(score) if args.knn_every and epoch % args.knn_every == 0 else ""
-    state["rows"].append(f"{epoch},{5 + score},{0.0 if gone else 0.2},{1.0 if gone else 40.0},{knn},{state['weights']}")
-    write("log.csv", "\n".join(["epoch,loss,feature_std,effective_rank,knn_macro_f1,weights", *state["rows"]]) + "\n")
+    knn = repr(score) if args.knn_every and epoch % args.knn_every == 0 and args.data != "unlabelled" else ""
+    health = "0.0,1.0" if gone else "0.2,40.0"
+    state["rows"].append(f"{epoch},{5 + score},{health},{knn},{state['weights']},10")
+    header = "epoch,loss,feature_std,effective_rank,knn_macro_f1,weights,seconds"
+    write("log.csv", "\n".join([header, *state["rows"]]) + "\n")
     write("checkpoint.json", json.dumps(state))
     note("journal", f"{epoch}\n")
     if gone:
@@ -95,6 +102,7 @@ for name in "lr momentum epochs".split():
 parser.add_argument("--seeds", nargs="+")
 parser.add_argument("--loss")
 parser.add_argument("--every", action="store_true")
+parser.add_argument("--summary", action="store_true")
 parser.add_argument("--out")
 args = parser.parse_args()
 os.makedirs(args.out)
@@ -104,7 +112,11 @@ for seed in range(2):
         rmse = abs(args.lr - 0.1) + 1 / args.epochs + seed / 100 + (epoch - 3 + seed) ** 2 * args.every
         kinds = [f"val,rmse,all,{rmse}", "val,rmse,Forest,9", "test,rmse,all,7", f"val,r2,all,{-rmse}"]
         rows += [f"{seed},{epoch},{kind}" for kind in kinds]
-open(os.path.join(args.out, "results.csv"), "w").write("\n".join(rows) + "\n")
+if args.summary:
+    rows = ["split,metric,epoch,mean,std,n", f"val,rmse,3,{args.lr},0,2", f"val,rmse,2,{args.lr + 1},0,2"]
+    rows.append("test,rmse,3,9,0,2")
+name = "summary.csv" if args.summary else "results.csv"
+open(os.path.join(args.out, name), "w").write("\n".join(rows) + "\n")
 """
 
 NINE = [1e-4, 3e-4, 1e-3, 4e-3, 1e-2, 2e-2, 0.2, 0.5, 2.0]
@@ -407,11 +419,32 @@ def test_results_csv_of_a_script_without_stop_epoch(workplace, monkeypatch):
     assert r2 == pytest.approx(-1 - 0.005 - 0.5)
 
 
+def test_summary_csv_comes_before_results_csv(workplace, monkeypatch):
+    words = ("--script", "transfer.py", "--max-epochs", "1", "--summary")
+    table = search(monkeypatch, {"lr": [1, 0.25]}, *words)
+    assert list(table.rmse) == [0.75, 1.5]  # the mean of the two cells on val, test left alone
+
+
 @pytest.mark.parametrize(
     "grid, words, message",
     [
         ({"learning_rat": [1]}, [], "no flag learning_rat; the nearest is"),
         ({"lr": []}, [], "lr: no value can be drawn from list []"),
+        ({"lr": [None, 1]}, [], "lr: an empty value in [None, 1]: fill it in or leave it out"),
+        ({"lr": {"choice": [1, ""]}}, ["--trials", "3"], "lr: an empty value in [1, '']"),
+        ({"lr": [1, []]}, [], "lr: an empty value in [1, []]"),
+        ({"lr": [1], "momentum": ""}, [], "momentum has no value"),
+        ({"lr": None, "hidden": [1, 2]}, [], "lr has no value"),
+        ({"lr": {}}, [], "lr: {} is no distribution"),
+        ({"lr": [1], "trials": None}, [], "grid.yaml: trials has no value"),
+        ({"lr": {"uniform": [1, float("nan")]}}, ["--trials", "3"], "lr: no value can be drawn from uniform"),
+        ({"lr": [1]}, ["--budget-minutes", "nan"], "argument --budget-minutes: 'nan' is not a number"),
+        (
+            {"lr": [1]},
+            ["--script", "transfer.py", "--seeds-per-trial", "2"],
+            "transfer.py has no --seed of its",
+        ),
+        ({"seed": [1, 2]}, ["--seeds-per-trial", "2"], "or grid.yaml sweeps it"),
         ({"lr": {"log_unifrom": [1, 2]}}, [], "log_unifrom is no distribution; the nearest is log_uniform"),
         (
             {"lr": {"log_uniform": [0, 2]}},
@@ -533,3 +566,232 @@ def test_two_ranks_share_the_trials_and_give_the_same_leaderboard(workplace, mon
     same_but_time(pd.read_csv("two/trials.csv"), straight)
     assert [trained(i, "two") for i in range(4)] == [trained(i, "one") for i in range(4)]
     assert not list(Path("two").glob("trials/*/overlap"))
+
+
+# A search that grows
+
+
+def starts(name: str) -> int:
+    return len(Path(f"out/trials/{name}/pids").read_text().split())
+
+
+def test_more_trials_train_the_new_ones_alone(workplace, monkeypatch):
+    grid = {"lr": {"log_uniform": [1e-4, 1]}, "momentum": {"choice": [0.5, 0.9]}}
+    words = ("--max-epochs", "3", "--workers", "2", "--trials")
+    six = search(monkeypatch, grid, *words, "6")
+    ten = search(monkeypatch, grid, *words, "10")
+    assert ten.groupby("rung").size().to_dict() == {1: 10, 3: len(set(ten[ten.rung == 3].trial))}
+    both = six.merge(ten, on=["trial", "rung", "lr", "momentum", "knn_macro_f1"])
+    assert len(both) == len(six)  # the old rows, under their numbers
+    again = {trial: starts(f"{trial:03d}") for trial in range(10)}
+    assert again == {trial: 1 + (trial in set(ten[ten.rung == 3].trial)) for trial in range(10)}
+    with pytest.raises(SystemExit):  # and a search does not shrink
+        search(monkeypatch, grid, *words, "6")
+
+
+def test_more_values_keep_the_numbers_of_the_old_trials(workplace, monkeypatch):
+    words = ("--max-epochs", "1")
+    search(monkeypatch, {"lr": [1e-3, 1e-2]}, *words)
+    table = search(monkeypatch, {"lr": [1e-4, 1e-3, 1e-1, 1e-2]}, *words).sort_values("trial")
+    assert list(table.lr) == [1e-3, 1e-2, 1e-4, 1e-1]
+    assert [starts(f"00{i}") for i in range(4)] == [1, 1, 1, 1]
+
+
+def test_the_first_draws_do_not_depend_on_how_many_follow():
+    grid = {"lr": ("list", [1, 2, 3]), "hidden": ("list", [4, 5])}
+    drawn = {"lr": ("log_uniform", [1e-4, 1]), "hidden": ("choice", [4, 5])}
+    for entries in (grid, drawn):
+        trials = tune.draw_trials(entries, 6, seed=3)
+        assert [tune.draw_trials(entries, n, seed=3) for n in (1, 4)] == [trials[:1], trials[:4]]
+    wider = tune.draw_trials({"jitter": ("uniform", [0, 1])} | drawn, 6, seed=3)
+    assert [trial | {"jitter": None} for trial in wider] == [trial | {"jitter": None} for trial in trials]
+
+
+def test_a_trial_of_several_seeds_counts_by_its_mean(workplace, monkeypatch):
+    grid, words = {"lr": [1e-2, 1e-3], "seed": 20240101}, ("--max-epochs", "1", "--seeds-per-trial")
+    search(monkeypatch, grid, *words, "1")
+    table = search(monkeypatch, grid, *words, "3")
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(Path("out/trials").glob("*/config.yaml"))]
+    assert sorted(config["seed"] for config in configs) == sorted(2 * [20240101, 20240102, 20240103])
+    assert sorted(path.name for path in Path("out/trials").glob("000*") if path.is_dir()) == [
+        "000",
+        "000-seed1",
+        "000-seed2",
+    ]
+    assert [starts(name) for name in ("000", "001", "000-seed1")] == [1, 1, 1]  # the first seed was there
+    assert list(table.seeds) == [3, 3] and table.lr[0] == 1e-2
+    assert table.knn_macro_f1[0] == pytest.approx(0.5 * (1 + 0.002))
+    assert table.knn_macro_f1_std[0] == pytest.approx(0.5 * 0.001)
+    assert yaml.safe_load(Path("out/best.yaml").read_text())["seed"] == 20240101
+
+
+def test_a_run_past_its_budget_is_stopped_and_goes_on_with_a_larger_one(workplace, monkeypatch, capsys):
+    grid = {"pause": [0.01, 2.4], "knn_every": 1, "min_epochs": 2, "max_epochs": 2}
+    words = ("--lr", "0.01", "--budget-minutes")
+    table = search(monkeypatch, grid, *words, "0.06").set_index("trial")
+    assert dict(table.status) == {0: "done", 1: "over budget"} and Path("out/trials/001/saved").exists()
+    assert table.reason[1] == "past 0.06 minutes" and table.isna()["rank"][1]
+    assert table.epochs[1] in (0, 1) and (table.epochs[1] == 0) == table.isna().knn_macro_f1[1]
+    again = search(monkeypatch, grid, *words, "0.06").set_index("trial")
+    pd.testing.assert_frame_equal(again, table)
+    larger = search(monkeypatch, grid, *words, "1").set_index("trial")
+    assert set(larger.status) == {"done"} and trained(1) == [1, 2] and starts("000") == 1
+
+
+def test_what_a_run_past_its_budget_had_reached():
+    options = {"stop_epoch": "--stop-epoch"}
+    search = tune.Search(Path("s"), options, [], [{}], [6], 3, "knn_macro_f1", Path("o"), 1, budget=90)
+    log = pd.DataFrame({"loss": [3.0, 2, 1], "knn_macro_f1": [float("nan"), 0.4, float("nan")]})
+    row = {"status": "over budget", "reason": "past 1.5 minutes", "epochs": 2, "knn_macro_f1": 0.4, "loss": 2}
+    assert tune.reached(search, log) == row
+    assert tune.reached(search, log[:1]) == {name: row[name] for name in ("status", "reason")} | {"epochs": 1}
+
+
+# What it says
+
+
+def synthetic(tmp_path: Path, quality, trials: int = 40) -> tuple[tune.Search, dict]:
+    """A search that has ended; `quality` of a trial's flags is its metric, 1 + 9 lr its seconds."""
+    entries = {
+        "momentum": ("uniform", [0, 1]),
+        "lr": ("uniform", [0, 1]),
+        "optimizer": ("choice", ["sgd", "adamw"]),
+    }
+    drawn = tune.draw_trials(entries, trials, seed=0)
+    options = {"stop_epoch": "--stop-epoch"}
+    search = tune.Search(Path("s"), options, [], drawn, [5], 3, "knn_macro_f1", tmp_path, 1)
+    results = {}
+    for i, flags in enumerate(drawn):
+        row = {"trial": i, "seed": 0, "rung": 5, "knn_macro_f1": quality(i, flags), "loss": 1.0, "epochs": 5}
+        row |= {"seconds": 1.0, "total_seconds": 1 + 9 * flags["lr"], "status": "done", "reason": ""}
+        results[tune.Run(i, 0, 5)] = row
+    return search, results
+
+
+def test_importance_finds_the_flag_that_matters(tmp_path, capsys):
+    search, results = synthetic(tmp_path, lambda i, flags: flags["lr"] + 0.1 * (flags["optimizer"] == "sgd"))
+    assert tune.report(search, results) == 0
+    found = pd.read_csv(tmp_path / "importance.csv").set_index("flag")
+    assert list(found.index)[0] == "lr" and found.importance["lr"] > 1
+    assert abs(found.importance["momentum"]) < 3 * found["std"]["momentum"] < 0.3
+    assert (found["std"] > 0).all() and set(found.trials) == {40} and set(found.epoch) == {5}
+    assert found.explained["lr"] > 0.8 and (tmp_path / "search.png").stat().st_size > 10_000
+    said = capsys.readouterr().out
+    assert "importance at epoch 5, 40 trials: lr " in said and "foretells no trial" not in said
+
+
+def test_importance_says_when_nothing_can_be_known(tmp_path, capsys):
+    search, results = synthetic(tmp_path, lambda i, flags: i * 7919 % 40 / 40)  # of the trial's number alone
+    tune.flag_importance(search, tune.leaderboard(search, results))
+    assert "foretells no trial" in capsys.readouterr().out
+    few = {run: row for run, row in results.items() if run.trial < 5}
+    assert tune.flag_importance(search, tune.leaderboard(search, few)).empty
+    assert "it takes 8 trials" in capsys.readouterr().out
+
+
+def test_the_front_of_quality_against_seconds(tmp_path):
+    search, results = synthetic(tmp_path, lambda i, flags: [0.5, 0.4, 0.6, 0.6][i], trials=4)
+    for run, seconds in zip(results, [10, 20, 30, 40]):
+        results[run]["total_seconds"] = seconds
+    table = tune.leaderboard(search, results).sort_values("trial")
+    assert list(table.front) == [True, False, True, False]
+    search.metric = "loss"
+    for run, loss in zip(results, [3, 2, 2, 1]):
+        results[run]["loss"] = loss
+    assert list(tune.leaderboard(search, results).sort_values("trial").front) == [True, True, False, True]
+
+
+def test_numbers_survive_the_files_exactly(workplace, monkeypatch):
+    lrs = [0.0100000001, 1e-05]
+    search(monkeypatch, {"seed": [20240101, 20240102], "lr": lrs}, "--max-epochs", "1")
+    text = pd.read_csv("out/trials.csv", dtype=str)
+    assert set(text.seed) == {"20240101", "20240102"} and set(text.lr) == {"0.0100000001", "1e-05"}
+    best = yaml.safe_load(Path("out/best.yaml").read_text())
+    assert best["seed"] == 20240102 and best["lr"] == 0.0100000001 and best["compile"] is True
+
+
+def test_a_line_a_trial_and_on_a_terminal_a_status_that_is_written_over(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    search, results = synthetic(tmp_path, lambda i, flags: 0.25, trials=3)
+    job = tune.Job(tune.Run(2, 0, 5), None, time.time(), 0.0, epochs=3)
+    for stream, live in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress = tune.Progress(search, results, None)
+        progress.show([job])
+        progress.ended(results[2, 0, 5])
+        assert ("\rtraining 002 (epoch 3 of 5)" in stream.getvalue()) == live
+        last = stream.getvalue().splitlines()[-1]
+        assert "trial 002 at epoch 5: knn_macro_f1 0.2500, 1 s; best 0.2500 (trial 000); 0.0 min left" in last
+
+
+def test_any_terminal_and_any_name(workplace, monkeypatch):
+    Path("grid.yaml").write_text("data: [Wälder, 森]\nmax_epochs: 1\n", encoding="utf-8")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    with tune.one_line_errors():
+        tune.main(["--grid", "grid.yaml", "--script", "train_ssl.py", "--out", "out"])
+    sys.stdout.flush()
+    assert rb"W\xe4lder" in printed.getvalue()
+    assert yaml.safe_load(Path("out/best.yaml").read_text(encoding="utf-8"))["data"] == "Wälder"
+
+
+# What goes wrong
+
+
+def test_damaged_results_run_again(workplace, monkeypatch, capsys):
+    grid, words = {"lr": [1e-2, 1e-3, 1e-4, 2e-4]}, ("--max-epochs", "1")
+    before = search(monkeypatch, grid, *words)
+    for name, text in [("000", ""), ("001", '{"trial": 1'), ("002", '{"trial": 2, "status": "done"}')]:
+        Path(f"out/trials/{name}-1.json").write_text(text)
+    Path("out/trials/note.json").write_bytes(b"\xff")  # not of a trial
+    capsys.readouterr()
+    same_but_time(search(monkeypatch, grid, *words), before)
+    assert capsys.readouterr().err.count("is damaged: its run is done again") == 3
+    assert [starts(f"00{i}") for i in range(4)] == [2, 2, 2, 1] and trained(0) == [1]
+    assert Path("out/trials/note.json").exists()
+
+
+@pytest.mark.parametrize("damage", [b"flags: \xff\xfe", b"flags: [", b"", b"- 1"])
+def test_a_damaged_yaml_is_one_line(workplace, monkeypatch, capsys, damage):
+    Path("out").mkdir()
+    Path("out/search.yaml").write_bytes(damage)
+    with pytest.raises(SystemExit) as stop:
+        search(monkeypatch, {"lr": [1]})
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: out/search.yaml")
+    command({"lr": [1]})
+    Path("grid.yaml").write_bytes(damage)
+    with pytest.raises(SystemExit) as stop, tune.one_line_errors():
+        tune.main(["--grid", "grid.yaml", "--out", "out"])
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: grid.yaml")
+
+
+def test_no_labels_end_the_search_at_the_first_check(workplace, monkeypatch, capsys):
+    grid = {"lr": NINE, "knn_every": 1, "min_epochs": 4, "max_epochs": 12, "data": "unlabelled"}
+    with pytest.raises(SystemExit) as stop:
+        search(monkeypatch, grid, "--pause", "0.3")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert stop.value.code == 2 and len(lines) == 1
+    assert "out/trials/000: knn_macro_f1 is blank in epoch 1: are there labels in val" in lines[0]
+    assert len(trained(0)) < 4 and os.listdir("out/trials").count("001") == 0
+
+
+def test_a_script_that_names_no_thresholds_has_none(tmp_path):
+    assert tune.collapsed_below(tmp_path) == {}
+    (tmp_path / "config.yaml").write_text("collapsed_below: {feature_std: .02}")
+    assert tune.collapsed_below(tmp_path) == {"feature_std": 0.02}
+
+
+def test_a_second_tuner_is_refused_with_the_place_of_the_first(workplace, monkeypatch, capsys):
+    search(monkeypatch, {"lr": [1e-2]}, "--max-epochs", "1")
+    with tune.hold(Path("out")), pytest.raises(SystemExit) as stop:
+        search(monkeypatch, {"lr": [1e-2, 1e-3]}, "--max-epochs", "1")
+    place = f"process {os.getpid()} on {platform.node()}"
+    assert stop.value.code == 2 and f"out is in use by {place}" in capsys.readouterr().err
+    assert (
+        len(search(monkeypatch, {"lr": [1e-2, 1e-3]}, "--max-epochs", "1")) == 2
+    )  # when the first has ended
