@@ -316,6 +316,8 @@ def open_inits(sources: list[str], arch: str) -> list[Init]:
         if name in inits:
             both = f"{inits[name].source} and {source}"
             raise ConfigError(f"--init {both} are both called {name} in results.csv: rename a folder")
+        if name != source and name in ("random", "channels"):
+            raise ConfigError(f"--init {source}: {name} means no weights in results.csv: rename its folder")
         inits[name] = (
             Init(name, source) if source in ("random", "channels") else open_weights(name, source, arch)
         )

@@ -24,8 +24,11 @@ class Axes(NamedTuple):
 
 
 def principal_axes(features: torch.Tensor) -> Axes:
-    """The axes of features (n, D) of the whole training set."""
-    mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
+    """The axes of features (n, D) of the whole training set, whatever their scale. A feature that is constant
+    but for its rounding stays without weight."""
+    mean, std = features.mean(0), features.std(0)
+    scale = torch.where(std > 1e-6 * mean.abs(), std, 1e-6 * mean.abs())
+    scale = torch.where(scale > 0, scale, 1)
     z = (features - mean) / scale
     variance, turn = torch.linalg.eigh(z.T @ z / len(z))
     return Axes(mean, turn / scale[:, None], variance.clamp_min(0))

@@ -70,10 +70,11 @@ class Results:
 
     def read(self) -> pd.DataFrame:
         """All whole rows, as text; a file of other columns is refused with ConfigError."""
-        if not self.file.exists():
+        content = self.whole_lines()
+        if not content:
             return pd.DataFrame(columns=COLUMNS, dtype=str)
         try:
-            rows = pd.read_csv(io.BytesIO(self.whole_lines()), dtype=str, keep_default_na=False)
+            rows = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
         except ValueError as error:  # pandas' parser errors are ValueErrors
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.file}: not a readable CSV ({reason}): move it away") from None
@@ -81,11 +82,11 @@ class Results:
             odd = ", ".join((sorted(set(rows) ^ set(COLUMNS)) or ["the order"])[:4])
             message = f"{self.file}: its columns are not transfer.py's ({odd})"
             raise ConfigError(f"{message}: move it away or choose another --out")
-        return rows.dropna()  # a row with too few fields was cut
+        return rows[is_whole(rows)]
 
     def whole_lines(self) -> bytes:
         """The bytes of results.csv up to its last line end: what follows was cut."""
-        content = self.file.read_bytes()
+        content = self.file.read_bytes() if self.file.exists() else b""
         return content[: content.rfind(b"\n") + 1]
 
     @staticmethod
@@ -110,7 +111,7 @@ class Results:
     def add(self, key: Key, rows: pd.DataFrame) -> None:
         """Add the rows of a cell, in the place of those that it had."""
         with self.claim(self.file.name), replacing(self.file) as partial:
-            old = self.whole_lines() if self.file.exists() else b""
+            old = self.whole_lines()
             if key in self.damaged:
                 kept = self.read()
                 old = text_of(kept[self.keys(kept) != key], header=True)
@@ -149,6 +150,13 @@ def read_settings(file: Path) -> dict[str, dict]:
     if not isinstance(settings, dict) or not all(isinstance(part, dict) for part in settings.values()):
         raise ConfigError(f"{file}: damaged; it says what made the rows of results.csv: move both away")
     return settings
+
+
+def is_whole(rows: pd.DataFrame) -> pd.Series:
+    """Whether a row has all of its fields, and numbers where numbers belong."""
+    epochs = pd.to_numeric(rows.epoch, errors="coerce").notna()
+    values = pd.to_numeric(rows.value, errors="coerce").notna() | (rows.value == "nan")
+    return rows.notna().all(axis=1) & epochs & values
 
 
 def text_of(rows: pd.DataFrame, header: bool = False) -> bytes:

@@ -5,15 +5,19 @@ import signal
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
+from common import ConfigError
 from models.probe import linear_heads, neighbour_votes, principal_axes, probabilities
-from scores import fraction_metrics, scene_metrics
-from scores.results import Results
+from scores import choose_epoch, fraction_metrics, scene_metrics, summarise
+from scores.choice import ratio_name, ratio_rank
+from scores.results import COLUMNS, Results, exact, write_confusion
 
 CLASSES = list("abcdefghij")
 
@@ -45,9 +49,9 @@ def test_scene_metrics():
         and found["f1", "z"] == 0
     )
     assert found["f1_macro", "all"] == pytest.approx((0.8 + 2 / 3) / 3)  # a class that never occurs counts
-    assert found["f1_micro", "all"] == 0.75 and found["f1_weighted", "all"] == pytest.approx(
-        0.75 * 0.8 + 0.25 * 2 / 3
-    )
+    assert found["f1_micro", "all"] == found["accuracy", "all"] == 0.75 and found[
+        "f1_weighted", "all"
+    ] == pytest.approx(0.75 * 0.8 + 0.25 * 2 / 3)
     truth, predicted = np.random.default_rng(0).integers(0, [[4], [5]], (2, 200))
     found = scene_metrics(truth, predicted, CLASSES)
     for average in ("micro", "macro", "weighted"):
@@ -94,6 +98,12 @@ def test_neighbour_votes():
     bank = torch.tensor([[1.0, 0], [2, 0.1], [0, 1], [0.1, 3]])
     votes = neighbour_votes(bank, torch.eye(2)[[0, 0, 1, 1]], torch.tensor([[9.0, 1], [1, 9]]), k=2)
     assert votes.tolist() == [[2, 0], [0, 2]]
+    rng = np.random.default_rng(0)
+    bank, queries, labels = rng.normal(size=(80, 6)), rng.normal(size=(40, 6)), rng.integers(0, 4, 80)
+    own = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(bank, labels).predict(queries)
+    bank, queries = torch.from_numpy(bank), torch.from_numpy(queries)
+    votes = neighbour_votes(bank, torch.eye(4)[labels], queries, k=5)
+    assert votes.sum(1).eq(5).all() and (votes.argmax(1).numpy() == own).all()
 
 
 # results.csv
@@ -119,3 +129,103 @@ def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path):
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
     assert answer("cell") == 1
+
+
+CELL_OF = {"task": "fraction", "data": "land", "init": "random", "mode": "finetune"}
+TRAINED = {"lr": "0.01", "momentum": "0.9", "weight_decay": "0.0001", "epochs": "3", "batch_size": "64"}
+
+
+def lines(values: dict[tuple[int, int], float], split="val", metric="rmse") -> list[dict]:
+    """Rows of results.csv from (seed, epoch) -> value."""
+    rows = []
+    for (seed, epoch), value in values.items():
+        result = {"epoch": str(epoch), "split": split, "metric": metric, "class": "all", "value": str(value)}
+        found = {"images": "9", "seconds": "1.00", "commit": "abc"}
+        rows.append(CELL_OF | {"ratio": "0.1", "seed": str(seed)} | result | TRAINED | found)
+    return rows
+
+
+def test_the_chosen_epoch_is_the_best_mean_over_the_seeds():
+    val = {(0, 1): 0.5, (0, 2): 0.2, (0, 3): 0.1, (1, 1): 0.1, (1, 2): 0.2, (1, 3): 0.4}
+    frame = pd.DataFrame([{"seed": s, "epoch": e, "value": v} for (s, e), v in val.items()])
+    assert choose_epoch(frame, -1) == 2 and choose_epoch(frame, +1) == 1  # at 1: .3, at 2: .2, at 3: .25
+    missing = frame.drop(index=4)  # seed 1 has no epoch 2
+    assert choose_epoch(missing, -1) == 3
+    assert choose_epoch(frame[[True, False, False, False, True, False]], -1) is None
+
+
+def test_summary_of_a_common_epoch_and_of_each_seeds_own():
+    val = lines({(0, 1): 0.5, (0, 2): 0.2, (1, 1): 0.1, (1, 2): 0.2})
+    test = lines({(0, 1): 0.9, (0, 2): 0.6, (1, 1): 0.8, (1, 2): 0.4}, "test")
+    found = summarise(pd.DataFrame(val + test, columns=COLUMNS)).set_index("split")
+    assert found.epoch.tolist() == [2, 2] and found.n.tolist() == [2, 2]
+    assert found["mean"].to_dict() == pytest.approx({"val": 0.2, "test": 0.5})
+    assert found["std"]["test"] == pytest.approx(0.1 * 2**0.5)
+    assert found.ratio.tolist() == ["0.1", "0.1"] and found.lr.tolist() == ["0.01", "0.01"]
+    own = lines({(0, 3): 0.3, (1, 7): 0.5}) + lines({(0, 3): 0.4, (1, 7): 0.6}, "test")
+    found = summarise(pd.DataFrame(own, columns=COLUMNS)).set_index("split")
+    assert found.epoch.tolist() == ["", ""] and found["mean"]["test"] == pytest.approx(0.5)
+
+
+def test_ratios_by_their_names_and_in_their_order():
+    ratios = ["100", "5", "50/class", "0.5", "10/class"]
+    assert sorted(ratios, key=ratio_rank) == ["10/class", "50/class", "0.5", "5", "100"]
+    assert [ratio_name(r) for r in ("10/class", "0.5", 33.25)] == ["10/class", "0.5 %", "33.25 %"]
+
+
+@pytest.mark.parametrize("number", [0, 5, 20240101, 2**31, 0.1, 33.333333, 1e-7, 12345678.9])
+def test_numbers_survive_as_text(number):
+    assert float(exact(number)) == number and "e+" not in exact(number)
+
+
+def test_a_cut_cell_is_not_done_and_is_written_again(tmp_path):
+    results = Results(tmp_path)
+    cells = {seed: pd.DataFrame(lines({(seed, 1): 0.1, (seed, 2): 0.2}), columns=COLUMNS) for seed in (1, 2)}
+    keys = {seed: results.keys(rows).iloc[0] for seed, rows in cells.items()}
+    for seed, rows in cells.items():
+        results.add(keys[seed], rows)
+    wanted = dict.fromkeys(keys.values(), 2)
+    whole = results.file.read_bytes()
+    assert results.done(wanted) == set(keys.values())
+    end_of_first = len(b"".join(whole.splitlines(keepends=True)[:3]))
+    cuts = (0, 20, end_of_first - 4, end_of_first + 9, len(whole) - 2, len(whole) - 1)
+    for length in {*range(0, len(whole), 9), *cuts}:
+        results.file.write_bytes(whole[:length])
+        done = results.done(wanted)
+        assert done == ({keys[1]} if length >= end_of_first else set())
+        if length in cuts:
+            for seed in (1, 2):
+                if keys[seed] not in done:
+                    results.add(keys[seed], cells[seed])
+            assert results.file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", ["fraction linear:\n", "- 1\n", "a: {b: [\n", "a: 3\n", "\0"])
+def test_damaged_settings_are_named(tmp_path, text):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="settings.yaml: damaged"):
+        Results(tmp_path).check_settings({"fraction linear": {"size": 64}})
+
+
+def test_names_that_a_spreadsheet_would_compute_are_quoted(tmp_path):
+    names = ["=HYPERLINK(1)", "+1", "-1", "@x", "Wood", "-"]
+    write_confusion(tmp_path / "confusion" / "c.csv", np.arange(6), np.arange(6), names)
+    table = pd.read_csv(tmp_path / "confusion" / "c.csv", index_col=0)
+    assert list(table) == list(table.index) == ["'=HYPERLINK(1)", "'+1", "'-1", "'@x", "Wood", "'-"]
+    assert (table.to_numpy() == np.eye(6)).all()
+
+
+def test_heads_do_not_depend_on_the_scale_of_features():
+    torch.manual_seed(0)
+    x = torch.randn(200, 8) @ torch.randn(8, 8) + 3
+    targets = F.one_hot((x @ torch.randn(8, 3)).argmax(1), 3).float()
+    accuracy = {}
+    for scale in (1.0, 1e-9, 1e6):
+        *_, (_, head) = linear_heads(scale * x, targets, principal_axes(scale * x), "softmax")
+        accuracy[scale] = (head(scale * x).argmax(1) == targets.argmax(1)).float().mean().item()
+    assert min(accuracy.values()) > 0.97, accuracy
+    nearly_constant = 1 + 1e-4 * x  # as a collapsed backbone's
+    *_, (_, head) = linear_heads(nearly_constant, targets, principal_axes(nearly_constant), "softmax")
+    assert (head(nearly_constant).argmax(1) == targets.argmax(1)).float().mean() > 0.97
+    dead = torch.cat([x, torch.full((200, 1), 0.7), torch.zeros(200, 1)], 1)
+    assert all(h.weight.isfinite().all() for _, h in linear_heads(dead, targets, principal_axes(dead), "bce"))
