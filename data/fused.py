@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -33,6 +33,7 @@ except ImportError:  # copied alone, outside a package
     from augment import CONTRAST, Draw, Recipe, draw, pack, view
 
 TILE = 16  # a program makes TILE x TILE pixels of one view
+WARPS = 2  # of 32 threads a program, so that a thread makes four pixels and shares what they have in common
 REACH = 5  # of the blur, in sigmas: less than 1e-6 of the kernel lies beyond, and a grey level is 4e-3
 
 
@@ -57,9 +58,11 @@ def available(device: torch.device) -> bool:
         return False
     return True
 
+    """RuntimeError if the driver lacks the call that Triton makes unchecked, and crashes in without it."""
+
 
 def check_driver() -> None:
-    """RuntimeError if the driver lacks the call that Triton makes unchecked: the process would crash there."""
+    """RuntimeError if the driver lacks a call that Triton makes unchecked, and would crash in."""
     if not hasattr(ctypes.CDLL("libcuda.so.1"), "cuLaunchKernelEx"):
         raise RuntimeError("the driver has no cuLaunchKernelEx, which came with CUDA 11.8: update it")
 
@@ -102,10 +105,10 @@ def fused_view(
     out = torch.empty(n, size, size, 3, dtype=dtype, device=images.device)
     sums = torch.empty(n, tiles, device=images.device)  # of grey, a tile each
     scratch = torch.empty(2, blurred, 3, size, size, device=images.device)
-    normal = [float(v) for v in (*mean, *std)]
+    normal = [*(float(v) for v in mean), *(1 / float(v) for v in std)]
     with torch.cuda.device_of(images):
         if contrasted and n:
-            grey_kernel[tiles, n](images, numbers, sums, *images.stride(), size, TILE)
+            grey_kernel[tiles, n](images, numbers, sums, *images.stride(), size, TILE, num_warps=WARPS)
         if n:
             view_kernel[tiles, n](
                 images,
@@ -118,11 +121,13 @@ def fused_view(
                 size,
                 TILE,
                 triton.next_power_of_2(tiles),
+                num_warps=WARPS,
             )
         if blurred:
             limit = size // 20  # of augment's window, which has size // 10 taps, or one more
-            blur_kernel[tiles, blurred](scratch[0], numbers, scratch[1], size, TILE, limit, REACH, True)
-            blur_kernel[tiles, blurred](scratch[1], numbers, out, size, TILE, limit, REACH, False)
+            blur = partial(blur_kernel[tiles, blurred], num_warps=WARPS)
+            blur(scratch[0], numbers, scratch[1], size, TILE, limit, REACH, True)
+            blur(scratch[1], numbers, out, size, TILE, limit, REACH, False)
     return out.permute(0, 3, 1, 2)
 
 
@@ -176,9 +181,9 @@ def view_kernel(
     mean_red,
     mean_green,
     mean_blue,
-    std_red,
-    std_green,
-    std_blue,
+    scale_red,
+    scale_green,
+    scale_blue,
     stride_n,
     stride_c,
     stride_h,
@@ -195,17 +200,17 @@ def view_kernel(
     red, green, blue = resampled(images, own, row, column, stride_n, stride_c, stride_h, stride_w, SIZE)
 
     tiles = tl.arange(0, PADDED)
-    partial = tl.load(sums + image * tl.num_programs(0) + tiles, mask=tiles < tl.num_programs(0), other=0.0)
-    mean_grey = tl.reduce(partial, 0, added) / (SIZE * SIZE)
+    greys = tl.load(sums + image * tl.num_programs(0) + tiles, mask=tiles < tl.num_programs(0), other=0.0)
+    mean_grey = tl.reduce(greys, 0, added) / (SIZE * SIZE)
     mean_grey = tl.where(tl.load(own + 8) == 1, 0.0, mean_grey)  # without contrast nobody wrote the sums
     for turn in tl.static_range(3):
         operator = tl.load(own + 10 + turn).to(tl.int32)
         factor = tl.load(own + 7 + operator)
         red, green, blue = blended(red, green, blue, operator, factor, mean_grey)
 
-    red = (red - mean_red) / std_red
-    green = (green - mean_green) / std_green
-    blue = (blue - mean_blue) / std_blue
+    red = (red - mean_red) * scale_red
+    green = (green - mean_green) * scale_green
+    blue = (blue - mean_blue) * scale_blue
     if tl.load(own + 13) > 0:
         store_planes(scratch, place, row, column, inside, red, green, blue, SIZE)
     else:
@@ -236,24 +241,24 @@ def blur_kernel(
         green = tl.full([TILE, TILE], 0, tl.float32)
         blue = tl.full([TILE, TILE], 0, tl.float32)
         total = 0.0
+        slope = -0.5 * 1.4426950408889634 / (sigma * sigma)  # as exp2 is the exponential that a GPU has
         for tap in range(0, 2 * radius + 1):
-            distance = (tap - radius) / sigma
-            weight = tl.exp(-0.5 * distance * distance)
+            offset = tap - radius
+            weight = tl.exp2(slope * (offset * offset))
             if DOWN:
-                pixel = reflected(row + (tap - radius), SIZE) * SIZE + column
+                pixel = reflected(row + offset, SIZE) * SIZE + column
             else:
-                pixel = row * SIZE + reflected(column + (tap - radius), SIZE)
+                pixel = row * SIZE + reflected(column + offset, SIZE)
             red += weight * tl.load(plane + pixel, mask=inside, other=0.0)
             green += weight * tl.load(plane + SIZE * SIZE + pixel, mask=inside, other=0.0)
             blue += weight * tl.load(plane + 2 * SIZE * SIZE + pixel, mask=inside, other=0.0)
             total += weight
+        red, green, blue = red / total, green / total, blue / total
         if DOWN:
-            store_planes(target, place, row, column, inside, red / total, green / total, blue / total, SIZE)
+            store_planes(target, place, row, column, inside, red, green, blue, SIZE)
         else:
             turned = tl.load(own + 6)
-            store_view(
-                target, image, turned, row, column, inside, red / total, green / total, blue / total, SIZE
-            )
+            store_view(target, image, turned, row, column, inside, red, green, blue, SIZE)
 
 
 @kernel
@@ -274,42 +279,43 @@ def pixels_of(SIZE: tl.constexpr, TILE: tl.constexpr):
 def resampled(images, own, row, column, stride_n, stride_c, stride_h, stride_w, SIZE: tl.constexpr):
     """Red, green, blue in 0-1, cropped, flipped and resized by the filter of `augment.resize_matrix`."""
     top, left = tl.load(own), tl.load(own + 1)
-    height, width = tl.load(own + 2), tl.load(own + 3)
-    y, reach_y = centre_of(row, top, height, tl.load(own + 5), SIZE)
-    x, reach_x = centre_of(column, left, width, tl.load(own + 4), SIZE)
-    first_y, first_x = tl.floor(y - reach_y - 0.5) + 1, tl.floor(x - reach_x - 0.5) + 1
+    bottom, right = top + tl.load(own + 2) - 1, left + tl.load(own + 3) - 1  # the last row and column
+    y, reach_y = centre_of(row, top, bottom, tl.load(own + 5), SIZE)
+    x, reach_x = centre_of(column, left, right, tl.load(own + 4), SIZE)
+    first_y, first_x = tl.floor(y - reach_y) + 1, tl.floor(x - reach_x) + 1
+    slope_y, slope_x = 1 / reach_y, 1 / reach_x
     image = images + tl.load(own + 14).to(tl.int64) * stride_n
     red = tl.full([row.shape[0], column.shape[1]], 0, tl.float32)
     green, blue, total = red, red, red
     for i in range(0, tl.ceil(2 * reach_y).to(tl.int32)):
-        source_y = first_y + i
-        weight_y = triangle(source_y, y, reach_y, top, height)
+        source_y, weight_y = tap_of(first_y + i, y, slope_y, top, bottom)
         for j in range(0, tl.ceil(2 * reach_x).to(tl.int32)):
-            source_x = first_x + j
-            weight = weight_y * triangle(source_x, x, reach_x, left, width)
-            pixel = image + (source_y.to(tl.int32) * stride_h + source_x.to(tl.int32) * stride_w)
-            red += weight * tl.load(pixel, mask=weight > 0, other=0).to(tl.float32)
-            green += weight * tl.load(pixel + stride_c, mask=weight > 0, other=0).to(tl.float32)
-            blue += weight * tl.load(pixel + 2 * stride_c, mask=weight > 0, other=0).to(tl.float32)
+            source_x, weight_x = tap_of(first_x + j, x, slope_x, left, right)
+            weight = weight_y * weight_x
+            pixel = image + (source_y * stride_h + source_x * stride_w)
+            red += weight * tl.load(pixel).to(tl.float32)
+            green += weight * tl.load(pixel + stride_c).to(tl.float32)
+            blue += weight * tl.load(pixel + 2 * stride_c).to(tl.float32)
             total += weight
-    total *= 255
-    return red / total, green / total, blue / total
+    scale = 1 / (255 * total)
+    return red * scale, green * scale, blue * scale
 
 
 @kernel
-def centre_of(target, start, length, flip, SIZE: tl.constexpr):
-    """Where the target's centre lies on a line of source pixels, and how far its triangle reaches."""
+def centre_of(target, first, last, flip, SIZE: tl.constexpr):
+    """Where the centre of `target` lies, in source pixels (whole: on one), and how far its triangle reaches."""
     target = tl.minimum(target, SIZE - 1)  # in a tile that juts out of the view
     target = tl.where(flip > 0, SIZE - 1 - target, target)
-    step = length / SIZE
-    return start + (target + 0.5) * step, tl.maximum(step, 1.0)
+    step = (last - first + 1) / SIZE
+    return first + (target + 0.5) * step - 0.5, tl.maximum(step, 1.0)
 
 
 @kernel
-def triangle(source, centre, reach, start, length):
-    """Weight of the source pixels, 0 outside the crop."""
-    weight = tl.maximum(1 - tl.abs(source + 0.5 - centre) / reach, 0.0)
-    return tl.where((source >= start) & (source < start + length), weight, 0.0)
+def tap_of(source, centre, slope, first, last):
+    """Index of a source pixel, within the crop, and its weight, 0 outside the crop."""
+    within = tl.minimum(tl.maximum(source, first), last)
+    weight = tl.maximum(1 - tl.abs(source - centre) * slope, 0.0)
+    return within.to(tl.int32), tl.where(within == source, weight, 0.0)
 
 
 @kernel

@@ -160,13 +160,14 @@ def compiled(name, capability):
         kind = POINTERS.get(parameter, "*fp32")
         kind = "*bf16" if name == "blur across" and parameter == "target" else kind
         kind = "i32" if parameter.startswith("stride") else kind
-        kind = "fp32" if parameter.startswith(("mean", "std")) else kind
+        kind = "fp32" if parameter.startswith(("mean", "scale")) else kind
         signature[parameter] = "constexpr" if parameter in constants else kind
     places = {(function.arg_names.index(key),): value for key, value in constants.items()}
     source = triton.compiler.ASTSource(function, signature, places)
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    options = {"num_warps": fused.WARPS}
     try:
-        return triton.compile(source, target=target).asm["cubin"]
+        return triton.compile(source, target=target, options=options).asm["cubin"]
     except Exception as error:
         if re.search("ptxas|gpu-name|not supported|unsupported", f"{error}"):
             pytest.skip(f"this Triton does not compile for sm_{capability}: {str(error).splitlines()[0]}")
@@ -185,7 +186,7 @@ def test_compiles_without_local_memory(name, capability, tmp_path):
     )
     used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout)}
     assert used["STACK"] == used["LOCAL"] == 0, used
-    assert used["REG"] <= 64, used  # of 65,536: eight blocks of 128 threads fit
+    assert used["REG"] <= 80, used  # of 65,536, so that at least 24 warps share a multiprocessor
 
 
 def test_not_available_without_cuda_or_where_it_fails(monkeypatch):
