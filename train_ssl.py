@@ -17,7 +17,6 @@ import inspect
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from models.backbone import (
     read_weights,
     save_backbone,
 )
-from models.checkpoint import Parts, Progress, load_checkpoint, save_checkpoint
+from models.checkpoint import Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
 from models.optimisers import OPTIMISERS, learning_rate, make_optimizer, set_rate
 from models.step import Learner, Losses, StopFlag, mean_over_ranks
@@ -164,7 +163,8 @@ def main(argv: list[str] | None = None) -> None:
         stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
         say_where_it_stands(say, progress, found, stop_epoch, args, out)
         about = about_backbone(args, images)
-        save = Saver(out, parts, config, about, images.digest) if lead else silent
+        good = found == "checkpoint.pt"
+        save = Saver(out, parts, config, about, images.digest, good) if lead else silent
         if lead:
             write_beginning(out, config | common.about(device), about, loader, images)
 
@@ -375,19 +375,6 @@ def say_where_it_stands(say, progress: Progress, source: str, stop_epoch: int, a
         say(f"going on from {out / source}: {where}")
     if progress.epoch >= stop_epoch:
         say(f"{out} is complete at epoch {progress.epoch}")
-
-
-class Saver(NamedTuple):
-    """Writes the checkpoint of a progress."""
-
-    out: Path
-    parts: Parts
-    config: dict
-    about: dict
-    digest: str
-
-    def __call__(self, progress: Progress) -> None:
-        save_checkpoint(self.out, self.parts, progress, self.config, self.about, self.digest)
 
 
 # Looking at the features, and saying so

@@ -45,28 +45,30 @@ class Progress:
     seconds: float = 0.0  # seconds since the epoch began, checks and files included
 
 
-def save_checkpoint(
-    out: Path, parts: Parts, progress: Progress, config: dict, about: dict, digest: str
-) -> None:
-    """Write out/checkpoint.pt; the one that was there becomes checkpoint.prev.pt.
+class Saver:
+    """Writes out/checkpoint.pt; the one that was there becomes checkpoint.prev.pt, if it is a good one.
 
-    config: resolved flags; about: mean, std, size and maxpool of the backbone; digest: of the data.
+    config: resolved flags; about: mean, std, size and maxpool of the backbone; digest: of the data; `good`:
+    whether the file that is there, if any, could be read.
     """
-    file = out / "checkpoint.pt"
-    state = {
-        "model": parts.method.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
-        "scaler": parts.scaler.state_dict(),
-        "rng": torch.get_rng_state(),
-        "progress": vars(progress),
-        "config": config,
-        "about": about,
-        "digest": digest,
-    }
-    with replacing(file) as partial:
-        torch.save(state, partial)
-        if file.exists():
-            os.replace(file, previous_of(file))
+
+    def __init__(self, out: Path, parts: Parts, config: dict, about: dict, digest: str, good: bool):
+        self.file, self.parts, self.good = out / "checkpoint.pt", parts, good
+        self.identity = {"config": config, "about": about, "digest": digest}
+
+    def __call__(self, progress: Progress) -> None:
+        state = {
+            "model": self.parts.method.state_dict(),
+            "optimizer": self.parts.optimizer.state_dict(),
+            "scaler": self.parts.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "progress": vars(progress),
+        }
+        with replacing(self.file) as partial:
+            torch.save(state | self.identity, partial)
+            if self.good and self.file.exists():
+                os.replace(self.file, previous_of(self.file))
+        self.good = True
 
 
 def previous_of(file: Path) -> Path:

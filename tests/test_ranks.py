@@ -115,7 +115,7 @@ def test_torchrun_with_two_ranks_trains_as_one_process(folder, tmp_path):
         "16",
         "--queue-size",
         "72",
-        "--splits",
+        "--bn-splits",
         "2",
         "--device",
         "cpu",

@@ -1,0 +1,299 @@
+"""Whose a run directory is, and what a run survives: other processes, other data, damaged and missing
+files."""
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT, refused, script
+from PIL import Image
+
+import common
+import train_ssl
+from models.backbone import build_backbone, read_weights
+from models.checkpoint import Parts, Progress, load_checkpoint
+from models.diagnostics import diagnose
+from models.optimisers import LARS, make_optimizer
+from models.step import Learner
+
+
+@pytest.fixture
+def simclr(tiny):
+    return ["--method", "simclr", *tiny]
+
+
+def test_a_second_process_is_refused_with_host_and_process_of_the_first(simclr, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with common.hold(tmp_path / "run", "train_ssl.py"):
+        error = script("train_ssl.py", *simclr)
+    assert error.returncode == 2 and not (tmp_path / "run" / "config.yaml").exists()
+    assert f"{socket.gethostname()}, process {os.getpid()}" in error.stderr
+    with common.hold(tmp_path / "run", "train_ssl.py"):
+        pass  # the lock went with its holder
+    assert not (tmp_path / "run" / ".running").exists()
+
+
+def test_a_lock_ends_with_a_killed_process(tmp_path):
+    code = """
+import common, pathlib, time
+with common.hold(pathlib.Path("."), "it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert child.stdout.readline() == b"held\n"
+    with pytest.raises(common.ConfigError, match=f"process {child.pid}"), common.hold(tmp_path, "it"):
+        pass
+    child.kill()
+    child.wait()
+    with common.hold(tmp_path, "it"):
+        assert str(os.getpid()) in (tmp_path / ".running").read_text()
+
+
+def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    left = [tmp_path / f".checkpoint.pt.{host}.{dead.pid}", tmp_path / f".other[1].csv.{host}.{dead.pid}"]
+    kept = [
+        tmp_path / f".checkpoint.pt.{host}.{os.getppid()}",
+        tmp_path / f".checkpoint.pt.elsewhere.{dead.pid}",
+    ]
+    for file in (*left, *kept):
+        file.write_text("half")
+    with common.replacing(tmp_path / "other[1].csv") as partial:
+        partial.write_text("whole")
+    assert left[0].exists() and not left[1].exists(), "only what belongs to the file"
+    with common.hold(tmp_path, "it"):
+        assert not left[0].exists() and all(file.exists() for file in kept)
+
+
+def test_other_data_is_refused_and_says_so(folder, simclr, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    flags = [*simclr, "--data", data]
+    train_ssl.main([str(f) for f in [*flags, "--stop-epoch", "1"]])
+    kept = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    gone = sorted((data / "10_Café").iterdir())[0]
+    gone.rename(tmp_path / "kept.jpg")
+    assert "began with other data" in refused(capsys, train_ssl.main, *flags)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
+    (tmp_path / "kept.jpg").rename(gone)
+    train_ssl.main([str(f) for f in flags])
+    assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 2
+
+
+def test_the_checkpoint_before_is_used_where_the_newest_is_damaged(simclr, tmp_path, capsys):
+    train_ssl.main([*simclr, "--epochs", "3", "--knn-every", "1", "--out", str(tmp_path / "whole")])
+    train_ssl.main([*simclr, "--epochs", "3", "--knn-every", "1", "--stop-epoch", "2"])
+    newest = tmp_path / "run" / "checkpoint.pt"
+    for damage in (b"", b"text", newest.read_bytes()[:1000]):
+        newest.write_bytes(damage)
+        capsys.readouterr()
+        train_ssl.main([*simclr, "--epochs", "3", "--knn-every", "1", "--stop-epoch", "2"])
+        assert "going back to checkpoint.prev.pt" in capsys.readouterr().out
+    train_ssl.main([*simclr, "--epochs", "3", "--knn-every", "1"])
+    a, b = (torch.load(tmp_path / d / "backbone.pth") for d in ("whole", "run"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_files_that_others_read_are_written_again(simclr, tmp_path):
+    train_ssl.main([*simclr, "--stop-epoch", "1"])
+    for name in ("config.yaml", "views.png"):
+        (tmp_path / "run" / name).unlink()
+    train_ssl.main(simclr)
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["collapsed_below"] == {"feature_std": 0.02, "effective_rank": 2.0}
+    assert Image.open(tmp_path / "run" / "views.png").size[0] > 0
+
+
+def test_what_auto_chose_binds_no_later_start():
+    method = torch.nn.Linear(2, 2)
+    parts = Parts(
+        method, torch.optim.SGD(method.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False)
+    )
+    state = {"config": {"loader": "torch", "lr": 0.1}, "digest": "d"}
+
+    def load(config, chosen):
+        content = state | {"model": method.state_dict(), "optimizer": parts.optimizer.state_dict()}
+        content |= {"scaler": {}, "rng": torch.get_rng_state(), "progress": vars(Progress(epoch=3))}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("models.checkpoint.read_checkpoint", lambda out: (out / "checkpoint.pt", content))
+            return load_checkpoint(common.ROOT, parts, config, chosen, "d")[0].epoch
+
+    assert load({"loader": "dali", "lr": 0.1}, {"loader"}) == 3
+    with pytest.raises(common.ConfigError, match="loader was torch, is dali"):
+        load({"loader": "dali", "lr": 0.1}, set())
+    with pytest.raises(common.ConfigError, match="lr was 0.1"):
+        load({"loader": "dali", "lr": 0.2}, {"loader"})
+
+
+def test_unlabelled_training_images_leave_the_vote_blank(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for place in ("train", "val/Forest", "val/River"):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / place / f"{i}.png")
+    flags = ["--data", tmp_path / "data", "--size", "32", "--batch-size", "10", "--epochs", "1"]
+    flags += ["--hidden", "8", "--out-dim", "8", "--device", "cpu"]
+    flags += ["--out", tmp_path / "run", "--cache", tmp_path / "cache"]
+    train_ssl.main([str(f) for f in ["--method", "simclr", *flags]])
+    assert "k-NN checks: off" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "run" / "log.csv").knn_macro_f1.isna().all()
+
+
+def test_sizes_that_grow_resume_and_are_written_as_text(simclr, tmp_path):
+    sized = [*simclr, "--size", "16:24", "--epochs", "5"]
+    train_ssl.main([*sized, "--out", str(tmp_path / "whole")])
+    train_ssl.main([*sized, "--stop-epoch", "3"])
+    train_ssl.main([*sized, "--stop-epoch", "4"])
+    train_ssl.main(["--config", str(tmp_path / "run" / "config.yaml"), "--stop-epoch", "5"])
+    a, b = (torch.load(tmp_path / d / "backbone.pth") for d in ("whole", "run"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert read_weights(tmp_path / "run" / "backbone.pth")[1]["size"] == 24
+    assert [train_ssl.size_at("16:24", epoch, 5) for epoch in range(5)] == [16, 16, 16, 16, 24]
+
+
+@pytest.mark.parametrize(
+    "text, size", [("size: 32:48", "32:48"), ("size: '32:64'", "32:64"), ("size: 64", 64)]
+)
+def test_yaml_minutes_and_seconds_are_sizes_here(text, size, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    parser = train_ssl.build_parser()
+    assert common.parse(parser, ["--config", str(tmp_path / "c.yaml")]).size == size
+
+
+def test_the_statistics_of_pretraining_travel_with_the_backbone(simclr, tmp_path):
+    train_ssl.main([*simclr, "--no-maxpool", "--stop-epoch", "1"])
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    about = read_weights(tmp_path / "run" / "backbone.pth")[1]
+    assert about == {"mean": config["mean"], "std": config["std"], "size": 32, "maxpool": False}
+    assert read_weights(tmp_path / "run" / "checkpoint.pt")[1] == about
+    backbone = build_backbone(init=str(tmp_path / "run" / "backbone.pth"))
+    assert isinstance(backbone.maxpool, torch.nn.Identity)
+    assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["encoder_q.", "encoder.", "backbone._orig_mod.", "module.encoder_q.", "model.backbone."]
+)
+def test_weights_of_other_projects_load(prefix, tmp_path):
+    torch.manual_seed(3)
+    state = build_backbone().state_dict()
+    head = (
+        {f"{prefix}fc.0.weight": torch.zeros(2, 2)}
+        if "encoder" in prefix
+        else {"projector.0.weight": torch.zeros(2)}
+    )
+    torch.save(
+        {"state_dict": {prefix + key: value for key, value in state.items()} | head}, tmp_path / "w.pth"
+    )
+    found = build_backbone(init=str(tmp_path / "w.pth")).state_dict()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_a_file_limit_is_one_line_and_keeps_the_last_checkpoint(simclr, tmp_path):
+    train_ssl.main([*simclr, "--stop-epoch", "1"])
+    kept = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # noqa: E731
+    command = [sys.executable, "train_ssl.py", *simclr]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=small, timeout=240)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
+    assert "run/" in done.stderr and (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
+    assert not list((tmp_path / "run").glob(".*.*.*")), "no half file stays"
+
+
+def test_a_network_too_large_for_memory_is_one_line(simclr, capsys):
+    error = refused(capsys, train_ssl.main, *simclr, "--hidden", "65536", "--out-dim", "65536")
+    assert "memory" in error
+
+
+def test_an_overflow_skips_the_step_and_nothing_else():
+    """fp16: after a step with infinite gradients, weights and momentum are those of a run without that
+    step."""
+
+    def train(overflows):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1)
+        optimizer = make_optimizer("sgd", model, 0.1, 0.9, 0.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=10**6)
+        learn = Learner(lambda a, b: (model(a) * b).sum(), optimizer, scaler, torch.float32)
+        for x, times in [(1.0, 1.0), *([(1.0, float("inf"))] if overflows else []), (2.0, 1.0), (3.0, 1.0)]:
+            learn((torch.full((2, 4), x), torch.full((2, 1), times)))
+        return [p.detach().clone() for p in model.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(train(False), train(True)))
+
+
+def test_parts_of_a_step_add_up_to_the_gradient_of_their_mean():
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 4), torch.randn(8, 4)
+    weights = []
+    for parts in (1, 4):
+        torch.manual_seed(1)
+        model = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        loss = Learner(
+            lambda a, b, m=model: (m(a) - m(b)).square().mean(), optimizer, scaler, torch.float32, parts
+        )((x, y))
+        weights.append((loss, model.weight.detach().clone()))
+    assert torch.allclose(weights[0][0], weights[1][0]) and torch.allclose(
+        weights[0][1], weights[1][1], atol=1e-6
+    )
+
+
+def test_lars_of_all_weights_at_once_is_lars_of_one_at_a_time():
+    torch.manual_seed(0)
+    shapes = [(3, 4), (4,), (2, 3, 3, 3)]
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    expected, buffers = [p.detach().clone() for p in params], [torch.zeros(shape) for shape in shapes]
+    optimizer = LARS(params, lr=0.3, momentum=0.9, weight_decay=0.01)
+    for step in range(3):
+        for i, p in enumerate(params):
+            p.grad = torch.full_like(p, 0.1 * (step + 1)) * (i + 1)
+            update = p.grad + 0.01 * expected[i]
+            if p.ndim > 1:
+                update = update * 0.001 * expected[i].norm() / update.norm()
+            buffers[i] = 0.9 * buffers[i] + update
+            expected[i] = expected[i] - 0.3 * buffers[i]
+        optimizer.step()
+    assert all(torch.allclose(p, e, atol=1e-6) for p, e in zip(params, expected))
+
+
+def test_features_that_are_not_finite_are_not_judged():
+    features = torch.randn(20, 8)
+    features[3, 2] = float("inf")
+    row = diagnose(features, np.zeros(20, int), 10, True)
+    assert row == {"feature_std": None, "effective_rank": None, "knn_macro_f1": None}
+
+
+def test_epoch_lines_reach_a_file_when_they_are_made(simclr, tmp_path):
+    log = tmp_path / "log.txt"
+    with open(log, "w") as stream:
+        command = [sys.executable, "train_ssl.py", *simclr, "--epochs", "300"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.DEVNULL)
+        end = time.time() + 120
+        while "epoch 1/300" not in log.read_text() and time.time() < end:
+            time.sleep(0.2)
+        rows = pd.read_csv(tmp_path / "run" / "log.csv") if (tmp_path / "run" / "log.csv").exists() else []
+        process.kill()
+        process.wait()
+    assert 1 <= len(rows) <= 3, "the line was there long before the run's end"
