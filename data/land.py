@@ -16,7 +16,7 @@ import pandas as pd
 
 from common import DataError
 from data.folders import Folder
-from data.names import LAND_NAMES, safe_text, split_name
+from data.names import bare_name, land_names, split_name
 from data.splits import stem_of
 
 NAME_COLUMN, FIRST_FRACTION = 3, 5
@@ -36,9 +36,8 @@ class Part(NamedTuple):
 
 def child(folder: Folder, name: str) -> Folder | None:
     """The folder inside that is called `name`, whatever its case, blanks and underscores."""
-    plain = re.sub(r"[\W_]", "", name).casefold()
     for inside in folder.folders:
-        if re.sub(r"[\W_]", "", inside.name).casefold() == plain:
+        if bare_name(inside.name) == bare_name(name):
             return inside
     return None
 
@@ -121,7 +120,7 @@ def read_part(root: Path, file: Path, folder: Folder, split: str) -> Part:
         notes.append(f"{folder.path}: {unnamed} images are in no line of {file.name}: left out")
     place = folder.path.relative_to(root).as_posix()
     files = [f"{place}/{found[i]}" for i in keep]
-    classes = [safe_text(LAND_NAMES.get(str(name), str(name))) for name in numbers.columns]
+    classes = land_names([str(name) for name in numbers.columns])
     return Part(files, fractions[keep], split, classes, notes)
 
 
@@ -169,7 +168,8 @@ def fraction_columns(file: Path, cells: pd.DataFrame) -> pd.DataFrame:
         column = cells.iloc[:, position]
         numbers = pd.to_numeric(column, errors="coerce")
         written = numbers.notna() | column.str.casefold().isin(["", "nan", "na"])
-        if written.mean() <= 0.5 or re.sub(r"[\W_]", "", str(column.name)).casefold() == "classmax":
+        is_blank = str(column.name).startswith("Unnamed") and not (column != "").any()
+        if is_blank or written.mean() <= 0.5 or bare_name(str(column.name)) == "classmax":
             break
         taken.append(numbers)
     if len(taken) < 2:

@@ -132,6 +132,21 @@ def safe_text(name: str) -> str:
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
+def land_names(columns: list[str]) -> list[str]:
+    """What the classes of a CSV of Land-1.0 are called: by the paper where all are its classes, else as
+    they are."""
+    known = {}
+    for short, name in LAND_NAMES.items():
+        known[bare_name(short)] = known[bare_name(name)] = name
+    names = [known.get(bare_name(column)) for column in columns]
+    return [safe_text(name) for name in (columns if None in names else names)]
+
+
+def bare_name(name: str) -> str:
+    """A name without case, blanks, underscores and signs."""
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
 def class_key(folder: str) -> str:
     """The same for all spellings of one class: case, zero padding and `_` padding do not tell classes
     apart."""

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 import common
@@ -65,10 +66,11 @@ def open_table(source: Source, report: Path) -> tuple[Table, pd.DataFrame]:
     if bad.any():
         common.write_csv(report, checked[bad])
         refuse_or_skip(table.root, checked[bad], len(bad), report, source.skip_bad_files)
-    table = table.rows(~bad)
+    table, checked = table.rows(~bad), checked[~bad].reset_index(drop=True)
     if not (table.split == "train").any():
         raise DataError(explain_empty(table, "train"))
-    return table, checked[~bad].reset_index(drop=True)
+    tell_duplicates(table, checked, source.cache)
+    return table, checked
 
 
 def refuse_or_skip(root: Path, bad: pd.DataFrame, count: int, report: Path, skip: bool) -> None:
@@ -83,6 +85,50 @@ def refuse_or_skip(root: Path, bad: pd.DataFrame, count: int, report: Path, skip
     if len(bad) == count:
         raise DataError(f"{message}: nothing is left")
     tell(f"left out: {message}")
+
+
+def tell_duplicates(table: Table, checked: pd.DataFrame, cache: Path) -> None:
+    """Say how many images are another one byte for byte, and list them in the cache: they stay in the
+    table."""
+    file = cache / f"duplicates-{digest_of(table, checked)}.csv"
+    if file.exists():
+        found = pd.read_csv(file, dtype=str, keep_default_na=False)
+    else:
+        found = find_duplicates(table, checked["bytes"].to_numpy())
+        common.write_csv(file, found)
+    if len(found):
+        across = (found["split"] != found["split_of_first"]).sum()
+        tell(
+            f"note: {table.root}: {len(found):,} images are another one byte for byte, {across:,} of them in "
+            f"another split (all in {file})"
+        )
+
+
+def find_duplicates(table: Table, sizes: np.ndarray) -> pd.DataFrame:
+    """file, split, first, split_of_first: each image whose bytes an earlier one has.
+
+    Only files of one size are opened, at first for their ends alone: two JPEGs hardly ever end alike.
+    """
+    groups: dict[tuple, list[int]] = {}
+    common_sizes = pd.Series(sizes).duplicated(keep=False).to_numpy()
+    for row in np.flatnonzero(common_sizes):
+        groups.setdefault((sizes[row], tail_of(table.root / table.files[row])), []).append(row)
+    first: dict[bytes, int] = {}
+    rows = []
+    for group in groups.values():
+        for row in group if len(group) > 1 else ():
+            digest = hashlib.sha256((table.root / table.files[row]).read_bytes()).digest()
+            before = first.setdefault(digest, row)
+            if before != row:
+                rows.append((table.files[row], table.split[row], table.files[before], table.split[before]))
+    return pd.DataFrame(rows, columns=["file", "split", "first", "split_of_first"])
+
+
+def tail_of(file: Path, length: int = 512) -> bytes:
+    """The last bytes of a file."""
+    with open(file, "rb") as stream:
+        stream.seek(-min(length, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+        return stream.read()
 
 
 def tell(message: str) -> None:

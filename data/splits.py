@@ -60,7 +60,10 @@ def explain_empty(table: "Table", split: str) -> str:
     if table.rule == "lists":
         return f"{what}: the lists of --splits name none that is there"
     if table.rule == "folders":
-        return f"{what}: there is no folder {split}/ with images; add it, or name lists with --splits"
+        return (
+            f"{what}: there is no folder {split}/ with images, or none in class folders where labels are "
+            "needed; add it, or name lists with --splits"
+        )
     if table.rule == "csv":
         return f"{what}: CSV/csv_{split}.csv is missing or names no image"
     if table.rule == "spatial":

@@ -74,7 +74,7 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
     if not root.exists():
         raise DataError(f"{root}: no such folder")
     if not root.is_dir():
-        raise DataError(f"{root}: is a file, not a folder of images")
+        raise DataError(f"{root}: is a file, not a folder of images: unpack it if it is an archive")
     tree, walk = scan(root)
     if walk.unreadable:
         more = f" and {len(walk.unreadable) - 3} more" if len(walk.unreadable) > 3 else ""
@@ -263,15 +263,16 @@ def split_table(folder: Folder, splits: dict[str, Folder]) -> Table:
 
 
 def unwrapped(folder: Folder, split: str) -> Folder:
-    """The folder of a split that holds its classes or images: `train/images/` and `train/train/` are
-    stepped over."""
+    """The folder of a split that holds its classes or images.
+
+    `train/images/`, `train/train/` and an archive's one folder of numbered classes are stepped over.
+    """
     kids = folder.kids()
-    if (
-        len(kids) == 1
-        and not folder.images
-        and (is_filler(kids[0].name) or split_name(kids[0].name) == split)
-    ):
-        return unwrapped(kids[0], split)
+    if len(kids) == 1 and not folder.images:
+        name = kids[0].name
+        if is_filler(name) or split_name(name) == split or is_dataset(kids[0]):
+            return unwrapped(kids[0], split)
+    refuse_datasets(folder, kids)
     return folder
 
 

@@ -3,16 +3,17 @@
 import argparse
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, picture
 from PIL import Image
 from test_data import TABLE_II
 
 from data.folders import Folder
-from data.names import LAND_NAMES, PURE_NAMES, class_name
+from data.names import LAND_NAMES, PURE_NAMES, class_name, land_names
 from data.opening import Source, digest_of, open_table
 from data.splits import coordinates, explain_empty
 from data.tables import DataError, load_table, read_tree, training_subsets
@@ -545,3 +546,45 @@ def test_subsets_by_share_and_by_number(tmp_path):
     assert (table.split[subsets["6/class", 0]] == "train").all()
     with pytest.raises(DataError, match="--per-class 7, but B has 6"):
         training_subsets(table, table.targets("scene"), [], [0], per_class=[7])
+
+
+def test_an_archive_unpacked_into_each_split(tmp_path):
+    for name in ("train", "test"):
+        plant(tmp_path, f"{name}/S2_JPEG/1_A/{{}}.jpg", f"{name}/S2_JPEG/2_B/{{}}.jpg")
+    assert load_table(tmp_path).classes == ["1_A", "2_B"]
+    plant(tmp_path, "train/S2_GeoTiff/1_A/{}.tif", "train/S2_GeoTiff/2_B/{}.tif")
+    with pytest.raises(DataError, match="S2_GeoTiff .*S2_JPEG .*side by side"):
+        load_table(tmp_path)
+
+
+def test_land_columns_get_the_papers_names_where_all_are_its_classes():
+    assert land_names(list(LAND_NAMES)) == list(LAND_NAMES.values())
+    assert land_names([name.replace(" ", "_").lower() for name in LAND_NAMES.values()]) == list(
+        LAND_NAMES.values()
+    )
+    assert land_names(["Grasslands", "Water", "=1"]) == ["Grasslands", "Water", "'=1"]
+
+
+def test_land_with_the_empty_columns_of_a_spreadsheet(tmp_path):
+    rows = [[f"00{i}.jpg", *SHARES, "", ""] for i in range(3)]
+    land_of(tmp_path, rows, header=("A", "B", "C", "D", "", ""))
+    for name in ("val", "test"):
+        (tmp_path / "Level_N2" / "CSV" / f"csv_{name}.csv").unlink()
+    assert load_table(tmp_path).classes == list("ABCD")
+
+
+def test_duplicates_are_listed_and_stay(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("train/A/0", "train/A/1", "test/A/2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(rng, 32)).save(tmp_path / f"{name}.png")
+    for copy in ("train/A/again", "test/A/leak"):
+        shutil.copy(tmp_path / "train/A/0.png", tmp_path / f"{copy}.png")
+    for _ in range(2):
+        table, _ = open_table(source(tmp_path, tmp_path / "work"), tmp_path / "bad.csv")
+        said = capsys.readouterr().out
+        assert (
+            len(table) == 5 and "2 images are another one byte for byte, 1 of them in another split" in said
+        )
+    listed = next((tmp_path / "work" / "cache").glob("duplicates-*.csv")).read_text()
+    assert "test/A/leak.png,test,train/A/0.png,train" in listed
