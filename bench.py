@@ -1,19 +1,30 @@
-"""Images per second of pretraining: each loader alone, the model alone, both, and the usual stack beside them.
+"""How fast pretraining is on this machine, what limits it, and what the data path gains.
 
-    python bench.py --data PATCHES --size 64 --batch-size 256 --steps 12 --out results/throughput.csv
-    python bench.py --scenes 600 --size 224 --batch-size 512 --loaders torch dali --repeats 3
+    python bench.py                                                      # the whole table, under 8 minutes
+    python bench.py --quick --size 224 --images 194877 --epochs 500      # one sentence, within a minute
+    python bench.py --data PATCHES --size 64 --batch-size 256 --repeats 5
 
-Each figure comes from a process of its own: `train_ssl.py --profile` for the loaders, and this script again for the usual
-stack (PIL transforms in a DataLoader, fp32, one decode per view). They take turns, so that a noisy machine disturbs
-all alike; ratios are taken within a turn. Rows are appended to --out, one for each process.
+Measured are the machine's ceilings, the views alone, each loader alone, the model alone and both together,
+and beside them the usual stack: PIL transforms in a DataLoader, once in fp32 as most code has it, and once
+with our optimiser, memory format and precision, so that the ratios tell what the data path gains and what
+the precision. All take turns, so that a noisy machine disturbs all alike; ratios are taken within a turn.
+The table is printed and replaces results/bench-DEVICE.csv; docs/performance.md explains it.
 """
 
+import argparse
+import functools
+import itertools
+import os
+import re
 import subprocess
 import sys
-import tempfile
 import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -21,104 +32,496 @@ from torchvision import transforms
 
 import common
 from common import number
+from data.check import check_files
+from data.fused import available
+from data.loader import Plan, TorchLoader, dali_loader
+from data.pixels import common_size, load_pixels
+from data.synthetic import write_scenes
 from data.tables import load_table
 from models import METHODS
-from models.backbone import build_backbone
+from models.backbone import ARCHITECTURES, build_backbone
+from models.optimisers import make_optimizer
+from models.roofline import images_per_second, training_operations
+from models.step import Learner
+from models.timing import Timed, endless, peak_memory, timed_steps
+
+MEAN, STD = (0.34, 0.38, 0.41), (0.20, 0.14, 0.12)  # of EuroSAT, range 0-1; any would do
+SCENES = 116  # built-in ones, each of them seen several times an epoch
+MOST_FILES = 1024  # of --data that are read
+PAPER = (136_414, 500)  # images (70 % of Sentinel2GlobalLULC's 194,877) and epochs of the paper's pretraining
+SHARE = (0.55, 0.74)  # of the roofline: what good implementations of ResNet reach on GPUs
+TRAINING = ("both", "usual")  # parts that wait for a loader
+VIEW_BYTES = {"torch": 817, "fused": 40}  # moved for a pixel of one view, see docs/performance.md
 
 
-def flags() -> common.Parser:
-    parser = common.Parser(__doc__.split("\n", 1)[0])
-    common.common_flags(parser)
-    parser.set_defaults(out="results/throughput.csv")
-    group = parser.add_argument_group("benchmark")
+class Setting(NamedTuple):
+    """A size of views, pixels, and a batch."""
+
+    size: int
+    batch_size: int
+
+
+SETTINGS = {
+    "cuda": [Setting(224, 512), Setting(64, 256)],
+    "cpu": [Setting(64, 256), Setting(224, 32)],  # the larger one does not fit 8 minutes on two cores
+}
+
+
+class Row(NamedTuple):
+    """A line of the table: the median of `n` turns, their extremes, and what was to be expected."""
+
+    part: str  # ceiling, views, loader, model, both, usual, ratio, share, memory, syncs, tests
+    what: str
+    value: float
+    unit: str
+    size: int | None = None
+    batch_size: int | None = None
+    precision: str = ""
+    mode: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
+    expected: str = ""
+    note: str = ""
+
+
+class Contender(NamedTuple):
+    """Something that takes its turns."""
+
+    part: str
+    what: str
+    run: Callable[[], Timed]
+    precision: str = ""
+    mode: str = ""
+    expected: str = ""
+
+
+class Effort(NamedTuple):
+    """How long each measurement lasts: `steps`, or fewer when `seconds` are over."""
+
+    steps: int
+    seconds: float
+    warmup: int
+
+
+EFFORTS = {"cuda": Effort(20, 2.5, 3), "cpu": Effort(3, 6.0, 1)}
+
+
+class Ceilings(NamedTuple):
+    """What the machine reaches in a copy, bytes/s, and in a matrix product by precision, FLOP/s."""
+
+    copy: float
+    flops: dict[str, float]
+
+
+class Images(NamedTuple):
+    """Files of a data set, and their pixels, uint8 (n, 3, height, width)."""
+
+    root: Path
+    files: np.ndarray
+    pixels: torch.Tensor
+    of_all: int  # how many the data set has
+
+
+class Case(NamedTuple):
+    """What is measured, and on what."""
+
+    setting: Setting
+    images: Images
+    device: torch.device
+    method: str
+    arch: str
+    workers: int
+
+
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__)
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--quick", action="store_true", help="one setting, one sentence, within a minute")
+    group.add_argument("--images", type=number(int, 1), help="to tell hours for: as many as --data holds")
+    group.add_argument("--epochs", type=number(int, 1), default=100, help="to tell hours for")
+    group.add_argument("--data", help="folder of images; the built-in scenes if left out")
+    group.add_argument(
+        "--size", type=number(int, 16, 2048), help="of the views, pixels: 64 and 224 if left out"
+    )
+    group.add_argument("--batch-size", type=number(int, 2), help="images a step: what suits the device")
     group.add_argument("--method", choices=list(METHODS), default="barlow")
+    group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
+    group = parser.add_argument_group("how")
+    group.add_argument("--repeats", type=number(int, 1), default=3, help="turns of each contender")
+    group.add_argument("--minutes", type=number(float, above=0), default=8.0, help="no turn starts later")
     group.add_argument(
-        "--loaders", nargs="+", choices=["torch", "dali", "usual"], default=["torch", "dali", "usual"]
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="also compiled",
     )
-    group.add_argument("--steps", type=number(int, 2), default=12, help="timed steps of each measurement")
-    group.add_argument("--repeats", type=number(int, 1), default=3, help="turns")
-    group.add_argument(
-        "--only-usual", action="store_true", help="measure the usual stack in this process, as a turn does"
-    )
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    group.add_argument("--workers", type=number(int, 1, 1024), default=common.cores(), help="that decode")
+    group.add_argument("--cache", default="runs/cache", help="directory of built-in scenes")
+    group.add_argument("--out", help="CSV file: results/bench-DEVICE.csv if left out")
     return parser
 
 
-def main() -> None:
-    parser = flags()
-    args = common.parse(parser)
-    if args.data is None:
-        args.data = str(common.built_in_scenes(args, "pure"))
-    if args.only_usual:
-        return common.write_csv(Path(args.out), [usual_stack(args)])
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(args.repeats):
-            for loader in args.loaders:
-                rows.append(measure(args, loader, Path(folder) / f"{loader}{turn}") | {"turn": turn})
-                print(
-                    "  ".join(
-                        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()
-                    ),
-                    flush=True,
-                )
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    clock = Clock(60 * args.minutes)
     device, *_ = common.start_ranks(args.device)
     about = common.about(device)
-    rows = pd.DataFrame(rows).assign(
-        method=args.method,
-        data=Path(args.data).name,
-        steps=args.steps,
-        device=about["device_name"],
-        torch=about["versions"]["torch"],
-        commit=about["commit"],
-    )
-    report(rows)
-    out = Path(args.out)
+    say(f"{about['device_name']}, " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
+    settings = settings_of(args, device)
+    if args.quick:
+        case = make_case(settings[0], args, device)
+        return say(quick(case, args.images or case.images.of_all, args.epochs))
+
+    ceilings = measure_ceilings(device)
+    rows = rows_of_ceilings(ceilings)
+    for i, setting in enumerate(settings):
+        say(f"{setting.size} px, batches of {setting.batch_size}")
+        share = Clock(clock.left() / (len(settings) - i))
+        rows += measure(make_case(setting, args, device), ceilings, args, share)
+    rows += gpu_tests(clock) if device.type == "cuda" else []
+
+    table = as_table(rows, about)
+    say(shown(table))
+    for line in summary(table, settings):
+        say(line)
+    out = Path(args.out or common.ROOT / "results" / f"bench-{device.type}.csv")
     out.parent.mkdir(parents=True, exist_ok=True)
-    common.write_csv(out, pd.concat([pd.read_csv(out), rows]) if out.exists() else rows)
+    common.write_csv(out, table)
+    say(f"table: {out}")
 
 
-def measure(args, loader: str, out: Path) -> dict:
-    command = [
-        "--data",
-        args.data,
-        "--method",
-        args.method,
-        "--size",
-        args.size,
-        "--batch-size",
-        args.batch_size,
-        "--cache",
-        args.cache,
-        "--workers",
-        args.workers,
-        "--device",
-        args.device,
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+class Clock:
+    """Seconds that are left of a budget."""
+
+    def __init__(self, seconds: float):
+        self.end = time.perf_counter() + seconds
+
+    def left(self) -> float:
+        return self.end - time.perf_counter()
+
+
+def settings_of(args: argparse.Namespace, device: torch.device) -> list[Setting]:
+    """What to measure: the device's usual settings, or the one of the flags."""
+    usual = SETTINGS[device.type]
+    if args.size is None and args.batch_size is None:
+        return usual
+    size = args.size or usual[0].size
+    nearest = min(usual, key=lambda setting: abs(setting.size - size))
+    return [Setting(size, args.batch_size or nearest.batch_size)]
+
+
+# Ceilings
+
+
+def measure_ceilings(device: torch.device) -> Ceilings:
+    """The best of several large copies and matrix products."""
+    cuda = device.type == "cuda"
+    source = torch.zeros((1 << 30) if cuda else (1 << 27), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
+    side, flops = 8192 if cuda else 1024, {}
+    for precision in precisions_of(device):
+        a = torch.randn(side, side, device=device).to(common.DTYPES[precision])
+        out = torch.empty_like(a)
+        flops[precision] = 2 * side**3 / best_seconds(functools.partial(torch.mm, a, a, out=out), device)
+    return Ceilings(copy, flops)
+
+
+def best_seconds(call: Callable[[], object], device: torch.device, times: int = 10) -> float:
+    """Seconds of the fastest of several calls."""
+    seconds = [
+        timed_steps([[0]] * 2, lambda _batch: call(), device, steps=2).seconds / 2 for _ in range(times)
     ]
-    if loader == "usual":
-        command = [__file__, *command, "--only-usual", "--steps", args.steps, "--out", out]
-    else:
-        command = [
-            Path(__file__).with_name("train_ssl.py"),
-            *command,
-            "--loader",
-            loader,
-            "--precision",
-            args.precision,
-            "--profile",
-            args.steps,
-            "--out",
-            out,
-        ]
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise common.ConfigError(f"{loader}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
-    return pd.read_csv(out if loader == "usual" else out / "profile.csv").iloc[0].to_dict()
+    return min(seconds)
+
+
+def precisions_of(device: torch.device) -> list[str]:
+    """The precision that `auto` takes, then the others that the device computes natively."""
+    auto = common.resolve_precision("auto", device)
+    others = ["bf16", "fp16", "fp32"] if device.type == "cuda" and auto == "bf16" else ["fp32"]
+    if device.type == "cuda" and auto == "fp16":
+        others = ["fp16", "fp32"]
+    return list(dict.fromkeys([auto, *others]))
+
+
+def rows_of_ceilings(ceilings: Ceilings) -> list[Row]:
+    rows = [Row("ceiling", "copy, read and write", ceilings.copy / 1e9, "GB/s")]
+    for precision, flops in ceilings.flops.items():
+        rows.append(Row("ceiling", "matrix product", flops / 1e12, "TFLOP/s", precision=precision))
+    for row in rows:
+        say(f"{row.what} {row.precision} {row.value:.3g} {row.unit}")
+    return rows
+
+
+# Images
+
+
+def make_case(setting: Setting, args: argparse.Namespace, device: torch.device) -> Case:
+    images = open_images(args, setting.size, 4 * setting.batch_size)
+    return Case(setting, images, device, args.method, args.arch, args.workers)
+
+
+def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
+    """`count` images of --data, or built-in scenes of `size` px, some of them several times."""
+    root = Path(args.data) if args.data else built_in(Path(args.cache), size)
+    table = load_table(root)
+    step = -(-len(table.files) // MOST_FILES)
+    files = list(table.files[::step])
+    manifest = Path(args.cache) / "bench-manifest.csv"
+    checked = check_files(table.root, files, manifest, args.workers)
+    good = (checked.problem == "").to_numpy()
+    if not good.any():
+        raise common.DataError(f"{root}: none of {len(files)} files decodes (first: {checked.problem[0]})")
+    height, width = common_size(checked[good])
+    files = np.array(files)[good]
+    pixels = load_pixels(table.root, files, height, width, cache=Path(args.cache), workers=args.workers)
+    rows = np.resize(np.arange(len(files)), count)
+    return Images(table.root, files[rows], pixels[torch.from_numpy(rows)], len(table.files))
+
+
+def built_in(cache: Path, size: int) -> Path:
+    root = cache / f"bench-scenes-{size}"
+    if not root.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        write_scenes(root, count=SCENES, size=size)
+    return root
+
+
+# Measurements
+
+
+def measure(case: Case, ceilings: Ceilings, args: argparse.Namespace, clock: Clock) -> list[Row]:
+    """All rows of one case."""
+    contenders = [
+        *loader_contenders(case, ceilings),
+        *training_contenders(case, ceilings, args.compile),
+        *usual_contenders(case),
+    ]
+    results = take_turns(contenders, args.repeats, clock)
+    rows = [row_of(c, case.setting, found) for c, found in zip(contenders, results, strict=True)]
+    rows += shares(rows, case, ceilings)
+    rows += ratios(contenders, results, case.setting)
+    memory = peak_memory(case.device) / 1e9
+    rows.append(Row("memory", "peak so far", memory, "GB", *case.setting))
+    return rows + (count_syncs(case) if case.device.type == "cuda" else [])
+
+
+def take_turns(contenders: list[Contender], repeats: int, clock: Clock) -> list[list[Timed | Exception]]:
+    """What each contender's runs came to. One that fails is out; no turn starts that would end too late."""
+    results: list[list[Timed | Exception]] = [[] for _ in contenders]
+    last = 0.0  # seconds of the turn before; the first compiles, so it is longer than the others
+    for turn in range(repeats):
+        began = clock.left()
+        if began < last:
+            say(f"  no time for another turn: {turn} of {repeats} were taken")
+            break
+        for contender, found in zip(contenders, results, strict=True):
+            if found and isinstance(found[-1], Exception):
+                continue
+            found.append(attempt(contender))
+            say(f"  turn {turn + 1}: {told(contender, found[-1])}")
+        last = began - clock.left()
+    return results
+
+
+def attempt(contender: Contender) -> Timed | Exception:
+    """One run. A card may be too small for it, or a compiler missing: that is a result as well."""
+    try:
+        return contender.run()
+    except common.UserError:
+        raise
+    except Exception as error:
+        return error
+
+
+def told(contender: Contender, result: Timed | Exception) -> str:
+    """A line on one run."""
+    name = " ".join(filter(None, [contender.part, contender.what, contender.precision, contender.mode]))
+    if isinstance(result, Exception):
+        return f"{name}: failed: {common.first_line(result)}"
+    waiting = f", {100 * result.data_wait:.1f} % waiting" if contender.part in TRAINING else ""
+    return f"{name}: {result.images_per_s:,.0f} images/s{waiting}"
+
+
+def row_of(contender: Contender, setting: Setting, results: list[Timed | Exception]) -> Row:
+    """The row of a contender's turns."""
+    good = [r for r in results if isinstance(r, Timed)]
+    rates = [r.images_per_s for r in good]
+    note = "".join(f"failed: {common.first_line(r)}" for r in results if isinstance(r, Exception))
+    if contender.part in TRAINING and good:
+        note = f"{100 * np.median([r.data_wait for r in good]):.1f} % waiting{note and '; ' + note}"
+    return Row(
+        part=contender.part,
+        what=contender.what,
+        value=float(np.median(rates)) if rates else float("nan"),
+        unit="images/s",
+        size=setting.size,
+        batch_size=setting.batch_size,
+        precision=contender.precision,
+        mode=contender.mode,
+        low=min(rates, default=None),
+        high=max(rates, default=None),
+        n=len(rates),
+        expected=contender.expected,
+        note=note,
+    )
+
+
+def timed(stream: Iterator, step: Callable, device: torch.device, warmup: int | None = None) -> Timed:
+    """Time a step over a stream, after steps that warm up."""
+    effort = EFFORTS[device.type]
+    return timed_steps(
+        stream,
+        step,
+        device,
+        steps=effort.steps,
+        seconds=effort.seconds,
+        warmup=effort.warmup if warmup is None else warmup,
+        name="measuring",
+    )
+
+
+# Loaders
+
+
+def loader_contenders(case: Case, ceilings: Ceilings) -> list[Contender]:
+    """Loaders alone: views by torch, by the fused kernels where they work, and by DALI where it is there."""
+    kinds = ["torch"] + ["fused"] * available(case.device) + ["dali"] * has_dali()
+    return [
+        Contender("loader", kind, functools.partial(load, case, kind), expected=bound(case, kind, ceilings))
+        for kind in kinds
+    ]
+
+
+def load(case: Case, kind: str) -> Timed:
+    return timed(endless(make_loader(case, kind, torch.float32)), lambda batch: None, case.device)
+
+
+def bound(case: Case, kind: str, ceilings: Ceilings) -> str:
+    """What the bytes of both views allow, were there nothing but memory."""
+    if kind not in VIEW_BYTES:
+        return ""
+    rate = ceilings.copy / (2 * VIEW_BYTES[kind] * case.setting.size**2)
+    return f"at most {rate:,.0f}"
+
+
+def has_dali() -> bool:
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def best_kind(case: Case) -> str:
+    """The loader of the step: what train_ssl.py's `--loader auto` takes, pixels fitting on the GPU."""
+    if case.device.type == "cpu" and case.setting.size >= 128 and has_dali():
+        return "dali"
+    return "fused" if available(case.device) else "torch"
+
+
+def make_loader(case: Case, kind: str, dtype: torch.dtype):
+    """A loader of train_ssl.py: views of pixels by torch or the fused kernels, or of files by DALI."""
+    images, (size, batch_size) = case.images, case.setting
+    plan = Plan(len(images.files), batch_size, *images.pixels.shape[-2:])
+    if kind == "dali":
+        options = {"dtype": dtype, "workers": case.workers}
+        return dali_loader(images.root, images.files, plan, size, MEAN, STD, case.device, **options)
+    loader = TorchLoader(images.pixels, plan, size, MEAN, STD, case.device, dtype)
+    loader.fused = kind == "fused"
+    return loader
+
+
+# Training
+
+
+def training_contenders(case: Case, ceilings: Ceilings, compiled: bool) -> list[Contender]:
+    """The model alone, and with its loader: in each precision, and in that of `auto` in each mode."""
+    auto, *others = precisions_of(case.device)
+    ways = [(auto, "eager"), *((other, "eager") for other in others)] + [(auto, "compiled")] * compiled
+    contenders = []
+    for precision, mode in ways:
+        learn = functools.cache(functools.partial(make_learner, case, precision, mode))
+        loader = functools.cache(
+            functools.partial(make_loader, case, best_kind(case), common.DTYPES[precision])
+        )
+        expected = expectation(case, ceilings, precision)
+        for part, stream in (("model", first_again), ("both", endless)):
+            run = functools.partial(train, stream, loader, learn, case.device)
+            contenders.append(Contender(part, case.method, run, precision, mode, expected))
+    return contenders
+
+
+def make_learner(case: Case, precision: str, mode: str) -> Learner:
+    """A step of pretraining, as train_ssl.py takes it."""
+    torch.manual_seed(0)
+    method = METHODS[case.method](build_backbone(case.arch))
+    method.to(case.device, memory_format=torch.channels_last)
+    if mode == "compiled":
+        method.backbone.compile()
+    optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5)
+    scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
+    return Learner(method, optimizer, scaler, common.DTYPES[precision])
+
+
+def train(stream: Callable, loader: Callable, learn: Callable, device: torch.device) -> Timed:
+    """Time steps of a learner on a stream of a loader; both are made when they are first asked for."""
+    return timed(stream(loader()), learn(), device)
+
+
+def first_again(loader: object) -> Iterator[tuple]:
+    """The loader's first batch, for ever."""
+    views = next(loader.epoch(0))
+    while True:
+        yield views
+
+
+def expectation(case: Case, ceilings: Ceilings, precision: str) -> str:
+    """What good implementations reach of the roofline on a GPU; a CPU's caches make other rules."""
+    if case.device.type == "cpu":
+        return ""
+    rate = roofline(case, ceilings, precision)
+    return f"{SHARE[0] * rate:,.0f} to {SHARE[1] * rate:,.0f}"
+
+
+def roofline(case: Case, ceilings: Ceilings, precision: str) -> float:
+    """Images a second at the speed of this machine's copies and matrix products."""
+    element = 4 if precision == "fp32" else 2
+    operations = training_operations(build_backbone(case.arch), case.setting.size, element)
+    return images_per_second(operations, ceilings.copy, ceilings.flops[precision])
+
+
+def count_syncs(case: Case) -> list[Row]:
+    """How often a step of training, in the precision of `auto`, makes the host wait for the GPU."""
+    precision = precisions_of(case.device)[0]
+    loader = make_loader(case, best_kind(case), common.DTYPES[precision])
+    learn, stream = make_learner(case, precision, "eager"), endless(loader)
+    for _ in range(3):
+        learn(next(stream))
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        for _ in range(20):
+            learn(next(stream))
+        torch.cuda.set_sync_debug_mode("default")
+    waits = sum("synchroniz" in str(warning.message) for warning in caught)
+    return [Row("syncs", "host waits for the GPU", waits / 20, "a step", *case.setting, precision)]
+
+
+# The usual stack
 
 
 class TwoViews(torch.utils.data.Dataset):
     """What most code does: open and augment an image with PIL, twice."""
 
-    def __init__(self, files, size):
+    def __init__(self, files: list[Path], size: int):
         self.files = files
         self.transform = transforms.Compose(
             [
@@ -128,72 +531,180 @@ class TwoViews(torch.utils.data.Dataset):
                 transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4)], 0.8),
                 transforms.RandomApply([transforms.GaussianBlur(size // 10 | 1, (0.1, 2.0))], 0.5),
                 transforms.ToTensor(),
-                transforms.Normalize((0.34, 0.38, 0.41), (0.2, 0.14, 0.12)),
+                transforms.Normalize(MEAN, STD),
             ]
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         image = Image.open(self.files[i]).convert("RGB")
         return self.transform(image), self.transform(image)
 
 
-def usual_stack(args) -> dict:
-    device, *_ = common.start_ranks(args.device)
-    table = load_table(args.data)
-    data = TwoViews([table.root / f for f in table.files], args.size)
-    torch.manual_seed(args.seed)
-    model = METHODS[args.method](build_backbone()).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
-    sampler = torch.utils.data.RandomSampler(
-        data, replacement=True, num_samples=args.batch_size * (args.steps + 3)
-    )
+def usual_contenders(case: Case) -> list[Contender]:
+    """The usual stack in fp32, and with our precision and memory format. Head and optimiser are ours."""
+    contenders = []
+    for precision in dict.fromkeys(["fp32", precisions_of(case.device)[0]]):
+        learn = functools.cache(functools.partial(usual_learner, case, precision))
+        run = functools.partial(train_usual, case, learn)
+        contenders.append(Contender("usual", "PIL in a DataLoader", run, precision, "eager"))
+    return contenders
+
+
+def usual_learner(case: Case, precision: str) -> Learner:
+    """The same model and optimiser; in fp32 as most code leaves it, channels first."""
+    learn = make_learner(case, precision, "eager")
+    if precision == "fp32":
+        learn.model.to(memory_format=torch.contiguous_format)
+    return learn
+
+
+def train_usual(case: Case, learn: Callable) -> Timed:
+    """Time the usual stack.
+
+    On a GPU the loader limits it, so the batches that wait at the start are used up first; on a CPU the model
+    does, and they are there again after a step.
+    """
+    cuda, step, device = case.device.type == "cuda", learn(), case.device
+    in_flight = 2 * case.workers
+    data = TwoViews([case.images.root / file for file in case.images.files], case.setting.size)
+    many = case.setting.batch_size * (in_flight + 100)
     batches = torch.utils.data.DataLoader(
         data,
-        args.batch_size,
-        sampler=sampler,
-        num_workers=args.workers,
+        case.setting.batch_size,
+        sampler=torch.utils.data.RandomSampler(data, replacement=True, num_samples=many),
+        num_workers=case.workers,
+        pin_memory=cuda,
         drop_last=True,
-        pin_memory=device.type == "cuda",
     )
-    waited, stream = 0.0, iter(batches)
-    for step in range(args.steps + 3):
-        if step == 3:  # the loader's queue has filled and the operators are warm
-            began, waited = time.perf_counter(), 0.0
-        clock = time.perf_counter()
-        view1, view2 = next(stream)
-        waited += time.perf_counter() - clock
-        loss = model(view1.to(device, non_blocking=True), view2.to(device, non_blocking=True))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    float(loss.detach())  # waits for the device
-    seconds = time.perf_counter() - began
-    return {
-        "loader": "usual",
-        "size": args.size,
-        "batch_size": args.batch_size,
-        "precision": "fp32",
-        "images_per_s": args.steps * args.batch_size / seconds,
-        "data_wait": waited / seconds,
+    return timed(
+        iter(batches),
+        lambda batch: step([view.to(device, non_blocking=True) for view in batch]),
+        device,
+        warmup=in_flight if cuda else 1,
+    )
+
+
+# What it comes to
+
+
+def shares(rows: list[Row], case: Case, ceilings: Ceilings) -> list[Row]:
+    """Both together as a share of the model alone, and on a GPU the model as a share of the roofline."""
+    rates = {(row.part, row.precision, row.mode): row.value for row in rows if row.part in ("model", "both")}
+    found = []
+    for (part, precision, mode), value in rates.items():
+        if part == "both":
+            share = value / rates["model", precision, mode]
+            found.append(Row("share", "both of the model alone", share, "", *case.setting, precision, mode))
+        elif case.device.type == "cuda":
+            share = value / roofline(case, ceilings, precision)
+            found.append(Row("share", "model of the roofline", share, "", *case.setting, precision, mode))
+    return found
+
+
+def ratios(contenders: list[Contender], results: list[list], setting: Setting) -> list[Row]:
+    """How much faster than the usual stack: each way of training over each usual one, turn by turn."""
+    pairs = list(zip(contenders, results, strict=True))
+    both = [pair for pair in pairs if pair[0].part == "both"]
+    usual = [pair for pair in pairs if pair[0].part == "usual"]
+    found = []
+    for (ours, our_turns), (theirs, their_turns) in itertools.product(both, usual):
+        turns = [pair for pair in zip(our_turns, their_turns) if all(isinstance(t, Timed) for t in pair)]
+        each = [ours.images_per_s / theirs.images_per_s for ours, theirs in turns]
+        if not each:
+            continue
+        row = Row("ratio", f"both / usual stack in {theirs.precision}", float(np.median(each)), "")
+        row = row._replace(size=setting.size, batch_size=setting.batch_size, n=len(each))
+        row = row._replace(precision=ours.precision, mode=ours.mode, low=min(each), high=max(each))
+        found.append(row)
+    return found
+
+
+def gpu_tests(clock: Clock) -> list[Row]:
+    """What `pytest -m gpu` says, where pytest and the tests are there."""
+    say("tests on the GPU")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", str(common.ROOT / "tests")]
+    limit = max(60.0, clock.left())
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return [Row("tests", "pytest -m gpu", float("nan"), "passed", note="no time left")]
+    lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]]
+    passed = re.search(r"(\d+) passed", lines[-1])
+    return [Row("tests", "pytest -m gpu", float(passed[1]) if passed else 0.0, "passed", note=lines[-1])]
+
+
+def as_table(rows: list[Row], about: dict) -> pd.DataFrame:
+    """The rows with the machine, the version of torch and the commit."""
+    table = pd.DataFrame(rows).astype({"size": "Int64", "batch_size": "Int64"})
+    versions = about["versions"]
+    return table.assign(device=about["device_name"], torch=versions["torch"], commit=about["commit"])
+
+
+def shown(table: pd.DataFrame) -> str:
+    """The table, for people."""
+    return table[list(Row._fields)].to_string(index=False, na_rep="", float_format="{:,.4g}".format)
+
+
+def summary(table: pd.DataFrame, settings: list[Setting]) -> Iterator[str]:
+    """A sentence for each setting: the fastest way, what it gains, and the paper's hours."""
+    images, epochs = PAPER
+    for setting in settings:
+        own = table[(table["size"] == setting.size) & (table.batch_size == setting.batch_size)]
+        both = own[(own.part == "both") & own.value.notna()]
+        if both.empty:
+            yield f"{setting.size} px: nothing was measured"
+            continue
+        best = both.loc[both.value.idxmax()]
+        text = f"{setting.size} px: {best.value:,.0f} images/s ({best.precision} {best['mode']}, {best.note})"
+        same_way = (own.precision == best.precision) & (own["mode"] == best["mode"])
+        for row in own[(own.part == "ratio") & same_way].itertuples():
+            text += f"; {row.value:.2f} times the {row.what.removeprefix('both / ')}"
+        hours = images * epochs / best.value / 3600
+        yield f"{text}; the paper's {images:,} images in {epochs} epochs: {hours:,.1f} hours"
+
+
+# In a minute
+
+
+def quick(case: Case, images: int, epochs: int) -> str:
+    """The sentence a user wants: images a second, hours, and what limits them."""
+    precision, kind = precisions_of(case.device)[0], best_kind(case)
+    loader = make_loader(case, kind, common.DTYPES[precision])
+    learn = make_learner(case, precision, "eager")
+    size, batch_size = case.setting
+    say(f"{size} px, batches of {batch_size}, {precision}, views by {kind}")
+    parts = {
+        "loader alone": (endless(loader), lambda batch: None),
+        "model alone": (first_again(loader), learn),
+        "both": (endless(loader), learn),
     }
+    rates = {}
+    for name, (stream, step) in parts.items():
+        rates[name] = timed(stream, step, case.device).images_per_s
+        say(f"  {name}: {rates[name]:,.0f} images/s")
+    return sentence(rates, images, epochs) + crowded()
 
 
-def report(rows: pd.DataFrame) -> None:
-    columns = ["loader_images_per_s", "model_images_per_s", "images_per_s", "data_wait", "peak_memory_gb"]
-    table = rows.groupby("loader", sort=False)[[c for c in columns if c in rows]].agg(
-        ["median", "min", "max"]
-    )
-    print(table.to_string(float_format="{:.3g}".format))
-    rates = rows.pivot(index="turn", columns="loader", values="images_per_s")
-    if "usual" in rates:
-        for loader in rates.columns.drop("usual"):
-            ratio = rates[loader] / rates["usual"]
-            print(
-                f"{loader} / usual stack: {ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f}, n = {len(ratio)})"
-            )
+def sentence(rates: dict[str, float], images: int, epochs: int) -> str:
+    """What the rates mean for a user's images and epochs, and which side limits them."""
+    hours = images * epochs / rates["both"] / 3600
+    slower, faster = sorted(("loader alone", "model alone"), key=rates.get)
+    limit = f"the {slower.split()[0]} limits it ({faster} {rates[faster] / rates[slower]:.1f} times as fast)"
+    if rates["both"] < 0.8 * rates[slower]:
+        limit = f"loader and model share the machine: {slower} reaches {rates[slower]:,.0f} images/s"
+    what = f"{images:,} images in {epochs} epochs take {hours:,.1f} hours"
+    return f"{rates['both']:,.0f} images/s: {what}; {limit}"
+
+
+def crowded() -> str:
+    """A hint where other programs take the cores that these threads would use."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < 1.5 * common.cores():
+        return ""
+    return f"; {load:.0f} threads compete for {common.cores()} cores, OMP_NUM_THREADS=1 may be far faster"
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ class TorchLoader:
     ):
         self.plan, self.device = plan, device
         self.size = size  # of the views, pixels: may be changed between epochs
-        self.normal, self.dtype = (mean, std), dtype
+        self.normal, self.dtype, self.fused = (mean, std), dtype, available(device)
         self.resident = device.type == "cpu" or fits_on_gpu(pixels.nbytes, device)
         self.pixels = pixels.to(device) if self.resident else pixels
         self.side = None if self.resident else torch.cuda.Stream(device)
@@ -124,7 +124,7 @@ class TorchLoader:
         for step in in_thread(prepared, AHEAD):
             if step.copied is not None:
                 claim(step.images, step.copied)
-            yield views_of(step, step.images, self.size, self.normal, self.dtype)
+            yield views_of(step, step.images, self.size, self.normal, self.dtype, self.fused)
 
     def prepare(self, rows: np.ndarray, *draws: Draw) -> Step:
         """In the thread: whatever a step needs that no GPU has to compute."""
@@ -159,14 +159,14 @@ class DecodedLoader:
     ):
         self.decoder, self.plan, self.device = decoder, plan, device
         self.size = size  # of the views, pixels: may be changed between epochs
-        self.normal, self.dtype = (mean, std), dtype
+        self.normal, self.dtype, self.fused = (mean, std), dtype, available(device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(view1, view2) of each step from `start` on, as TorchLoader gives them."""
         prepared = (self.prepare(*draws) for _rows, *draws in self.plan.epoch(epoch, start))
         images = self.decoder.batches(self.plan.rows(epoch, start))
         for step, batch in zip(in_thread(prepared, AHEAD), images, strict=True):
-            yield views_of(step, batch, self.size, self.normal, self.dtype)
+            yield views_of(step, batch, self.size, self.normal, self.dtype, self.fused)
 
     def prepare(self, *draws: Draw) -> Step:
         return Step(None, draws, None if self.device.type == "cpu" else pack(draws, pin=True))
@@ -200,13 +200,13 @@ def dali_loader(
 
 
 def views_of(
-    step: Step, images: torch.Tensor, size: int, normal: tuple, dtype: torch.dtype
+    step: Step, images: torch.Tensor, size: int, normal: tuple, dtype: torch.dtype, fused: bool
 ) -> tuple[torch.Tensor, ...]:
     """Each draw's view of uint8 images on their device: one copy, of the step's numbers, and no wait."""
     if step.numbers is None:
         return tuple(view(images, draw, size, *normal) for draw in step.draws)
     numbers = step.numbers.to(images.device, non_blocking=True)
-    if available(images.device):
+    if fused:
         return tuple(
             fused_view(images, draw, size, *normal, dtype, numbers=own)
             for draw, own in zip(step.draws, numbers)
