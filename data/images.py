@@ -12,7 +12,7 @@ import torch
 
 import common
 from common import ConfigError, DataError
-from data.loader import Plan, TorchLoader
+from data.loader import DecodedLoader, Plan, TorchLoader, dali_loader
 from data.opening import Source, digest_of, open_table
 from data.pixels import channel_statistics, common_size, load_pixels
 from data.splits import stratified_subset
@@ -116,7 +116,7 @@ def choose_loader(loader: str, device: torch.device, size: int, nbytes: int) -> 
 
 def make_loader(
     name: str, images: Images, plan: Plan, device: torch.device, source: Source, options: dict
-) -> TorchLoader | DaliLoader:
+) -> TorchLoader | DecodedLoader | DaliLoader:
     """The loader `name`, torch or dali: `epoch(epoch, start)` gives (view1, view2) of each step, `size` px
     wide.
 
@@ -135,8 +135,7 @@ def make_loader(
             workers=source.workers,
             stamp=images.stamp,
         )
-        return TorchLoader(pixels, plan, options["size"], images.mean, images.std, device)
-    from data.dali import DaliLoader  # here: DALI is not everywhere
-
+        normal = images.mean, images.std
+        return TorchLoader(pixels, plan, options["size"], *normal, device, options["dtype"])
     about = {"workers": source.workers, "dtype": options["dtype"], "cache_mb": options["cache_mb"]}
-    return DaliLoader(table.root, files, plan, options["size"], images.mean, images.std, device, **about)
+    return dali_loader(table.root, files, plan, options["size"], images.mean, images.std, device, **about)
