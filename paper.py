@@ -1,52 +1,54 @@
-"""The whole paper in one command: four pretrainings, their linear probes, transfer of the best, one report.html.
+"""The whole paper in one command: four pretrainings, their linear probes, transfer of the best, one
+report.html.
 
-    python paper.py --data FOLDER              # FOLDER holds Sentinel2GlobalLULC and Land-1.0, under any names
-    python paper.py --data PATCHES --land LAND --recipes yaml --epochs 100
+    python paper.py --data FOLDER              # FOLDER holds Sentinel2GlobalLULC and Land-1.0, under any
+    names python paper.py --data PATCHES --land LAND --recipes yaml --epochs 100
     python paper.py --small                    # built-in scenes of 64 px: minutes on two CPU cores
     python paper.py --small --data FOLDER      # the same small settings on real images
-    python paper.py --data FOLDER --dry-run    # the plan, with the hours it takes here
+    python paper.py --data FOLDER --dry-run    # the plan, with the hours it takes here; writes nothing
 
-Each step is one command of the other scripts. All of them go on where they stopped, so after any kill the same command
-goes on: what is lost is at most the running epoch of pretraining and the running cell of transfer.
+Each step is one command of the other scripts, which hand on files: the resolved flags of a recipe, the plan
+of a search, results.csv, missing.csv. All of them go on where they stopped, so after any kill the same
+command goes on: what is lost is at most the running epoch of pretraining and the running cell of transfer.
 """
 
 import argparse
 import ctypes
-import fcntl
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-import torch
 import yaml
 
 import common
-import train_ssl
-from common import ConfigError, number
-from data.loader import Plan, TorchLoader
-from data.tables import DataError, load_table, training_subsets
-from models import METHODS
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD, WeightsError, build_backbone, imagenet_weights
-from plots.style import name_of, stem_of
+from common import ConfigError, DataError, WeightsError, number
+from data.splits import split_counts
+from data.tables import Table, load_table, training_subsets
 from plots.report import write_report
+from plots.style import METHODS, name_of, stem_of
 
-ROOT = Path(__file__).resolve().parent
 START = 10  # seconds until a script has begun
+MEASURED = 30  # seconds of training, for the estimated time
 BEST = "BEST"  # stands for the best method until its F1 is known
+BUILT_IN = {"pure": 2900, "mixed": 1500}  # layout → scenes, for --small without --data
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Settings(NamedTuple):
+    """What --small changes."""
+
     size: int  # pixels
     recipes: str
+    out: str
     seen: int | None  # images each pretraining sees, where the recipe's epochs do not say
     ratios: list[int]  # % of the labels
     seeds: list[int]
@@ -55,129 +57,155 @@ class Settings(NamedTuple):
 
 
 PAPER = Settings(
-    224, "yaml/paper", None, [1, 5, 10, 25, 50, 100], [42, 5, 97, 123, 256], 100, ["--protocol", "paper"]
+    size=224,
+    recipes="yaml/paper",
+    out="runs/paper",
+    seen=None,
+    ratios=[1, 5, 10, 25, 50, 100],
+    seeds=[42, 5, 97, 123, 256],
+    epochs=100,
+    protocol=["--protocol", "paper"],
 )
-SMALL = Settings(64, "yaml", 20_000, [5, 25, 100], [0, 1, 2], 4, [])
+SMALL = Settings(
+    size=64,
+    recipes="yaml",
+    out="runs/paper-small",
+    seen=20_000,
+    ratios=[5, 25, 100],
+    seeds=[0, 1, 2],
+    epochs=4,
+    protocol=[],
+)
+
+
+class Dataset(NamedTuple):
+    """A folder of images, and how many there are, for the estimated time."""
+
+    folder: Path
+    images: int
+    train: int
+    val: int
+    split: list[str] = []  # --splits or --split, as the other commands take it
+    table: Table | None = None  # of scenes that are not written yet
+
+    def flags(self) -> list[str]:
+        return ["--data", str(self.folder), *self.split]
+
+
+class Study(NamedTuple):
+    """What is asked for."""
+
+    settings: Settings
+    patches: Dataset  # to pretrain on and to probe
+    land: Dataset  # with fractions, to transfer to
+    recipes: Path
+    epochs: int | None  # of pretraining, in place of the recipe's
+    tune: bool
+    out: Path
 
 
 class Step(NamedTuple):
+    """One command."""
+
     name: str
     command: list[str]  # after `python`
     passes: float = 0  # of one image forward, for the estimated time: backward counts 2
     ranks: int = 1  # of torchrun
     copies: int = 1  # processes that share the cells of one table
+    may_lack: bool = False  # whether exit code 1, done but for what it lists, is enough to go on
 
 
-def flags() -> argparse.ArgumentParser:
-    parser = common.Parser(__doc__.split("\n", 1)[0])
-    parser.add_argument(
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__)
+    add = parser.add_argument
+    add(
         "--data",
         type=Path,
+        metavar="FOLDER",
         help="pretraining images, or a folder that holds them and the fractions' dataset; "
         "the built-in scenes if left out",
     )
-    parser.add_argument(
+    add(
         "--land",
         type=Path,
+        metavar="FOLDER",
         help="the dataset with fractions (Land-1.0's layout), where --data does not hold it",
     )
-    parser.add_argument(
-        "--out", type=Path, help="where everything is written (runs/paper; with --small runs/paper-small)"
-    )
-    parser.add_argument("--small", action="store_true", help="64 px, few epochs, three ratios and seeds")
-    parser.add_argument(
-        "--tune", action="store_true", help="search each method's recipe first, by RECIPES/tune_ssl.yaml"
-    )
-    parser.add_argument(
+    add("--splits", type=Path, metavar="FOLDER", help="lists of names that split the pretraining images")
+    add("--split", choices=["paper", "spatial"], help="how they are split, where the folder does not say")
+    add("--out", type=Path, help="where everything is written (runs/paper; with --small runs/paper-small)")
+    add("--small", action="store_true", help="64 px, few epochs, three ratios and seeds")
+    add("--tune", action="store_true", help="search each method's recipe first, by RECIPES/tune_ssl.yaml")
+    add(
         "--recipes",
         type=Path,
+        metavar="FOLDER",
         help="folder with METHOD.yaml: yaml/paper for the paper's settings, "
         "yaml for those that learn in few epochs (yaml/paper; with --small yaml)",
     )
-    parser.add_argument(
-        "--epochs", type=number(int, 1), help="of pretraining, where the recipe's are not wanted"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the plan and the estimated time, and stop"
-    )
+    add("--epochs", type=number(int, 1), help="of pretraining, where the recipe's are not wanted")
+    add("--dry-run", action="store_true", help="print the plan and the estimated time, and stop")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = flags().parse_args(argv)
-    settings = SMALL if args.small else PAPER
-    args.data, args.land, args.out, args.recipes = map(
-        no_flag, (args.data, args.land, args.out, args.recipes)
-    )
-    args.recipes = args.recipes or Path(os.path.relpath(ROOT / settings.recipes))
-    args.out = args.out or Path("runs/paper-small" if args.small else "runs/paper")
-    for method in METHODS:  # now, not when its turn comes
-        if not (args.recipes / f"{method}.yaml").is_file():
-            raise ConfigError(f"--recipes {args.recipes}: has no {method}.yaml")
-        common.read_yaml(args.recipes / f"{method}.yaml", train_ssl.flags())
-    args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
-        except BlockingIOError:
-            raise ConfigError(f"--out {args.out}: another paper.py is at work there") from None
-        work(args, settings)
-
-
-def work(args, settings: Settings) -> None:
-    data, land = (
-        find_data(args.data, args.land)
-        if args.data or args.land
-        else [write_built_in(args.out / "scenes", layout) for layout in ("pure", "mixed")]
-    )
-    if data.resolve().name == land.resolve().name:
-        raise ConfigError(
-            f"{data} and {land} are both called {data.resolve().name} in results.csv: rename a folder"
-        )
-    notes, imagenet = [], ["imagenet"]
-    try:
-        imagenet_weights("resnet18")
-    except WeightsError as error:
-        notes, imagenet = [f"ImageNet-1k is left out: {error}"], []
-
-    print("measuring for 30 seconds", flush=True)
-    rate, device = images_per_second(settings.size, 30)
-    steps = plan(args, settings, data, land, imagenet, BEST)
-    hours = [(START + step.passes / (6 * rate)) / 3600 for step in steps]
-    print(
-        f"\n{rate:,.0f} images/s (two views each) at {settings.size} px on {device}: the plan takes about {shown(sum(hours))}"
-    )
-    for step, h in zip(steps, hours):
-        print(f"{shown(h):>10}  {step.name}\n{'':12}{text_of(step)}")
-    print("\n".join(["", *notes]), flush=True)
+    args = build_parser().parse_args(argv)
+    study = read_study(args)
+    check_subsets(study)
+    recipes = resolved_recipes(study)
     if args.dry_run:
-        return
+        note = "ImageNet-1k takes part if its weights can be had."
+        return show_plan(study, recipes, ["imagenet"], [note], *images_per_second(study.settings.size))
 
-    spent = args.out / "steps.csv"
-    choice = next(i for i, step in enumerate(steps) if step.name.startswith("Table V:"))
-    for step in steps[:choice]:
-        run(step, spent)
-    best = best_method(args.out / "probes" / "results.csv")
-    print(f"\nbest macro F1 of the linear probes: {name_of(best)}", flush=True)
-    for step in plan(args, settings, data, land, imagenet, best)[choice:]:
-        text = run(step, spent)
-    times = read_times(spent)
-    undrawn = [line for line in text.splitlines() if line.startswith(("missing:", "not compared:"))]
-    write_report(
-        args.out / "report.html",
-        "Self-supervised pretraining on satellite images: the whole protocol",
-        findings(args.out, best, data, land, settings) + notes,
-        args.out / "figures",
-        {
-            "Commands": [f"{command}    # {seconds:.0f} s" for command, seconds in times.items()],
-            "Not drawn": undrawn or ["nothing is missing"],
-            "Versions": yaml.safe_dump(common.about(torch.device(device)), sort_keys=False).splitlines(),
-        },
-    )
-    print(f"\nreport: {args.out / 'report.html'}")
+    with common.hold(study.out, "paper.py"):
+        for step in scenes_to_write(study):
+            run(step)
+        reason = without_imagenet()
+        notes = [f"ImageNet-1k is left out: {reason}"] if reason else []
+        imagenet = [] if reason else ["imagenet"]
+        rate, device = images_per_second(study.settings.size)
+        show_plan(study, recipes, imagenet, notes, rate, device)
+
+        spent = study.out / "steps.csv"
+        for step in first_steps(study, recipes, imagenet):
+            run(step, spent)
+        best = best_method(study.out / "probes" / "results.csv")
+        print(f"\nbest macro F1 of the linear probes: {name_of(best)}", flush=True)
+        for step in last_steps(study, imagenet, best):
+            run(step, spent)
+        write_page(study, best, notes, spent, device)
+        print(f"\nreport: {study.out / 'report.html'}")
 
 
 # What goes in
+
+
+def read_study(args: argparse.Namespace) -> Study:
+    """The flags as a study; every folder is looked at now, not when its turn comes."""
+    settings = SMALL if args.small else PAPER
+    recipes = no_flag(args.recipes) or Path(os.path.relpath(common.ROOT / settings.recipes))
+    out = no_flag(args.out) or Path(settings.out)
+    for method in METHODS:
+        if not (recipes / f"{method}.yaml").is_file():
+            raise ConfigError(f"--recipes {recipes}: has no {method}.yaml")
+    split = []
+    if args.splits:
+        split += ["--splits", str(no_flag(args.splits))]
+    if args.split:
+        split += ["--split", args.split]
+    if args.data or args.land:
+        data, land = find_data(no_flag(args.data), no_flag(args.land))
+        patches = dataset_of(load_table(data, args.splits, args.split or "paper"), data, split)
+        fractions = dataset_of(load_table(land), land, [])
+    elif split:
+        raise ConfigError(f"{split[0]} without --data: the built-in scenes have a split of their own")
+    else:
+        patches, fractions = built_in(out / "scenes")
+    name = patches.folder.resolve().name
+    if name == fractions.folder.resolve().name:
+        both = f"{patches.folder} and {fractions.folder}"
+        raise ConfigError(f"{both} are both called {name} in results.csv: rename a folder")
+    return Study(settings, patches, fractions, recipes, args.epochs, args.tune, out)
 
 
 def no_flag(path: Path | None) -> Path | None:
@@ -195,253 +223,276 @@ def find_data(data: Path | None, land: Path | None) -> tuple[Path, Path]:
         return data, land
     if not data.is_dir():
         raise DataError(f"{data}: no such folder")
-    tables = {}
-    for folder in sorted(no_flag(f) for f in data.iterdir() if f.is_dir()):
+    lands, others, refused = [], [], []
+    for folder in sorted(no_flag(entry) for entry in data.iterdir() if entry.is_dir()):
         try:
-            tables[folder] = load_table(folder)
-        except DataError:
-            continue  # something else than images
-    lands = [folder for folder, table in tables.items() if table.fractions is not None]
-    others = [folder for folder, table in tables.items() if table.fractions is None and table.classes]
+            table = load_table(folder)
+        except DataError as error:  # something else than images, or images that need a word
+            refused.append(str(error))
+            continue
+        if table.fractions is not None:
+            lands.append(folder)
+        elif table.classes:
+            others.append(folder)
     if len(lands) != 1 or len(others) != 1:
         found = f"{len(others)} folders of class folders and {len(lands)} with class fractions"
+        why = f" (not read: {'; '.join(refused[:3])})" if refused else ""
         raise DataError(
-            f"{data}: one dataset of class folders and one in Land-1.0's layout are needed below it, found {found}: "
-            "name them with --data and --land"
+            f"{data}: one dataset of class folders and one in Land-1.0's layout are needed below it, "
+            f"found {found}: name them with --data and --land{why}"
         )
     return others[0], lands[0]
 
 
-def write_built_in(scenes: Path, layout: str) -> Path:
-    """Built-in scenes of 64 px, written once."""
-    if not (scenes / layout).exists():
-        scenes.mkdir(parents=True, exist_ok=True)
-        run(
-            Step(
-                f"{layout} scenes",
-                [
-                    "-m",
-                    "data.synthetic",
-                    str(scenes / layout),
-                    "--layout",
-                    layout,
-                    "--count",
-                    "2900" if layout == "pure" else "1500",
-                    "--size",
-                    "64",
-                ],
-            )
+def dataset_of(table: Table, folder: Path, split: list[str]) -> Dataset:
+    """How many images there are; each split must have labelled ones."""
+    for name in ("train", "val", "test"):
+        if not (table.split[table.labels >= 0] == name).any():
+            raise DataError(f"{table.root}: no labelled image is in the {name} split ({len(table)} images)")
+    train, val = (int((table.split == name).sum()) for name in ("train", "val"))
+    return Dataset(folder, len(table), train, val, split, table)
+
+
+def built_in(scenes: Path) -> tuple[Dataset, Dataset]:
+    """The built-in scenes, as they are or will be written: 29 classes by the paper's rule, and 70/10/20."""
+    pure, mixed = BUILT_IN["pure"], BUILT_IN["mixed"]
+    train, val, _ = split_counts(pure // 29)
+    return (
+        Dataset(scenes / "pure", pure, 29 * train, 29 * val),
+        Dataset(scenes / "mixed", mixed, int(0.7 * mixed), int(0.1 * mixed)),
+    )
+
+
+def scenes_to_write(study: Study) -> list[Step]:
+    """The built-in scenes that are asked for and not there; folders of the user's are."""
+    steps = []
+    for layout, dataset in zip(BUILT_IN, (study.patches, study.land)):
+        if not dataset.folder.exists():
+            dataset.folder.parent.mkdir(parents=True, exist_ok=True)
+            words = [str(dataset.folder), "--layout", layout, "--count", str(dataset.images), "--size", "64"]
+            steps.append(Step(f"{layout} scenes", ["-m", "data.synthetic", *words]))
+    return steps
+
+
+def resolved_recipes(study: Study) -> dict[str, dict]:
+    """method → the flags that train_ssl.py makes of its recipe; a recipe that it refuses ends this
+    process."""
+    commands = []
+    for method in METHODS:
+        recipe = study.recipes / f"{method}.yaml"
+        words = ["--method", method, "--config", str(recipe), "--data", str(study.patches.folder)]
+        commands.append(["train_ssl.py", *words, "--print-config"])
+    return dict(zip(METHODS, map(yaml.safe_load, answers(commands))))
+
+
+def answers(commands: list[list[str]]) -> list[str]:
+    """What commands print, run side by side; where some are refused, their lines end this process."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(common.ROOT / script), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
         )
-    return scenes / layout
+        for script, *words in commands
+    ]
+    printed = [process.communicate() for process in processes]
+    refused = []
+    for process, (script, *_), (_, error) in zip(processes, commands, printed):
+        if process.returncode:
+            said = error.strip().removeprefix("error: ")
+            refused.append(said or f"{script} ended with code {process.returncode}")
+    if refused:
+        common.fail("; ".join(refused))
+    return [text for text, _ in printed]
 
 
-def images_per_second(size: int, seconds: float) -> tuple[float, str]:
+def check_subsets(study: Study) -> None:
+    """DataError where a share of the labels lacks a class: now, not after the pretraining."""
+    patches, land, settings = study.patches.table, study.land.table, study.settings
+    if patches:
+        training_subsets(patches, patches.targets("scene"), [100], [0])
+    if land:
+        for task in ("scene", "fraction"):
+            training_subsets(land, land.targets(task), settings.ratios, settings.seeds)
+
+
+def without_imagenet() -> str:
+    """Why there are no ImageNet weights; blank where they are here now."""
+    from models.backbone import imagenet_weights  # torch takes seconds to import
+
+    try:
+        imagenet_weights("resnet18")
+    except WeightsError as error:
+        return str(error)
+    return ""
+
+
+def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]:
     """Rate of Barlow Twins steps on random pixels, views included, and the device's type."""
+    import torch  # takes seconds, and --help needs none of this
+
+    from data.loader import Plan, TorchLoader
+    from models import METHODS as methods
+    from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+    from models.optimisers import make_optimizer
+    from models.step import Learner
+    from models.timing import endless, timed_steps
+
+    print(f"measuring for {seconds:g} seconds", flush=True)
     device, _, _ = common.start_ranks("auto")
     images = 512 if device.type == "cuda" else 64
-    dtype = common.DTYPES[common.resolve_precision("auto", device)]
-    method = METHODS["barlow"](build_backbone()).to(device, memory_format=torch.channels_last)
-    optimizer = common.make_optimizer("sgd", method, 1e-3, 0.9, 0.0)
+    precision = common.resolve_precision("auto", device)
+    method = methods["barlow"](build_backbone()).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer("sgd", method, 1e-3, 0.9, 0.0)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    learn = Learner(method, optimizer, scaler, common.DTYPES[precision])
     pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
-    loader = TorchLoader(pixels, Plan(images, images, size, size), size, IMAGENET_MEAN, IMAGENET_STD, device)
-
-    def step(epoch):
-        (views,) = loader.epoch(epoch)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = method(*views)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        float(loss.detach())  # waits for the device
-
-    step(0)
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        steps += 1
-        step(steps)
-    return steps * images / (time.perf_counter() - began) * max(1, torch.cuda.device_count()), device.type
+    plan = Plan(images, images, size, size)
+    loader = TorchLoader(pixels, plan, size, IMAGENET_MEAN, IMAGENET_STD, device, learn.dtype)
+    many = {"steps": 10**6, "seconds": seconds, "warmup": 1}
+    timed = timed_steps(endless(loader), learn, device, name="measuring", **many)
+    return timed.images_per_s * max(1, torch.cuda.device_count()), device.type
 
 
 # The plan
 
 
-def plan(args, settings: Settings, data: Path, land: Path, imagenet: list[str], best: str) -> list[Step]:
-    """Every command in its order. `best`: the method that goes on to transfer."""
-    pre, down = load_table(data), load_table(land)
-    for table in (pre, down):  # now, not after the pretraining
-        if empty := {"train", "val", "test"} - set(table.split[table.labels >= 0]):
-            raise DataError(
-                f"{table.root}: no labelled image is in the {empty.pop()} split ({len(table)} images)"
-            )
-    training_subsets(pre, pre.targets("scene"), [100], [0])
-    training_subsets(down, down.targets("scene"), settings.ratios, settings.seeds)
-    subsets = training_subsets(down, down.targets("fraction"), settings.ratios, settings.seeds)
-    passes = settings.epochs * sum(
-        3 * len(rows) + (down.split == "val").sum() for rows in subsets.values()
-    ) + len(down)
+def show_plan(
+    study: Study, recipes: dict, imagenet: list[str], notes: list[str], rate: float, device: str
+) -> None:
+    """Every command, and the time it takes here."""
+    steps = [
+        *scenes_to_write(study),
+        *first_steps(study, recipes, imagenet),
+        *last_steps(study, imagenet, BEST),
+    ]
+    hours = [(START + step.passes / (6 * rate)) / 3600 for step in steps]
+    speed = f"{rate:,.0f} images/s (two views each) at {study.settings.size} px on {device}"
+    print(f"\n{speed}: the plan takes about {shown(sum(hours))}")
+    for step, time_taken in zip(steps, hours):
+        print(f"{shown(time_taken):>10}  {step.name}\n{'':12}{text_of(step)}")
+    print("\n".join(["", *notes]), flush=True)
+
+
+def first_steps(study: Study, recipes: dict[str, dict], imagenet: list[str]) -> list[Step]:
+    """Everything up to the linear probes, which choose the best method."""
     checks = [
-        Step(
-            f"check {folder.name}",
-            [
-                "-m",
-                "data.check",
-                str(folder),
-                "--manifest",
-                str(common.manifest_of(table.root, Path("runs/cache"))),
-            ],
-        )
-        for folder, table in ((data, pre), (land, down))
+        Step(f"check {dataset.folder.name}", ["-m", "data.check", str(dataset.folder)])
+        for dataset in (study.patches, study.land)
     ]
-    results = [str(args.out / part / "results.csv") for part in ("probes", "transfer")]
-    draw = [
-        "plot.py",
-        "--runs",
-        *(str(args.out / m) for m in METHODS),
-        "--results",
-        *results,
-        "--out",
-        str(args.out / "figures"),
-        "--compare-paper",
-    ]
-    return [
-        *checks,
-        *pretraining(args, settings, data, int((pre.split == "train").sum())),
-        *transfers(args, settings, data, len(pre), land, passes, imagenet, best),
-        Step("figures and tables", draw),
-    ]
+    return [*checks, *pretraining(study, recipes), probes(study, imagenet)]
 
 
-def pretraining(args, settings: Settings, data: Path, images: int) -> Iterator[Step]:
-    """Of each method, after a search for its recipe with --tune. `images`: to train on."""
-    size, grid = ["--size", str(settings.size)], args.recipes / "tune_ssl.yaml"
-    if args.tune:
-        epochs = search_epochs(grid)
-        seen = images * epochs * yaml.safe_load(grid.read_text(encoding="utf-8")).get("subset", 1)
+def last_steps(study: Study, imagenet: list[str], best: str) -> list[Step]:
+    """Everything that needs the best method: its transfer to fractions and scenes, then all figures."""
+    steps = [transfer(study, task, imagenet, best) for task in ("fraction", "scene")]
+    runs = [str(study.out / method) for method in METHODS]
+    results = [str(study.out / part / "results.csv") for part in ("probes", "transfer")]
+    words = ["--runs", *runs, "--results", *results, "--out", str(study.out / "figures"), "--compare-paper"]
+    return [*steps, Step("figures and tables", ["plot.py", *words], may_lack=True)]
+
+
+def pretraining(study: Study, recipes: dict[str, dict]) -> Iterator[Step]:
+    """Of each method, after a search for its recipe with --tune."""
+    size, images = ["--size", str(study.settings.size)], study.patches.train
+    if study.tune:
+        grid = study.recipes / "tune_ssl.yaml"
+        seen = images * search_passes(grid)
     for method in METHODS:
-        recipe, subset = args.recipes / f"{method}.yaml", 1.0
-        epochs = args.epochs or yaml.safe_load(recipe.read_text(encoding="utf-8")).get("epochs", 100)
-        if settings.seen and not args.epochs:
-            epochs = max(4, round(settings.seen / images))
-            subset = min(1.0, round(settings.seen / epochs / images, 3))
-        if args.tune:
-            recipe = args.out / "tune" / method / "best.yaml"
-            search = [
-                "tune.py",
-                "--method",
-                method,
-                "--data",
-                str(data),
-                *size,
-                "--grid",
-                str(grid),
-                "--out",
-                str(recipe.parent),
-            ]
-            yield Step(f"tune {name_of(method)}", search, 6 * seen)
-        command = [
-            "train_ssl.py",
-            "--method",
-            method,
-            "--config",
-            str(recipe),
-            "--data",
-            str(data),
-            *size,
+        recipe = study.recipes / f"{method}.yaml"
+        epochs, subset = length(study, recipes[method])
+        if study.tune:
+            recipe = study.out / "tune" / method / "best.yaml"
+            words = ["--method", method, *study.patches.flags(), *size, "--grid", str(grid)]
+            yield Step(f"tune {name_of(method)}", ["tune.py", *words, "--out", str(recipe.parent)], 6 * seen)
+        words = ["--method", method, "--config", str(recipe), *study.patches.flags(), *size]
+        words += [
             "--epochs",
             str(epochs),
             "--subset",
             f"{subset:g}",
             "--knn-every",
             str(max(1, epochs // 20)),
-            "--out",
-            str(args.out / method),
         ]
-        yield Step(
-            f"pretrain {name_of(method)}",
-            command,
-            6 * images * subset * epochs,
-            max(1, torch.cuda.device_count()),
-        )
+        command = ["train_ssl.py", *words, "--out", str(study.out / method)]
+        yield Step(f"pretrain {name_of(method)}", command, 6 * images * subset * epochs, ranks=max(1, gpus()))
 
 
-def transfers(
-    args, settings: Settings, data: Path, images: int, land: Path, passes: int, imagenet: list[str], best: str
-) -> Iterator[Step]:
-    """Linear probes of all methods on the pretraining set, then the best one's transfer to fractions and scenes.
+def length(study: Study, recipe: dict) -> tuple[int, float]:
+    """(epochs, share of the images) of a pretraining: as asked, or by the images it shall see, or the
+    recipe's."""
+    seen, images = study.settings.seen, study.patches.train
+    if study.epochs or not seen:
+        return study.epochs or recipe["epochs"], recipe["subset"]
+    epochs = max(4, round(seen / images))
+    return epochs, min(1.0, round(seen / epochs / images, 3))
 
-    `images`: to probe; `passes`: of one initialisation's transfer to one task.
-    """
-    copies = torch.cuda.device_count() or os.cpu_count() or 1  # one core a cell is the fastest on a CPU
-    size, weights = (
-        ["--size", str(settings.size)],
-        {m: str(args.out / m / "backbone.pth") for m in [*METHODS, BEST]},
-    )
-    inits = [*(weights[m] for m in METHODS), "random", *imagenet]
-    probe = [
-        "transfer.py",
+
+def search_passes(grid: Path) -> float:
+    """Epochs that tune.py trains in all with `grid`, each of the grid's share of the images."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / "plan.yaml"
+        answers([["tune.py", "--grid", str(grid), "--dry-run", "--plan-to", str(plan)]])
+        epochs = yaml.safe_load(plan.read_text(encoding="utf-8"))["epochs"]
+    return epochs * yaml.safe_load(grid.read_text(encoding="utf-8")).get("subset", 1)
+
+
+def weights_of(study: Study, method: str) -> str:
+    return str(study.out / method / "backbone.pth")
+
+
+def probes(study: Study, imagenet: list[str]) -> Step:
+    """Linear probes of all methods on the pretraining set."""
+    inits = [*(weights_of(study, method) for method in METHODS), "random", *imagenet]
+    words = [
         "--task",
         "scene",
         "--mode",
         "linear",
-        "--data",
-        str(data),
-        *size,
-        "--ratios",
-        "100",
-        "--seeds",
-        "1",
-        "--init",
-        *inits,
-        "channels",
-        "--save-embeddings",
-        "--out",
-        str(args.out / "probes"),
+        *study.patches.flags(),
+        "--size",
+        str(study.settings.size),
     ]
-    yield Step("Table IV and Fig. 3: linear probes", probe, len(inits) * images, copies=copies)
-    inits = ["random", *imagenet, weights[best]]
-    for task, table in (("fraction", "Table V"), ("scene", "Table VI")):
-        command = [
-            "transfer.py",
-            "--task",
-            task,
-            *settings.protocol,
-            "--mode",
-            "linear",
-            "finetune",
-            "--data",
-            str(land),
-            *size,
-            "--init",
-            *inits,
-            "--ratios",
-            *map(str, settings.ratios),
-            "--seeds",
-            *map(str, settings.seeds),
-            "--epochs",
-            str(settings.epochs),
-            "--out",
-            str(args.out / "transfer"),
-        ]
-        yield Step(f"{table}: {task}s", command, len(inits) * passes, copies=copies)
+    words += ["--ratios", "100", "--seeds", "1", "--init", *inits, "channels", "--save-embeddings"]
+    command = ["transfer.py", *words, "--out", str(study.out / "probes")]
+    passes = len(inits) * study.patches.images
+    return Step("Table IV and Fig. 3: linear probes", command, passes, copies=copies())
 
 
-def search_epochs(grid: Path) -> int:
-    """Epochs that tune.py trains in all with `grid`, as its --dry-run says."""
-    answer = subprocess.run(
-        [sys.executable, ROOT / "tune.py", "--grid", grid, "--dry-run"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if answer.returncode:
-        common.fail(answer.stderr.strip().removeprefix("error: "))
-    return int(re.search(r"(\d+) epochs on", answer.stdout)[1])
+def transfer(study: Study, task: str, imagenet: list[str], best: str) -> Step:
+    """Linear probing and fine-tuning of the best method beside the baselines, on every share of the
+    labels."""
+    settings, land = study.settings, study.land
+    inits = ["random", *imagenet, weights_of(study, best)]
+    words = ["--task", task, *settings.protocol, "--mode", "linear", "finetune", *land.flags()]
+    words += ["--size", str(settings.size), "--init", *inits, "--ratios", *map(str, settings.ratios)]
+    words += ["--seeds", *map(str, settings.seeds), "--epochs", str(settings.epochs)]
+    command = ["transfer.py", *words, "--out", str(study.out / "transfer")]
+    seeds = len(settings.seeds)
+    seen = seeds * land.train * sum(settings.ratios) / 100  # images of all cells in one epoch
+    checked = seeds * len(settings.ratios) * land.val
+    passes = len(inits) * (settings.epochs * (3 * seen + checked) + land.images)
+    name = {"fraction": "Table V: fractions", "scene": "Table VI: scenes"}[task]
+    return Step(name, command, passes, copies=copies())
+
+
+def gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def copies() -> int:
+    """Processes that share the cells of a table: one a GPU, or one a core, the fastest on a CPU."""
+    return gpus() or common.cores()
 
 
 def best_method(results: Path) -> str:
     """The method whose linear probe has the highest macro F1 on test."""
     rows = pd.read_csv(results)
-    rows = rows[(rows.split == "test") & (rows.metric == "f1_macro") & rows.init.isin(list(METHODS))]
+    rows = rows[(rows.split == "test") & (rows.metric == "f1_macro") & rows.init.isin(METHODS)]
     return rows.groupby("init").value.mean().idxmax()
 
 
@@ -457,62 +508,62 @@ def text_of(step: Step) -> str:
     return f"{start} {shlex.join(step.command)}"
 
 
-def run(step: Step, spent: Path | None = None) -> str:
-    """Run a step to its end and return what plot.py printed; any failure ends this process too.
-
-    Further `copies` are silent: what they would say, the first one says too.
-    """
+def run(step: Step, spent: Path | None = None) -> None:
+    """Run a step to its end and add its seconds to the CSV `spent`; any failure ends this process too."""
     print(f"\n{step.name}: {text_of(step)}", flush=True)
-    first, *rest = step.command
-    script = [str(ROOT / first), *rest] if first.endswith(".py") else step.command
-    start = ["-m", "torch.distributed.run", f"--nproc_per_node={step.ranks}"] if step.ranks > 1 else []
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    }
-    if step.copies > 1 and not torch.cuda.is_available():
-        environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // step.copies))}
-    libc, began = ctypes.CDLL(None) if sys.platform == "linux" else None, time.perf_counter()
-
-    def process(copy):
-        place = {"LOCAL_RANK": str(copy)} if step.copies > 1 else {}  # the GPU
-        return subprocess.Popen(
-            [sys.executable, *start, *script],
-            env=environment | place,
-            text=True,
-            stdout=subprocess.PIPE if first == "plot.py" else subprocess.DEVNULL if copy else None,
-            stderr=subprocess.DEVNULL if copy else None,
-            preexec_fn=libc and (lambda: libc.prctl(1, signal.SIGTERM)),
-        )  # ends with this one (PR_SET_PDEATHSIG)
-
-    processes = [process(copy) for copy in range(step.copies)]
+    began = time.perf_counter()
+    processes = [start(step, copy) for copy in range(step.copies)]
+    code = None
     try:
-        printed = processes[0].communicate()[0] or ""
-        code = processes[0].returncode
+        code = processes[0].wait()
     finally:  # where it failed, or was interrupted, the training saves
-        for p in processes:
-            if processes[0].returncode != 0:
-                p.terminate()
-            p.wait()
+        for process in processes:
+            if code != 0:
+                process.terminate()
+            process.wait()
     if code == 2:
         raise SystemExit(2)  # it has said why
-    if code:
-        common.fail(
-            f"{step.name} ended with code {code}; mend what it says above and start the same command again"
-        )
-    print(printed, end="")
+    if code and not (code == 1 and step.may_lack):
+        again = "mend what it says above and start the same command again"
+        common.fail(f"{step.name} ended with code {code}; {again}")
     if spent:
-        times = read_times(spent)
-        times[text_of(step)] = (
-            times.get(text_of(step), 0) + time.perf_counter() - began
-        )  # of calls that ended
-        common.write_csv(
-            spent, pd.DataFrame({"command": times.keys(), "seconds": np.round([*times.values()], 1)})
-        )
-    return printed
+        add_time(spent, text_of(step), time.perf_counter() - began)
+
+
+def start(step: Step, copy: int) -> subprocess.Popen:
+    """One process of a step. It ends with this one. Copies but the first are silent: they would say the
+    same."""
+    first, *rest = step.command
+    script = [str(common.ROOT / first), *rest] if first.endswith(".py") else step.command
+    ranks = ["-m", "torch.distributed.run", f"--nproc_per_node={step.ranks}"] if step.ranks > 1 else []
+    paths = [str(common.ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if step.copies > 1:
+        environment["LOCAL_RANK"] = str(copy)  # the GPU
+        if not gpus():
+            environment["OMP_NUM_THREADS"] = str(max(1, common.cores() // step.copies))
+    silence = subprocess.DEVNULL if copy else None
+    command = [sys.executable, *ranks, *script]
+    return subprocess.Popen(
+        command, env=environment, stdout=silence, stderr=silence, preexec_fn=end_with_parent
+    )
+
+
+def end_with_parent() -> None:
+    """Ask Linux to stop this process when the one that began it dies, however it dies."""
+    if LIBC:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def add_time(file: Path, command: str, seconds: float) -> None:
+    """Add to the seconds of a command, of calls that ended."""
+    times = read_times(file)
+    times[command] = round(times.get(command, 0) + seconds, 1)
+    common.write_csv(file, pd.DataFrame({"command": times.keys(), "seconds": times.values()}))
 
 
 def read_times(file: Path) -> dict[str, float]:
-    """Command -> seconds. They are only told, so a damaged file begins anew."""
+    """Command → seconds. They are only told, so a damaged file begins anew."""
     try:
         rows = pd.read_csv(file)
         return dict(zip(rows.command, rows.seconds.astype(float)))
@@ -520,32 +571,56 @@ def read_times(file: Path) -> dict[str, float]:
         return {}
 
 
-def findings(out: Path, best: str, data: Path, land: Path, settings: Settings) -> list[str]:
+# The report
+
+
+def write_page(study: Study, best: str, notes: list[str], spent: Path, device: str) -> None:
+    """report.html: what was found, every figure and table, and how it was made."""
+    import torch
+
+    figures = study.out / "figures"
+    about = common.about(torch.device(device))
+    appendix = {
+        "Commands": [f"{command}    # {seconds:.0f} s" for command, seconds in read_times(spent).items()],
+        "Not drawn": not_drawn(figures / "missing.csv") or ["nothing is missing"],
+        "Versions": yaml.safe_dump(about, sort_keys=False).splitlines(),
+    }
+    title = "Self-supervised pretraining on satellite images: the whole protocol"
+    write_report(study.out / "report.html", title, findings(study, best) + notes, figures, appendix)
+
+
+def not_drawn(missing: Path) -> list[str]:
+    """The lines of plot.py's missing.csv."""
+    rows = pd.read_csv(missing, keep_default_na=False)
+    return [": ".join(filter(None, row)) for row in zip(rows.figures, rows.missing, rows.command)]
+
+
+def findings(study: Study, best: str) -> list[str]:
     """What the numbers say, in sentences."""
-    lines = [
-        f"ResNet-18 at {settings.size} px, pretrained without labels on {data.name}, transferred to {land.name}."
-    ]
-    probes = pd.read_csv(out / "probes" / "results.csv")
-    f1 = (
-        probes[(probes.split == "test") & (probes.metric == "f1_macro")]
-        .groupby("init")
-        .value.mean()
-        .sort_values(ascending=False)
-    )
-    lines.append(
-        "Linear probe on the pretraining classes, macro F1: "
-        + ", ".join(f"{name_of(i)} {v:.3f}" for i, v in f1.items())
-        + "."
-    )
+    patches, land = (dataset.folder.resolve().name for dataset in (study.patches, study.land))
+    where = f"pretrained without labels on {patches}, transferred to {land}"
+    lines = [f"ResNet-18 at {study.settings.size} px, {where}."]
+    rows = pd.read_csv(study.out / "probes" / "results.csv")
+    rows = rows[(rows.split == "test") & (rows.metric == "f1_macro")]
+    f1 = rows.groupby("init").value.mean().sort_values(ascending=False)
+    probed = ", ".join(f"{name_of(init)} {value:.3f}" for init, value in f1.items())
+    lines.append(f"Linear probe on the pretraining classes, macro F1: {probed}.")
     for task, measure in (("fraction", "RMSE"), ("scene", "macro F1")):
-        table = pd.read_csv(out / "figures" / (stem_of(f"comparison-{task}-{land.resolve().name}") + ".csv"))
-        table = table[(table.ratio.astype(str) == "mean") & (table.init == best)]
-        lines += [
-            f"{name_of(best)} against {name_of(r.baseline)} on {task}s, {name_of(r['mode'])}: mean {measure} {r.value:.3f} against "
-            f"{r.baseline_value:.3f} (improvement {r.improvement:+.1f} %), ahead in {r.wins} of {r.cells} class and ratio cells, "
-            f"n = {r.n} seeds."
-            for _, r in table.iterrows()
-        ]
+        file = study.out / "figures" / f"{stem_of(f'comparison-{task}-{land}')}.csv"
+        lines += compared(pd.read_csv(file), best, f"{task}s", measure)
+    return lines
+
+
+def compared(table: pd.DataFrame, best: str, what: str, measure: str) -> list[str]:
+    """A sentence for each mode and baseline of a comparison by plot.py, over the mean of the ratios."""
+    lines = []
+    means = table[(table.ratio.astype(str) == "mean") & (table.init == best)]
+    for _, row in means.iterrows():
+        pair = f"{name_of(best)} against {name_of(row.baseline)} on {what}, {name_of(row['mode'])}"
+        values = f"mean {measure} {row.value:.3f} against {row.baseline_value:.3f}"
+        gain = f"improvement {row.improvement:+.1f} %"
+        won = f"ahead in {row.wins} of {row.cells} class and ratio cells"
+        lines.append(f"{pair}: {values} ({gain}), {won}, n = {row.n} seeds.")
     return lines
 
 

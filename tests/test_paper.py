@@ -1,7 +1,11 @@
 """paper.py: the data it finds, the plan it makes, and the whole road on tiny images."""
 
 import base64
+import contextlib
 import html.parser
+import importlib
+import io
+import multiprocessing
 import re
 import shlex
 import signal
@@ -18,14 +22,15 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from test_readme import options
 
+import common
 import paper
 from data.synthetic import write_scenes
 from models import METHODS
-from models.backbone import WeightsError
-from plots import tables
+from plots import style, tables
 from plots.report import write_report
 
-TINY = paper.Settings(32, "yaml", 100, [50, 100], [0, 1], 1, [])
+TINY = paper.SMALL._replace(size=32, seen=100, ratios=[50, 100], seeds=[0, 1], epochs=1)
+RECIPE = {"epochs": 3, "subset": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +48,26 @@ def both(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Tiny settings, no measurement, no ImageNet weights."""
-
-    def no_weights(arch):
-        raise WeightsError("no network")
-
+    """Tiny settings, no measurement, no ImageNet weights, recipes that are not asked for."""
     monkeypatch.setattr(paper, "SMALL", TINY)
-    monkeypatch.setattr(paper, "images_per_second", lambda size, seconds: (100.0, "cpu"))
-    monkeypatch.setattr(paper, "imagenet_weights", no_weights)
+    monkeypatch.setattr(paper, "images_per_second", lambda size: (100.0, "cpu"))
+    monkeypatch.setattr(paper, "without_imagenet", lambda: "no network")
+    monkeypatch.setattr(paper, "resolved_recipes", lambda study: dict.fromkeys(METHODS, RECIPE))
+
+
+def in_this_process(commands):
+    """`paper.answers` without new processes: the scripts' main, called here."""
+    printed = []
+    for script, *words in commands:
+        module = importlib.import_module(script.removesuffix(".py"))
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            module.main(words)
+        printed.append(out.getvalue())
+    return printed
+
+
+def study_of(*flags):
+    return paper.read_study(paper.build_parser().parse_args([str(flag) for flag in flags]))
 
 
 # Data
@@ -71,24 +88,31 @@ def test_finds_both_datasets(both, folder):
         (["--data", "{folder}", "--land", "{both}/mixed é%"], "no labelled image is in the val split"),
         (["--recipes", "{both}"], "has no barlow.yaml"),
         (["--data", "{both}/mixed é%", "--land", "{both}/mixed é%"], "are both called mixed é%"),
+        (["--split", "spatial"], "--split without --data"),
+        (["--data", "{both}", "--splits", "{both}/notes"], "notes"),
         (["--epochs", "0"], "--epochs"),
     ],
 )
 def test_refuses(flags, said, both, folder, tmp_path, capsys, quick):
-    assert said in refused(
-        capsys, paper.main, "--small", "--out", tmp_path, *(f.format(both=both, folder=folder) for f in flags)
-    )
+    words = [flag.format(both=both, folder=folder) for flag in flags]
+    assert said in refused(capsys, paper.main, "--small", "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "text, said",
-    [("epochs: [1", "not readable as YAML"), ("epochs: abc", "not a whole number"), ("lrr: 0.1", "nearest")],
-)
-def test_names_a_broken_recipe_before_it_begins(text, said, both, tmp_path, capsys, quick):
-    for method in METHODS:
-        (tmp_path / f"{method}.yaml").write_text(text if method == "simsiam" else f"method: {method}\n")
-    error = refused(capsys, paper.main, "--small", "--data", both, "--recipes", tmp_path, "--out", tmp_path)
-    assert "simsiam.yaml" in error and said in error
+def test_names_every_broken_recipe_before_it_begins(both, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(paper, "SMALL", TINY)
+    texts = {"barlow": "epochs: [1", "moco": "epochs: abc", "simclr": "lrr: 0.1", "simsiam": "epochs: 2"}
+    for method, text in texts.items():
+        (tmp_path / f"{method}.yaml").write_text(text)
+    words = ["--small", "--data", both, "--recipes", tmp_path, "--out", tmp_path / "out"]
+    error = refused(capsys, paper.main, *words)
+    for method, said in (
+        ("barlow", "not readable as YAML"),
+        ("moco", "not a whole number"),
+        ("simclr", "nearest"),
+    ):
+        assert f"{method}.yaml" in error and said in error
+    assert "simsiam" not in error and not (tmp_path / "out").exists()
 
 
 def test_refuses_a_class_without_training_images_before_it_begins(both, tmp_path, capsys, quick):
@@ -96,40 +120,30 @@ def test_refuses_a_class_without_training_images_before_it_begins(both, tmp_path
         for name in classes:
             (tmp_path / "odd" / split / name).mkdir(parents=True)
             for i in range(4):
-                Image.new("RGB", (32, 32)).save(tmp_path / "odd" / split / name / f"{i}.png")
-    error = refused(
-        capsys,
-        paper.main,
-        "--small",
-        "--data",
-        tmp_path / "odd",
-        "--land",
-        both / "mixed é%",
-        "--out",
-        tmp_path,
-    )
-    assert "none of them with class c" in error
+                Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "odd" / split / name / f"{i}.png")
+    words = ["--small", "--data", tmp_path / "odd", "--land", both / "mixed é%", "--out", tmp_path]
+    assert "none of them with class c" in refused(capsys, paper.main, *words)
 
 
 def test_damaged_times_begin_anew(tmp_path):
     for text in ("", "garbage", 'command,seconds\n"a', "command,seconds\na,b\n"):
         (tmp_path / "steps.csv").write_text(text)
         assert paper.read_times(tmp_path / "steps.csv") == {}
+    for seconds in (1.26, 2.5):
+        paper.add_time(tmp_path / "steps.csv", "python x.py 'a b'", seconds)
+    assert paper.read_times(tmp_path / "steps.csv") == {"python x.py 'a b'": 3.8}
 
 
 def test_only_one_at_a_time(both, tmp_path, capsys, quick):
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import fcntl, time; f = open(r'{tmp_path}/.lock', 'w'); "
-            "fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(60)",
-        ],
-        stdout=subprocess.PIPE,
+    code = (
+        f"import sys, time, pathlib; sys.path.insert(0, {str(ROOT)!r}); import common\n"
+        f"with common.hold(pathlib.Path({str(tmp_path)!r}), 'x'): print(flush=True); time.sleep(300)"
     )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     holder.stdout.readline()
     try:
-        assert "another paper.py" in refused(capsys, paper.main, "--small", "--data", both, "--out", tmp_path)
+        error = refused(capsys, paper.main, "--small", "--data", both, "--out", tmp_path)
+        assert "paper.py is at work" in error and str(holder.pid) in error
     finally:
         holder.kill()
 
@@ -137,35 +151,66 @@ def test_only_one_at_a_time(both, tmp_path, capsys, quick):
 # The plan
 
 
-@pytest.mark.parametrize("flags", [[], ["--tune"], ["--small"], ["--epochs", "3"]])
-def test_commands_parse_and_cost_what_they_do(flags, both, tmp_path):
-    args = paper.flags().parse_args([*flags, "--out", str(tmp_path)])
-    settings = (paper.SMALL if args.small else paper.PAPER)._replace(ratios=[50, 100])  # of few images
-    args.recipes = ROOT / settings.recipes
-    steps = paper.plan(args, settings, both / "patches 1", both / "mixed é%", ["imagenet"], "simclr")
+@pytest.mark.parametrize("flags", [[], ["--tune"], ["--small"], ["--epochs", "3"], ["--split", "paper"]])
+def test_commands_parse_and_cost_what_they_do(flags, both, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "answers", in_this_process)
+    monkeypatch.setattr(paper, "PAPER", paper.PAPER._replace(ratios=[50, 100]))  # of few images
+    study = study_of(*flags, "--data", both, "--out", tmp_path)
+    recipes = paper.resolved_recipes(study)
+    steps = [
+        *paper.first_steps(study, recipes, ["imagenet"]),
+        *paper.last_steps(study, ["imagenet"], "simclr"),
+    ]
     for step in steps:
         name, *words = step.command
-        if name.endswith(".py"):
-            script = name.removesuffix(".py")
-            parsed, rest = options(script).parse_known_args(words)
-            if script == "tune":
-                options("train_ssl").parse_args(rest)
-            assert script == "tune" or not rest
-            if script == "train_ssl":
-                assert step.passes == pytest.approx(6 * 129 * parsed.epochs * parsed.subset, rel=1e-3)
+        if not name.endswith(".py"):
+            continue
+        script = name.removesuffix(".py")
+        parsed, rest = options(script).parse_known_args(words)
+        if script == "tune":
+            options("train_ssl").parse_args(rest)
+        assert script == "tune" or not rest
+        if script == "train_ssl":
+            assert step.passes == pytest.approx(6 * 129 * parsed.epochs * parsed.subset, rel=1e-3)
     text = "\n".join(map(paper.text_of, steps))
     assert text.count("train_ssl.py") == 4 and text.count("tune.py") == 4 * ("--tune" in flags)
     assert "imagenet" in text and shlex.quote(str(tmp_path / "simclr" / "backbone.pth")) in text
     if not flags:
-        assert (
-            "--epochs 500" in text
-            and "--protocol paper" in text
-            and "--ratios 50 100 --seeds 42 5 97 123 256" in text
-        )
+        assert "--epochs 500" in text and "--protocol paper" in text
+        assert "--ratios 50 100 --seeds 42 5 97 123 256" in text
     if flags == ["--tune"]:  # the grid's 40 % of the images, 1,616 epochs
-        assert next(s for s in steps if s.name.startswith("tune")).passes == pytest.approx(
-            6 * 129 * 0.4 * 1616
-        )
+        (search, *_) = [step for step in steps if step.command[0] == "tune.py"]
+        assert search.passes == pytest.approx(6 * 129 * 0.4 * 1616)
+    if "--split" in flags:  # of the pretraining images, which transfer.py probes too
+        split = [step for step in steps if "--split" in step.command]
+        assert [step.command[0] for step in split] == ["train_ssl.py"] * 4 + ["transfer.py"]
+
+
+def test_a_dry_run_of_the_built_in_scenes_writes_nothing(tmp_path, monkeypatch, capsys, quick):
+    monkeypatch.chdir(tmp_path)
+    paper.main(["--small", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "ImageNet-1k takes part if its weights can be had" in printed and " imagenet " in printed
+    assert printed.count("data.synthetic") == 2 and "BEST/backbone.pth" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_built_in_scenes_are_as_many_as_the_plan_says(tmp_path):
+    """The rule that the plan uses, on fewer scenes."""
+    from data.tables import load_table
+
+    write_scenes(tmp_path / "pure", layout="pure", count=29 * 40, size=16)
+    table = load_table(tmp_path / "pure")
+    counts = paper.split_counts(40)
+    assert [int((table.split == name).sum()) for name in ("train", "val", "test")] == [29 * n for n in counts]
+    patches, land = paper.built_in(tmp_path)
+    assert (patches.images, patches.train, patches.val) == (2900, 2610, 58)
+    assert (land.images, land.train, land.val) == (1500, 1050, 150)
+
+
+def test_the_rate_is_measured():
+    rate, device = paper.images_per_second(32, seconds=0.5)
+    assert rate > 0 and device in ("cpu", "cuda")
 
 
 def test_best_is_by_macro_f1_on_test_among_the_methods(tmp_path):
@@ -233,57 +278,80 @@ def test_report_holds_everything_itself(tmp_path):
 # The whole road
 
 
+class Forked:
+    """`paper.start` without the seconds of imports: the command's main in a fork of this process."""
+
+    def __init__(self, step, copy):
+        script, *words = step.command
+        if script == "-m":
+            script, *words = words
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=self.call, args=(script.removesuffix(".py"), words))
+        self.process.start()
+
+    @staticmethod
+    def call(script, words):
+        with common.one_line_errors():
+            sys.exit(importlib.import_module(script).main(words))
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+    def terminate(self):
+        self.process.terminate()
+
+
 def test_whole_paper_on_tiny_images(both, tmp_path, quick, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    flags = ["--small", "--data", str(both), "--epochs", "1", "--out", "small"]
-    paper.main(flags)
+    monkeypatch.setattr(paper, "start", Forked)
+    monkeypatch.setitem(style.RC, "savefig.dpi", 100)
+    paper.main(["--small", "--data", str(both), "--epochs", "1", "--out", "small"])
     printed = capfd.readouterr().out
     assert "ImageNet-1k is left out: no network" in printed
     plan = printed[: printed.index("left out")]
-    assert re.search(r"takes about [\d.]+ min", plan) and all(
-        f"train_ssl.py --method {m}" in plan for m in METHODS
-    )
+    assert re.search(r"takes about [\d.]+ min", plan)
+    assert all(f"train_ssl.py --method {method}" in plan for method in METHODS)
     best = paper.best_method(Path("small/probes/results.csv"))
-    text = Path("small/report.html").read_text()
-    page = Page(text)
-    assert (
-        page.open == []
-        and len(page.sources) >= 6
-        and all(s.startswith("data:image/png") for s in page.sources)
-    )
-    assert (
-        "ImageNet-1k is left out" in page.text
-        and f"small/{best}/backbone.pth" in page.text
-        and "torch" in page.text
-    )
+    page = Page(Path("small/report.html").read_text(encoding="utf-8"))
+    assert page.open == [] and len(page.sources) >= 6
+    assert all(source.startswith("data:image/png") for source in page.sources)
+    for text in ("ImageNet-1k is left out", f"small/{best}/backbone.pth", "torch", "--init imagenet"):
+        assert text in page.text
     rows = pd.read_csv("small/transfer/results.csv")
-    assert (
-        set(rows.init) == {"random", best}
-        and set(rows.task) == {"fraction", "scene"}
-        and set(rows.ratio) == {50, 100}
-    )
+    assert set(rows.init) == {"random", best}
+    assert set(rows.task) == {"fraction", "scene"} and set(rows.ratio) == {50, 100}
+    times = paper.read_times(Path("small/steps.csv"))
+    assert len(times) == 10 and all(command in page.text for command in times)
+
+
+KILLED = """
+import sys; sys.path.insert(0, {root!r})
+import paper
+paper.images_per_second = lambda *_: (100.0, "cpu")
+paper.without_imagenet = lambda: "no network"
+paper.resolved_recipes = lambda study: dict.fromkeys(paper.METHODS, dict(epochs=1, subset=1.0))
+paper.main(sys.argv[1:])
+"""
 
 
 def test_a_killed_call_takes_its_step_with_it(both, tmp_path):
-    """SIGKILL of paper.py: the training it began saves and ends, so that the next call finds no other at work."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import paper; paper.images_per_second = lambda *_: (100.0, 'cpu'); "
-        f"paper.SMALL = paper.Settings(32, 'yaml', 100, [50, 100], [0, 1], 1, []); paper.main(sys.argv[1:])"
-    )
+    """SIGKILL of paper.py: the training it began saves and ends; the next call finds no other at work."""
+    words = ["--small", "--data", str(both), "--epochs", "5000", "--out", "small"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "--small", "--data", str(both), "--epochs", "5000", "--out", "small"],
+        [sys.executable, "-c", KILLED.format(root=str(ROOT)), *words],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    log, until = tmp_path / "small" / "barlow" / "log.csv", time.time() + 120
+    log, until = tmp_path / "small" / "barlow" / "log.csv", time.time() + 300
     while not log.exists():
         assert process.poll() is None and time.time() < until
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    lines, until = None, time.time() + 60
+    lines, until = None, time.time() + 120
     while lines != (lines := len(log.read_text().splitlines())):  # stands still once the training has ended
         assert time.time() < until
         time.sleep(2)
