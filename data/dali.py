@@ -32,7 +32,7 @@ DEPTH = 3  # batches under way ahead of the one in use
 class DaliImages:
     """Decoded files below root in the order asked for: uint8 (n, 3, height, width), dense, on the device.
 
-    An image of another size is scaled to cover height x width and cut at the centre, as `data.pixels` does.
+    An image of another size is scaled as a whole to height x width, as `data.pixels` does.
     """
 
     def __init__(
@@ -273,8 +273,7 @@ def read(paths, decoder, height, width):
     images = fn.decoders.image(files, adjust_orientation=True, **decoder)  # as data.pixels does
     shape = fn.peek_image_shape(files, adjust_orientation=True)
     if shape[0] != height or shape[1] != width:
-        images = fn.resize(images, size=[height, width], mode="not_smaller", dtype=types.UINT8)
-        images = fn.crop(images, crop=[height, width])
+        images = fn.resize(images, size=[height, width], dtype=types.UINT8)
     return images
 
 

@@ -195,7 +195,7 @@ def test_a_failed_build_leaves_no_cache(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_odd_sizes_are_scaled_to_cover_and_cut(tmp_path):
+def test_odd_sizes_are_scaled_as_a_whole(tmp_path):
     Image.new("RGB", (64, 32), (10, 200, 30)).save(tmp_path / "wide.png")
     Image.new("L", (16, 16), 77).save(tmp_path / "grey.png")
     assert decode(tmp_path / "wide.png", 32, 32).shape == (3, 32, 32)
