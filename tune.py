@@ -20,8 +20,8 @@ The metric is log.csv's at the rung, or the mean of summary.csv's val rows (so t
 at a time). Less is better for loss, rmse, mae, error and seconds. With --seeds-per-trial N a trial is N runs,
 of the script's --seed and those after it, and counts by their mean. Features that collapse end a trial
 (`collapsed_below` in its config.yaml). --budget-minutes M stops a run that has trained for M minutes over all
-its rungs: it is marked `over budget` beside the metric it had reached, and is neither ranked nor promoted;
-the search goes on.
+its rungs: it is marked `over budget` beside the metric of its last check (`knn_every: 1` checks every epoch),
+and is neither ranked nor promoted; the search goes on.
 
 OUT/trials.csv is the leaderboard (`front`: no other row is both better and cheaper), OUT/best.yaml the winner
 for --config, OUT/importance.csv what each flag matters, OUT/search.png the picture; OUT/trials/ holds the run
@@ -49,10 +49,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 import yaml
@@ -61,6 +61,10 @@ try:
     import fcntl
 except ImportError:  # Windows: no locks; end orphaned trials by hand
     fcntl = None
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch.distributed import Store
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -76,8 +80,59 @@ MINIMISED = re.compile("loss|rmse|mae|error|seconds")
 RESULT = re.compile(r"(\d+)(?:-seed(\d+))?-(\d+)")  # the name of a finished run's file
 
 
-class ConfigError(ValueError):
-    """Flags, YAML or a directory that do not go together."""
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--grid", type=Path, required=True, help="YAML of the flags to sweep")
+    add("--out", type=Path, default=Path("runs/tune"), help="where everything is written")
+    add("--script", type=Path, default=Path(__file__).with_name("train_ssl.py"), help="the script to run")
+    add("--trials", type=number(int, 1), help="how many to draw; a grid without it is run whole")
+    add("--seed", type=number(int), default=0, help="of the draws; the trials keep the script's own")
+    add("--eta", type=number(int, 2), default=3, help="one in eta trials is promoted")
+    add("--min-epochs", type=number(int, 1), default=1, help="the first rung")
+    add("--max-epochs", type=number(int, 1), default=9, help="the last rung; the schedule is planned for it")
+    add("--workers", type=number(int, 1), help="trials at a time: one a GPU or rank, or one")
+    add("--metric", help="column of log.csv or metric of summary.csv: knn_macro_f1, or rmse")
+    add("--seeds-per-trial", type=number(int, 1), default=1, help="runs a trial, each with a seed of its own")
+    add("--budget-minutes", type=number(float, 0), help="of training a run; past it a run is stopped")
+    add("--seconds-per-epoch", type=number(float, 0), help="for the time left, in place of measured ones")
+    add("--dry-run", action="store_true", help="print the plan and the estimated time, and stop")
+    add("--plan-to", type=Path, metavar="FILE", help="write the plan as YAML: epochs, trials and rungs")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, search = read_arguments(argv)
+    results: dict[Run, dict] = {}
+    if RANK == 0:
+        if not args.dry_run:
+            check_directory(search)
+            collect(search, results)
+        show_plan(search, time_left(search, results, args.seconds_per_epoch), args.plan_to)
+    if args.dry_run:
+        return
+    exit_on_signals()
+    results.clear()  # of what is tried again
+    with contextlib.ExitStack() as stack:
+        store = prepare(search, stack)
+        collect(search, results)
+        progress = Progress(search, results, args.seconds_per_epoch)
+        entrants = list(range(len(search.trials)))
+        for rung in search.rungs:
+            runs = [Run(trial, seed, rung) for trial in entrants for seed in range(search.seeds)]
+            run_all(search, runs, results, store, progress)
+            entrants = promote(search, entrants, rung, results)
+            if not entrants:
+                break
+        failed = 0
+        if RANK == 0:
+            failed = report(search, results)
+        part(store)
+    if failed:
+        raise SystemExit(1)
+
+
+# What is searched
 
 
 class Run(NamedTuple):
@@ -132,56 +187,6 @@ class Search:
         before = [0, *self.rungs[:-1]] if self.resumes else [0] * len(self.rungs)
         counts = [max(1, len(self.trials) // self.eta**i) for i in range(len(self.rungs))]
         return [(rung, count, rung - old) for rung, count, old in zip(self.rungs, counts, before)]
-
-
-def build_parser() -> Parser:
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--grid", type=Path, required=True, help="YAML of the flags to sweep")
-    add("--out", type=Path, default=Path("runs/tune"), help="where everything is written")
-    add("--script", type=Path, default=Path(__file__).with_name("train_ssl.py"), help="the script to run")
-    add("--trials", type=number(int, 1), help="how many to draw; a grid without it is run whole")
-    add("--seed", type=number(int), default=0, help="of the draws; the trials keep the script's own")
-    add("--eta", type=number(int, 2), default=3, help="one in eta trials is promoted")
-    add("--min-epochs", type=number(int, 1), default=1, help="the first rung")
-    add("--max-epochs", type=number(int, 1), default=9, help="the last rung; the schedule is planned for it")
-    add("--workers", type=number(int, 1), help="trials at a time: one a GPU or rank, or one")
-    add("--metric", help="column of log.csv or metric of summary.csv: knn_macro_f1, or rmse")
-    add("--seeds-per-trial", type=number(int, 1), default=1, help="runs a trial, each with a seed of its own")
-    add("--budget-minutes", type=number(float, 0), help="of training a run; past it a run is stopped")
-    add("--seconds-per-epoch", type=number(float, 0), help="for the time left, in place of measured ones")
-    add("--dry-run", action="store_true", help="print the plan and the estimated time, and stop")
-    add("--plan-to", type=Path, metavar="FILE", help="write the plan as YAML: epochs, trials and rungs")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    args, search = read_arguments(argv)
-    if RANK == 0:
-        if not args.dry_run:
-            check_directory(search)
-        show_plan(search, args.seconds_per_epoch, args.plan_to)
-    if args.dry_run:
-        return
-    exit_on_signals()
-    results: dict[Run, dict] = {}
-    with contextlib.ExitStack() as stack:
-        store = prepare(search, stack)
-        collect(search, results)
-        progress = Progress(search, results, args.seconds_per_epoch)
-        entrants = list(range(len(search.trials)))
-        for rung in search.rungs:
-            runs = [Run(trial, seed, rung) for trial in entrants for seed in range(search.seeds)]
-            run_all(search, runs, results, store, progress)
-            entrants = promote(search, entrants, rung, results)
-            if not entrants:
-                break
-        failed = 0
-        if RANK == 0:
-            failed = report(search, results)
-        part(store)
-    if failed:
-        raise SystemExit(1)
 
 
 # Flags, grid and draws
@@ -301,7 +306,7 @@ def read_entry(where: str, entry: list | dict, has_default: bool) -> tuple[str, 
     return how, values
 
 
-def draw(how: str, values: list, rng: random.Random):
+def draw(how: str, values: list, rng: random.Random) -> object:
     """A value of the list, or of three digits between the bounds, so that it is read and typed easily."""
     if how in ("list", "choice"):
         return rng.choice(values)
@@ -370,14 +375,13 @@ def visible_gpus() -> list[str]:
 # The plan and the directory
 
 
-def show_plan(search: Search, seconds: float | None, file: Path | None) -> None:
+def show_plan(search: Search, left: str, file: Path | None) -> None:
     """Prints the whole search, and writes it to `file` for other programs."""
     rungs = [{"epoch": rung, "trials": count, "new_epochs": new} for rung, count, new in search.plan()]
     epochs = search.seeds * sum(rung["trials"] * rung["new_epochs"] for rung in rungs)
     steps = [f"{r['trials']} trials to epoch {r['epoch']} ({r['new_epochs']} epochs each)" for r in rungs]
     seeds = f" of {search.seeds} seeds" if search.seeds > 1 else ""
     workers = f"{search.workers * WORLD} worker(s)"
-    left = time_left(search, {}, seconds)
     plan = f"{', '.join(steps)}{seeds}: {epochs} epochs on {workers}, ranked by {search.metric}; {left}"
     print(plan, flush=True)
     if search.metric == "loss":
@@ -428,7 +432,7 @@ def grown(before: list[dict], now: list[dict], out: Path) -> list[dict]:
     return before + new
 
 
-def prepare(search: Search, stack: contextlib.ExitStack):
+def prepare(search: Search, stack: contextlib.ExitStack) -> Store | None:
     """Makes and holds the directory, forgets what shall run again, and returns torchrun's store, if any."""
     store = None
     if WORLD > 1:
@@ -444,6 +448,7 @@ def prepare(search: Search, stack: contextlib.ExitStack):
     check_directory(search)  # again: another tuner may have grown it since
     write(search.out / "search.yaml", yaml.safe_dump(describe(search), sort_keys=False))
     (search.out / "trials").mkdir(exist_ok=True)
+    remove_temporaries(search.out)
     files = [path for path in (search.out / "trials").glob("*.json") if RESULT.fullmatch(path.stem)]
     for path in files:
         row = read_row(search, path)
@@ -475,7 +480,14 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def part(store) -> None:
+def remove_temporaries(folder: Path) -> None:
+    """What killed tuners were writing: this one holds the directory, so none of them lives."""
+    for path in [*folder.glob(".*"), *folder.glob("trials/.*")]:
+        if re.fullmatch(r"\..+\.\d+", path.name):
+            path.unlink()
+
+
+def part(store: Store | None) -> None:
     """Rank 0 ends last, as the store may live in its process."""
     if store:
         store.add("ended", 1)
@@ -509,7 +521,7 @@ class Job:
     tries: int = 1
 
 
-def run_all(search: Search, runs: list[Run], results: dict, store, progress: Progress) -> None:
+def run_all(search: Search, runs: list[Run], results: dict, store: Store | None, progress: Progress) -> None:
     """Trains the runs of a rung; returns when all ranks have finished theirs."""
     todo = take(runs, results, store)
     jobs: dict[int, Job] = {}
@@ -533,7 +545,7 @@ def run_all(search: Search, runs: list[Run], results: dict, store, progress: Pro
         stop(jobs.values())
 
 
-def take(runs: list[Run], results: dict, store) -> Iterator[Run]:
+def take(runs: list[Run], results: dict, store: Store | None) -> Iterator[Run]:
     """The runs that this process trains: all, or under torchrun the next one that no rank has taken."""
     for place in itertools.count():
         if store:
@@ -1023,7 +1035,7 @@ def draw_picture(search: Search, table: pd.DataFrame, shares: pd.DataFrame) -> N
     plt.close(figure)
 
 
-def draw_flag(axis, search: Search, table: pd.DataFrame, name: str) -> None:
+def draw_flag(axis: Axes, search: Search, table: pd.DataFrame, name: str) -> None:
     values = as_numbers(table[name])
     for rung, rows in table.groupby("rung"):
         axis.plot(values[rows.index], rows[search.metric], "o", alpha=0.7, label=f"epoch {rung}")
@@ -1035,14 +1047,14 @@ def draw_flag(axis, search: Search, table: pd.DataFrame, name: str) -> None:
     axis.set_xlabel(name.replace("_", " "))
 
 
-def draw_curves(axis, search: Search, table: pd.DataFrame) -> None:
+def draw_curves(axis: Axes, search: Search, table: pd.DataFrame) -> None:
     for _, rows in table.sort_values("rung").groupby("trial"):
         colour = None if search.rungs[-1] in set(rows["rung"]) else "0.75"
         axis.plot(rows["rung"], rows[search.metric], "o-", color=colour)
     axis.set(xlabel="epoch", xticks=search.rungs)
 
 
-def draw_importance(axis, shares: pd.DataFrame) -> None:
+def draw_importance(axis: Axes, shares: pd.DataFrame) -> None:
     if shares.empty:
         axis.set_axis_off()
         return
@@ -1051,7 +1063,7 @@ def draw_importance(axis, shares: pd.DataFrame) -> None:
     axis.set_xlabel("importance, share of the variance")
 
 
-def draw_front(axis, search: Search, table: pd.DataFrame) -> None:
+def draw_front(axis: Axes, search: Search, table: pd.DataFrame) -> None:
     axis.plot(table["total_seconds"], table[search.metric], "o", color="0.75")
     rows = table[table["front"]].sort_values("total_seconds")
     axis.plot(rows["total_seconds"], rows[search.metric], "o-", drawstyle="steps-post", label="front")
@@ -1060,6 +1072,10 @@ def draw_front(axis, search: Search, table: pd.DataFrame) -> None:
 
 
 # What a script that is copied alone has to bring along
+
+
+class ConfigError(ValueError):
+    """Flags, YAML or a directory that do not go together."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -1083,10 +1099,10 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def number(kind: type, low: float = -math.inf):
+def number(kind: type, low: float = -math.inf) -> Callable[[str], float]:
     """argparse type: a finite int or float of at least `low`."""
 
-    def convert(text: str):
+    def convert(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
@@ -1112,6 +1128,8 @@ def one_line_errors() -> Iterator[None]:
         message = f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error)
         print(f"error: {message}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def read_yaml(path: Path) -> dict:
@@ -1127,8 +1145,13 @@ def read_yaml(path: Path) -> dict:
 def write(path: Path, text: str) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:  # a full disk does not say where
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ConfigError(f"{path}: {error.strerror}") from None
 
 
 def last_lines(text: str, count: int) -> str:
