@@ -717,7 +717,7 @@ def collapse(log: pd.DataFrame, least: dict[str, float]) -> tuple[int, str]:
     """(epoch, reason) of the first epoch whose loss is not finite or whose features collapsed, or (0, "")."""
     for epoch, row in enumerate(log.to_dict("records"), 1):
         broken = [] if math.isfinite(row.get("loss", 0)) else ["loss"]
-        broken += [name for name, value in least.items() if row.get(name, value) < value]
+        broken += [name for name, value in least.items() if not row.get(name, value) >= value]  # blank too
         if broken:
             return epoch, f"{broken[0]} is {row[broken[0]]:.3g} in epoch {epoch}"
     return 0, ""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from common import ConfigError
+from common import ConfigError, replacing
 
 CHECK_STEPS = 50  # between looks at whether the loss is finite
 
@@ -62,6 +62,7 @@ class Losses:
     def refuse(self, step: int) -> None:
         if step < 0:
             return
+        leave_blank_row(self.out / "log.csv", self.epoch + 1)
         kept = (
             "the last good checkpoint stays"
             if (self.out / "checkpoint.pt").exists()
@@ -71,6 +72,17 @@ class Losses:
             f"the loss is not finite at epoch {self.epoch + 1}, step {step + 1}: lower --lr or raise "
             f"--warmup-epochs; {kept} in {self.out}"
         )
+
+
+def leave_blank_row(log: Path, epoch: int) -> None:
+    """The epoch's row without a loss, for who reads the log (tune.py); a run that goes on writes it anew."""
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else ["epoch,loss"]
+    if not lines[-1].startswith(f"{epoch},"):
+        lines.append(f"{epoch}" + "," * lines[0].count(","))
+    with replacing(log) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def mean_over_ranks(value: float, ranks: int, device: torch.device) -> float:

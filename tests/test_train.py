@@ -127,6 +127,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_p
     assert (
         "not finite at epoch 2, step 1" in error and (tmp_path / "run" / "checkpoint.pt").read_bytes() == good
     )
+    assert (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].startswith("2,,")  # for tune.py
 
 
 def test_collapse_is_announced():
