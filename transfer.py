@@ -38,7 +38,7 @@ from data.tables import Table, training_subsets
 from models import backbone as backbones
 from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
 from models.optimisers import make_optimizer
-from models.probe import Axes, linear_heads, neighbour_votes, principal_axes, probabilities
+from models.probe import Axes, linear_heads, nearest, principal_axes, probabilities
 from scores import TASKS, Metrics, Task, measure
 from scores.choice import SETTING, ratio_name
 from scores.metrics import ALL, rows_of_a_cell
@@ -48,7 +48,7 @@ from scores.results import CELL, COLUMNS, Key, Results, exact, harmless, write_c
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
 SPLITS = ("train", "val", "test")
 EVAL_BATCH = 256
-NEIGHBOURS = 5  # of knn5_accuracy
+VOTERS = (20, 5)  # nearest neighbours of knn_f1_macro and of knn5_accuracy
 
 
 class Init(NamedTuple):
@@ -504,15 +504,15 @@ def channel_features(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def probe(cell: Cell, frozen: Frozen, data: Data, study: Study) -> Outcome:
-    """The head of one cell, solved for or trained, and for scenes the votes of the nearest neighbours."""
+    """The head of one cell, solved for or trained, and for scenes what the nearest neighbours say."""
     subset = data.subsets[cell.ratio, cell.seed]
+    key = subset.tobytes()
+    if study.head is None and key in frozen.solved:
+        return frozen.solved[key]
     judge = Judge(frozen, data, study.task, study.loss, torch.float32)
     if study.head is None:
-        key = subset.tobytes()
-        if key not in frozen.solved:
-            heads = linear_heads(frozen.features[subset], frozen.targets[subset], frozen.axes, study.loss)
-            frozen.solved[key] = choose(heads, judge, TASKS[study.task], keep_state=study.save_model)
-        outcome = frozen.solved[key]
+        heads = linear_heads(frozen.features[subset], frozen.targets[subset], frozen.axes, study.loss)
+        outcome = choose(heads, judge, TASKS[study.task], keep_state=study.save_model)
     else:
         torch.manual_seed(cell.seed)
         head = nn.Linear(frozen.features.shape[1], len(data.classes)).to(study.device)
@@ -521,23 +521,28 @@ def probe(cell: Cell, frozen: Frozen, data: Data, study: Study) -> Outcome:
     if study.task == "scene":
         val, test = (neighbours(frozen, subset, data, split) for split in ("val", "test"))
         outcome = outcome._replace(records=[(step, v | val, t | test) for step, v, t in outcome.records])
-    if study.save_model and frozen.backbone:
-        state = {f"0.{key}": value for key, value in frozen.backbone.state_dict().items()}
-        outcome = outcome._replace(state=state | {f"1.{key}": value for key, value in outcome.state.items()})
-    elif study.save_model:
-        outcome = outcome._replace(state={})  # six numbers an image are no model for predict.py
+    outcome = outcome._replace(state=whole_state(frozen.backbone, outcome.state))
+    if study.head is None:
+        frozen.solved[key] = outcome
     return outcome
 
 
 def neighbours(frozen: Frozen, subset: np.ndarray, data: Data, split: str) -> Metrics:
-    """Macro F1 of the 20 nearest training images' votes, and accuracy of the 5 nearest ones', by cosine."""
-    bank, targets = frozen.batch(subset)
-    queries, truth = frozen.features[data.rows[split]], data.targets[data.rows[split]].numpy()
-    many = neighbour_votes(bank, targets, queries).cpu().numpy()
-    few = neighbour_votes(bank, targets, queries, NEIGHBOURS).cpu().numpy()
-    f1 = measure("scene", truth, many, data.classes)["f1_macro", ALL]
-    accuracy = measure("scene", truth, few, data.classes)["accuracy", ALL]
-    return {("knn_f1_macro", ALL): f1, ("knn5_accuracy", ALL): accuracy}
+    """Macro F1 of the votes of the 20 nearest training images, and accuracy of those of the 5 nearest."""
+    rows = nearest(frozen.features[subset], frozen.features[data.rows[split]], max(VOTERS))
+    votes = frozen.targets[subset][rows].cpu().numpy()  # (m, 20, K)
+    truth = data.targets[data.rows[split]].numpy()
+    many, few = (measure("scene", truth, votes[:, :k].sum(1), data.classes) for k in VOTERS)
+    return {("knn_f1_macro", ALL): many["f1_macro", ALL], ("knn5_accuracy", ALL): few["accuracy", ALL]}
+
+
+def whole_state(backbone: nn.Module | None, head: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Backbone and head as one nn.Sequential has them; nothing where there is no head, or where six
+    numbers an image are no model for predict.py."""
+    if backbone is None or not head:
+        return {}
+    state = {f"0.{key}": value for key, value in backbone.state_dict().items()}
+    return state | {f"1.{key}": value for key, value in head.items()}
 
 
 # Fine-tuning

@@ -93,16 +93,12 @@ def minimise(
     return torch.cat([w[:, :1], w[:, 1:] * scale], 1)
 
 
-def neighbour_votes(
-    bank: torch.Tensor, targets: torch.Tensor, queries: torch.Tensor, k: int = 20
-) -> torch.Tensor:
-    """(m, K) votes of the k nearest of `bank` (n, D), by cosine, with targets (n, K), for queries (m, D)."""
+def nearest(bank: torch.Tensor, queries: torch.Tensor, k: int) -> torch.Tensor:
+    """(m, k) rows of `bank` (n, D) that are nearest to queries (m, D) by cosine, the nearest first; n of
+    them where k is more."""
     bank = F.normalize(bank, dim=1)
-    votes = []
-    for part in F.normalize(queries, dim=1).split(1024):
-        nearest = (part @ bank.T).topk(min(k, len(bank))).indices  # (m, k)
-        votes.append(targets[nearest].sum(1))
-    return torch.cat(votes)
+    parts = F.normalize(queries, dim=1).split(1024)
+    return torch.cat([(part @ bank.T).topk(min(k, len(bank))).indices for part in parts])
 
 
 def probabilities(logits: torch.Tensor, loss: str) -> torch.Tensor:

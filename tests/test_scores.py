@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from common import ConfigError
-from models.probe import linear_heads, neighbour_votes, principal_axes, probabilities
+from models.probe import linear_heads, nearest, principal_axes, probabilities
 from scores import choose_epoch, fraction_metrics, scene_metrics, summarise
 from scores.choice import ratio_name, ratio_rank
 from scores.results import COLUMNS, Results, exact, write_confusion
@@ -94,16 +94,16 @@ def test_predictions_are_on_the_simplex():
     )
 
 
-def test_neighbour_votes():
+def test_nearest_neighbours():
     bank = torch.tensor([[1.0, 0], [2, 0.1], [0, 1], [0.1, 3]])
-    votes = neighbour_votes(bank, torch.eye(2)[[0, 0, 1, 1]], torch.tensor([[9.0, 1], [1, 9]]), k=2)
-    assert votes.tolist() == [[2, 0], [0, 2]]
+    assert nearest(bank, torch.tensor([[9.0, 0.4], [0.1, 9]]), 2).tolist() == [[1, 0], [2, 3]]
+    assert nearest(bank, bank, 20).shape == (4, 4)
     rng = np.random.default_rng(0)
     bank, queries, labels = rng.normal(size=(80, 6)), rng.normal(size=(40, 6)), rng.integers(0, 4, 80)
-    own = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(bank, labels).predict(queries)
-    bank, queries = torch.from_numpy(bank), torch.from_numpy(queries)
-    votes = neighbour_votes(bank, torch.eye(4)[labels], queries, k=5)
-    assert votes.sum(1).eq(5).all() and (votes.argmax(1).numpy() == own).all()
+    own = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(bank, labels)
+    rows = nearest(torch.from_numpy(bank), torch.from_numpy(queries), 20)[:, :5]
+    assert (rows.numpy() == own.kneighbors(queries, return_distance=False)).all()
+    assert (torch.eye(4)[labels][rows].sum(1).argmax(1).numpy() == own.predict(queries)).all()
 
 
 # results.csv

@@ -6,17 +6,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
+import yaml
 from conftest import ROOT, refused
 from PIL import Image
+from torch import nn
 
+import common
 import transfer
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from common import ConfigError
+from data.augment import draw
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD, save_backbone
 from models.probe import PENALTIES
 from scores import TASKS
 from scores.results import CELL, COLUMNS
@@ -319,7 +326,7 @@ def empty_class(root):
         (edit(0, 5, -0.1), ["csv_val.csv, line 2", "-0.1"]),
         (edit(2, 7, "nan"), ["csv_val.csv, line 4"]),
         (edit(3, 3, "gone.png"), ["csv_val.csv, line 5", "gone.png is missing"]),
-        (cut_columns, ["csv_test.csv", "9 columns"]),
+        (cut_columns, ["csv_test.csv, line 2", "the 4 columns of numbers"]),
         (empty_class, ["--ratios 50", "class a"]),
     ],
 )
@@ -364,3 +371,254 @@ def test_weights_of_imagenet_bring_their_statistics(tmp_path):
     file, random = transfer.open_inits([str(tmp_path / "resnet18-f37072fd.pth"), "random"], "resnet18")
     assert file.name == "resnet18-f37072fd" and file.digest and not random.digest
     assert transfer.statistics(file, None) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_weights_bring_the_statistics_and_the_stem_of_their_pretraining(tmp_path):
+    (tmp_path / "simclr").mkdir()
+    backbone = transfer.build_backbone("resnet18", maxpool=False)
+    about = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "size": 32, "maxpool": False}
+    save_backbone(backbone, tmp_path / "simclr" / "backbone.pth", about)
+    (init,) = transfer.open_inits([str(tmp_path / "simclr" / "backbone.pth")], "resnet18")
+    assert transfer.statistics(init, None) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)) and not init.maxpool
+    (tmp_path / "random").mkdir()
+    save_backbone(backbone, tmp_path / "random" / "backbone.pth", about)
+    with pytest.raises(ConfigError, match="rename its folder"):
+        transfer.open_inits([str(tmp_path / "random" / "backbone.pth")], "resnet18")
+
+
+# Flags
+
+
+# For each flag a value that is not its default
+OTHER = yaml.safe_load("""
+data: x
+splits: lists
+split: spatial
+out: runs/x
+cache: c
+scenes: 77
+size: 48
+workers: 3
+skip_bad_files: true
+epochs: 7
+batch_size: 12
+lr: 0.0123456789
+momentum: 0.5
+weight_decay: 3.0e-7
+seed: 20240101
+device: cpu
+precision: bf16
+task: scene
+init: [channels, a/backbone.pth]
+arch: resnet50
+mode: [finetune, linear]
+ratios: [0.1, 33.333333, 100]
+per_class: [10, 3]
+seeds: [1234567, 7]
+protocol: paper
+loss: bce
+probe: sgd
+linear_lr: 0.3
+epoch_choice: common
+augment: true
+save_model: true
+share_pixels: true
+save_embeddings: true
+""")
+
+
+@pytest.mark.parametrize("values", [OTHER | {"task": "fraction"}, OTHER | {"loss": "softmax"}, {}])
+def test_a_saved_configuration_gives_every_flag_again(tmp_path, values):
+    def read(argv):
+        parser = transfer.build_parser()
+        return common.flags_of(transfer.read_flags(parser, argv), parser)
+
+    assert OTHER.keys() == common.flag_actions(transfer.build_parser()).keys() - {"config"}
+    common.write_yaml(tmp_path / "mine.yaml", values)
+    first = read(["--config", str(tmp_path / "mine.yaml")])
+    assert {key: first[key] for key in values} == values
+    common.write_yaml(tmp_path / "config.yaml", first | common.about(torch.device("cpu")))
+    again = read(["--config", str(tmp_path / "config.yaml")])
+    assert again | {"config": None} == first | {"config": None}
+    changed = read(
+        ["--config", str(tmp_path / "config.yaml"), "--no-augment", "--no-save-model", "--seeds", "2"]
+    )
+    assert not changed["augment"] and not changed["save_model"] and changed["seeds"] == [2]
+
+
+def test_my_configuration_stands_over_the_papers(tmp_path):
+    (tmp_path / "mine.yaml").write_text("lr: 0.5\nseeds: [1, 2]\n")
+    words = ["--data", "x", "--protocol", "paper", "--config", str(tmp_path / "mine.yaml"), "--ratios", "10"]
+    args = transfer.read_flags(transfer.build_parser(), words)
+    assert (args.lr, args.seed_list, args.ratios) == (0.5, [1, 2], [10])
+    assert (args.loss, args.probe, args.epoch_choice, args.weight_decay) == ("bce", "sgd", "common", 0)
+
+
+def test_numbers_of_images_a_class_stand_alone_or_beside_shares():
+    def ratios(*words):
+        args = transfer.read_flags(transfer.build_parser(), ["--data", "x", *words])
+        return args.ratios, args.per_class
+
+    assert ratios() == ([5, 10, 25, 50, 100], []) and ratios("--per-class", "10", "1") == ([], [10, 1])
+    assert ratios("--per-class", "10", "--ratios", "100") == ([100], [10])
+    with pytest.raises(ConfigError, match="--per-class N"):
+        ratios("--ratios")
+
+
+# What results.csv holds
+
+
+def test_large_seeds_fine_ratios_and_images_a_class_survive(land, tmp_path, capsys):
+    flags = "--task scene --init channels --seed 20240101 --seeds 2 --ratios 33.333333 --per-class 3"
+    results = run(land, tmp_path, flags)
+    rows = pd.read_csv(tmp_path / "results.csv", dtype=str)
+    assert set(rows.seed) == {"20240101", "20240102"} and set(rows.ratio) == {"33.333333", "3/class"}
+    assert set(results[results.ratio == "3/class"].images) == {30}
+    assert sorted(f.name for f in (tmp_path / "confusion").iterdir())[0] == (
+        "land-channels-linear-3-per-class-20240101.csv"
+    )
+    summary = pd.read_csv(tmp_path / "summary.csv", dtype={"ratio": str})
+    assert ",".join(summary).startswith("task,data,init,mode,ratio,split,metric,epoch,mean,std,n,")
+    assert set(summary.split) == {"val", "test"} and set(summary.n) == {2}
+    said = capsys.readouterr().out
+    assert "3/class" in said and "33.3333 %" in said
+    headline = summary[(summary.metric == "f1_macro") & (summary.split == "test")].set_index("ratio")["mean"]
+    assert f"{headline['3/class']:.4f} ±" in said and f"{headline['33.333333']:.4f} ±" in said
+    bytes_before = (tmp_path / "results.csv").read_bytes()
+    run(land, tmp_path, flags)
+    assert (tmp_path / "results.csv").read_bytes() == bytes_before
+
+
+def test_cells_that_were_cut_are_done_again(land, tmp_path, capsys):
+    whole = values(run(land, tmp_path, "--init channels --ratios 50 100 --seeds 2"))
+    text = (tmp_path / "results.csv").read_text()
+    lines = text.splitlines(keepends=True)
+    del lines[len(lines) // 2]  # inside a cell
+    (tmp_path / "results.csv").write_text("".join(lines)[:-30])  # and inside the last one
+    capsys.readouterr()
+    again = values(run(land, tmp_path, "--init channels --ratios 50 100 --seeds 2"))
+    assert "2 of them again, as results.csv was cut inside them" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(again, whole)
+
+
+def test_two_data_sets_in_one_folder_keep_files_of_their_own(land, folders, tmp_path):
+    flags = "--task scene --ratios 100 --seeds 1 --save-model --save-embeddings"
+    for data in (land, folders):
+        run(data, tmp_path, flags)
+    for name in ("land", "folders"):
+        model = torch.load(tmp_path / f"model-scene-{name}-random.pth", weights_only=True)
+        assert model["data"] == name and model["maxpool"] and len(model["mean"]) == 3
+        with np.load(tmp_path / f"embeddings-{name}-random.npz") as saved:
+            assert str(saved["data"]) == name
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    assert set(summary.data) == {"land", "folders"} and set(summary.n) == {1}
+    assert {"accuracy", "knn5_accuracy"} <= set(summary.metric)
+    (tmp_path / "model-scene-land-random.pth").write_bytes(b"cut")
+    (tmp_path / "results.csv").unlink()
+    run(land, tmp_path, flags)  # a damaged model is replaced, not met with a traceback
+    assert torch.load(tmp_path / "model-scene-land-random.pth", weights_only=True)["data"] == "land"
+
+
+# train and choose, alone
+
+
+class Points(NamedTuple):
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    def batch(self, rows, training=False):
+        return self.inputs[rows], self.targets[rows]
+
+
+def test_train_and_choose_need_nothing_but_what_they_take():
+    torch.manual_seed(0)
+    x = torch.randn(120, 4)
+    points = Points(x, F.one_hot((x[:, 0] > 0).long(), 2).float())
+    training = transfer.Training(
+        lr=0.5, momentum=0.9, weight_decay=0, epochs=6, batch_size=32, loss="softmax"
+    )
+    model = nn.Linear(4, 2)
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    steps = transfer.train(model, points, np.arange(100), training, seed=3)
+    assert [epoch for epoch, trained in steps if trained is model] == [1, 2, 3, 4, 5, 6]
+    right = transfer.predict(model, points, np.arange(100, 120), "softmax").argmax(1)
+    assert (right == points.targets[100:].argmax(1).numpy()).mean() > 0.8
+
+    twice = []
+    for _ in range(2):
+        model.load_state_dict(start)
+        twice.append(
+            [m.weight.clone() for _, m in transfer.train(model, points, np.arange(100), training, seed=3)]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*twice))
+
+    scores = {1: 0.3, 2: 0.7, 3: 0.7, 4: 0.1}
+    asked = []
+
+    def judge(step, split):
+        asked.append((step, split))
+        return np.full((1, 1), step), {("f1_macro", "all"): scores[step]}
+
+    outcome = transfer.choose([(step, step) for step in scores], judge, TASKS["scene"])
+    assert outcome.score == 0.7 and outcome.predicted == 2 and [r[0] for r in outcome.records] == [2]
+    assert asked == [(1, "val"), (1, "test"), (2, "val"), (2, "test"), (3, "val"), (4, "val")]
+    outcome = transfer.choose([(step, step) for step in scores], judge, TASKS["scene"], every=True)
+    assert outcome.predicted == 2 and [r[0] for r in outcome.records] == [1, 2, 3, 4]
+    lowest = TASKS["scene"]._replace(sign=-1)
+    assert transfer.choose([(step, step) for step in scores], judge, lowest).predicted == 4
+
+
+def test_a_loss_that_is_not_finite_names_the_epoch_and_the_rate():
+    points = Points(torch.full((8, 2), float("inf")), torch.eye(2).repeat(4, 1))
+    training = transfer.Training(0.5, 0.9, 0, 2, 4, "softmax")
+    with pytest.raises(ConfigError, match="not finite in epoch 1: lower the learning rate, now 0.5"):
+        list(transfer.train(nn.Linear(2, 2), points, np.arange(8), training, seed=0))
+
+
+@pytest.mark.parametrize("task", ["fraction", "scene"])
+def test_random_views_of_oblong_images_keep_the_area_of_fractions(task):
+    recipe = transfer.random_views(task, 24, 48)
+    box = draw(500, 24, 48, torch.Generator().manual_seed(0), recipe).box
+    whole = (box == torch.tensor([0, 0, 24, 48])).all(1)
+    assert whole.all() if task == "fraction" else whole.float().mean() < 0.5
+    assert recipe.quarter_turns
+
+
+# Data that does not do
+
+
+def write_folders(root, counts: dict[str, int]):
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((16, 16, 3), 9 * i % 255, np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    "counts, parts",
+    [
+        ({"a": 30, "b": 30}, ["no labelled image is in the val split", "40 images", "--splits"]),
+        ({"only": 50}, ["one class, only", "nothing to tell apart"]),
+        ({"all": 50, "b": 50}, ["a class is called all", "rename it"]),
+        ({"train": 8}, ["labels"]),
+        ({"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1}, ["no labelled image is in the val split"]),
+    ],
+)
+def test_data_that_does_not_do(tmp_path, capsys, counts, parts):
+    error = bad(capsys, write_folders(tmp_path / "x", counts), tmp_path / "out", "--task scene")
+    assert all(part in error for part in parts), error
+
+
+def test_one_training_image_cannot_be_fine_tuned_on():
+    args = transfer.read_flags(transfer.build_parser(), ["--size", "16", "--precision", "fp32"])
+    study = transfer.study_of(args, torch.device("cpu"))
+    pixels, rows = torch.zeros(3, 3, 16, 16, dtype=torch.uint8), {"train": [0], "val": [1], "test": [2]}
+    rows = {split: np.array(which) for split, which in rows.items()}
+    subsets = {("1/class", 0): rows["train"]}
+    channels = ([0.5] * 3, [0.2] * 3)
+    data = transfer.Data("x", pixels, torch.eye(2)[[0, 1, 0]], ["a", "b"], rows, subsets, *channels, "")
+    cell = transfer.Cell(transfer.Init("random", "random"), "finetune", "1/class", 0)
+    message = "random, finetune, 1/class, seed 0: BatchNorm cannot train on one image"
+    with pytest.raises(ConfigError, match=message), transfer.about_cell(cell):
+        transfer.finetune(cell, data, study, print)
