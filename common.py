@@ -169,7 +169,12 @@ def number(
     return convert
 
 
-def common_flags(parser: Parser, size: Callable = number(int, 16, 2048)) -> None:
+# Below this the last stage of a ResNet sees one pixel, and the weight gradient that torch 2.14 computes there in
+# bf16 on a CPU holds uninitialised memory
+side = number(int, 24, 2048)  # argparse type of --size, pixels
+
+
+def common_flags(parser: Parser, size: Callable = side) -> None:
     """The flags of train_ssl.py, transfer.py and bench.py alike. `size`: argparse type of --size."""
     data_flags(parser.add_argument_group("data and output"), size)
     group = parser.add_argument_group("optimisation")

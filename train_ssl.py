@@ -217,13 +217,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def size_schedule(text: str) -> int | str:
     """argparse type of --size: pixels, or SMALL:LARGE."""
-    side = number(int, 16, 2048)
     if ":" not in text:
-        return side(text)
+        return common.side(text)
     parts = text.split(":")
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not one size in pixels, nor two as in 32:64")
-    return ":".join(str(side(part)) for part in parts)
+    return ":".join(str(common.side(part)) for part in parts)
 
 
 def size_at(size: int | str, epoch: int, epochs: int) -> int:

@@ -158,15 +158,15 @@ def test_unlabelled_training_images_leave_the_vote_blank(tmp_path, capsys):
 
 
 def test_sizes_that_grow_resume_and_are_written_as_text(simclr, tmp_path):
-    sized = [*simclr, "--size", "16:24", "--epochs", "5"]
+    sized = [*simclr, "--size", "24:32", "--epochs", "5"]
     train_ssl.main([*sized, "--out", str(tmp_path / "whole")])
     train_ssl.main([*sized, "--stop-epoch", "3"])
     train_ssl.main([*sized, "--stop-epoch", "4"])
     train_ssl.main(["--config", str(tmp_path / "run" / "config.yaml"), "--stop-epoch", "5"])
     a, b = (torch.load(tmp_path / d / "backbone.pth") for d in ("whole", "run"))
     assert all(torch.equal(a[key], b[key]) for key in a)
-    assert read_weights(tmp_path / "run" / "backbone.pth")[1]["size"] == 24
-    assert [train_ssl.size_at("16:24", epoch, 5) for epoch in range(5)] == [16, 16, 16, 16, 24]
+    assert read_weights(tmp_path / "run" / "backbone.pth")[1]["size"] == 32
+    assert [train_ssl.size_at("24:32", epoch, 5) for epoch in range(5)] == [24, 24, 24, 24, 32]
 
 
 @pytest.mark.parametrize(
