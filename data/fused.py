@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 
@@ -129,6 +130,37 @@ def fused_view(
             blur(scratch[0], numbers, scratch[1], size, TILE, limit, REACH, True)
             blur(scratch[1], numbers, out, size, TILE, limit, REACH, False)
     return out.permute(0, 3, 1, 2)
+
+
+class Cost(NamedTuple):
+    """What a kernel does for one view of one image, on average."""
+
+    read: float  # bytes of memory, each counted once: what is read again comes from the caches
+    written: float  # bytes
+    instructions: float  # of a thread
+
+
+def costs(
+    size: int, height: int, width: int, itemsize: int = 2, recipe: Recipe = Recipe()
+) -> dict[str, Cost]:
+    """Predicted cost of each kernel for images of height x width and views of `itemsize` bytes a number.
+
+    Instructions are counted in the machine code for sm_90, with crops no larger than the view, whose pixels
+    take 2 x 2 taps; the numbers of bytes need no machine. None of it is a measured time.
+    """
+    pixels, tiles = size**2, -(-size // TILE) * -(-size // TILE)
+    crop = 3 * height * width * sum(recipe.area) / 2
+    contrast, blur = recipe.jitter_probability, recipe.blur_probability
+    planes, sharp = 3 * 4 * pixels, 3 * itemsize * pixels
+    low, high = recipe.sigma
+    sigmas = torch.linspace(low, high, 1001)
+    taps = float((2 * (REACH * sigmas).ceil().clamp(max=size // 20) + 1).mean())
+    return {
+        "grey": Cost(contrast * crop, contrast * 4 * tiles, contrast * 204 * pixels),
+        "view": Cost(crop + contrast * 4 * tiles, (1 - blur) * sharp + blur * planes, 297 * pixels),
+        "blur down": Cost(blur * planes, blur * planes, blur * (32 + 9.75 * taps) * pixels),
+        "blur across": Cost(blur * planes, blur * sharp, blur * (49 + 15.5 * taps) * pixels),
+    }
 
 
 def kernel(function):
@@ -303,7 +335,7 @@ def resampled(images, own, row, column, stride_n, stride_c, stride_h, stride_w, 
 
 @kernel
 def centre_of(target, first, last, flip, SIZE: tl.constexpr):
-    """Where the centre of `target` lies, in source pixels (whole: on one), and how far its triangle reaches."""
+    """Where the centre of `target` lies, in source pixels (whole: on one), and how far its triangle goes."""
     target = tl.minimum(target, SIZE - 1)  # in a tile that juts out of the view
     target = tl.where(flip > 0, SIZE - 1 - target, target)
     step = (last - first + 1) / SIZE

@@ -29,6 +29,7 @@ def interpreted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         spec.loader.exec_module(module)
+        module.TILE = 32  # fewer programs, each of which takes the interpreter as long as a small one
         yield module
 
 
@@ -69,7 +70,8 @@ def agree(module, x, d, size, tolerance=1e-5):
         pytest.param(1, 20, 33, 16, id="one"),
     ],
 )
-def test_equals_torch_on_all_operators(interpreted, n, height, width, size):
+def test_equals_torch_on_all_operators(interpreted, monkeypatch, n, height, width, size):
+    monkeypatch.setattr(interpreted, "TILE", fused.TILE)
     d = drawn(n, height, width)
     assert (d.factor != 1).all() and len(d.order.unique(dim=0)) > min(n, 2) - 1
     agree(interpreted, images(n, height, width), d, size)
@@ -187,6 +189,18 @@ def test_compiles_without_local_memory(name, capability, tmp_path):
     used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout)}
     assert used["STACK"] == used["LOCAL"] == 0, used
     assert used["REG"] <= 80, used  # of 65,536, so that at least 24 warps share a multiprocessor
+
+
+def test_predicted_bytes_are_those_of_the_tensors():
+    size, recipe = 32, Recipe(area=(1, 1), jitter_probability=1, blur_probability=1)
+    cost = fused.costs(size, 20, 24, 2, recipe)
+    pixels, scratch, views = images(1, 20, 24), torch.empty(3, size, size), torch.empty(3, size, size).half()
+    assert cost["grey"].read == cost["view"].read - 4 * 4 == pixels.nbytes
+    assert cost["view"].written == cost["blur down"].written == cost["blur across"].read == scratch.nbytes
+    assert cost["blur across"].written == views.nbytes
+    paper = fused.costs(224, 224, 224)
+    assert sum(c.read + c.written for c in paper.values()) == pytest.approx(1.67e6, rel=0.01)
+    assert sum(c.instructions for c in paper.values()) / 224**2 == pytest.approx(660, rel=0.02)
 
 
 def test_not_available_without_cuda_or_where_it_fails(monkeypatch):
