@@ -28,17 +28,15 @@ from plots.embeddings import embeddings_figure
 from plots.missing import Gap, Studies, find_gaps
 from plots.pretraining import curves_figure, quality_figure, time_figure
 from plots.reading import read_embeddings, read_results, read_runs, warn
-from plots.style import NOT_PRETRAINED, RC, name_of, ordered, stem_of, styles_of
+from plots.style import AXIS_NAMES, NOT_PRETRAINED, RC, SHARE, name_of, ordered, stem_of, styles_of
 from plots.tables import Sheet
 from scores import TASKS
 from scores.results import harmless
 
 # Figures and tables of a task by the paper's numbers: ratios, classes, differences, class-wise table.
 STEMS = {"fraction": ("fig4", "fig5", "fig8a", "table5"), "scene": ("fig6", "fig7", "fig8b", "table6")}
-PUBLISHED = [
-    "accuracy",
-    "knn5_accuracy",
-]  # metrics of other papers: ratio curves of their own where they are there
+# Metrics that other papers give: ratio curves of their own, where they are there.
+PUBLISHED = ["accuracy", "knn5_accuracy"]
 PAPER_IMAGES = 500 * 175_381  # epochs × images of the paper's pretraining
 
 
@@ -48,6 +46,19 @@ class Item(NamedTuple):
     stem: str  # file name without its ending
     caption: str
     draw: Callable[[], Figure | Sheet]
+
+
+class Group(NamedTuple):
+    """Test rows of one task on one dataset, whose ratios are all meant in one way."""
+
+    task: str
+    data: str
+    unit: str  # SHARE or PER_CLASS
+    test: pd.DataFrame
+
+    def place(self) -> str:
+        """The part of a file's name that tells this group from the others of its task."""
+        return self.data if self.unit == SHARE else f"{self.data}-per-class"
 
 
 def build_parser() -> common.Parser:
@@ -151,8 +162,8 @@ def plan_items(
     """Everything that these files give, in the report's order, and the paper's tables that they lack."""
     items = [*draw_pretraining(there.logs, there.configs, styles)]
     items += draw_embeddings(there.embeddings, args.points)
-    for (task, data), rows in there.test.groupby(["task", "data"]):
-        items += draw_transfer(rows, task, data, args.reference, styles)
+    for (task, data, unit), rows in there.test.groupby(["task", "data", "unit"]):
+        items += draw_transfer(Group(task, data, unit, rows), args.reference, styles)
     if not args.compare_paper:
         return items, []
     pairs, gaps = compare_paper(there.test, there.configs)
@@ -195,52 +206,51 @@ def draw_embeddings(embeddings: list[dict], points: int) -> Iterator[Item]:
         yield Item(stem, caption, partial(embeddings_figure, group, points))
 
 
-def draw_transfer(
-    test: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict[str, tuple]
-) -> Iterator[Item]:
-    """One task on one dataset: Figs. 4, 5, 8a and Table V, or Table IV, Figs. 6, 7, 8b and Table VI."""
+def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple]) -> Iterator[Item]:
+    """Figs. 4, 5, 8a and Table V, or Table IV, Figs. 6, 7, 8b and Table VI."""
+    task, data, test = group.task, group.data, group.test
     summary, (curve, _, _, table) = numbers.over_seeds(test), STEMS[task]
     n, label = test.seed.nunique(), figures.LABELS[task]
     seeds = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
-    if task == "scene" and (test["mode"] == "linear").any():
+    if task == "scene" and group.unit == SHARE and (test["mode"] == "linear").any():
         caption = f"F1 of linear probes on {data}, higher is better; {seeds}."
         yield Item(f"table4-{data}", caption, partial(tables.f1_sheet, summary))
-    yield from draw_ratios(summary, task, f"{curve}-{data}", f"on {data}", seeds, styles)
+    yield from draw_ratios(group, summary, f"{curve}-{group.place()}", seeds, styles)
     classes = enumerate(numbers.class_names(numbers.headline(summary, task)))
     key = "; ".join(f"{i} {name}" for i, name in classes)
     for mode in test["mode"].unique():
         caption = f"Per class on {data}, {name_of(mode)}; {label}; {seeds}. Classes: {key}."
-        yield Item(f"{table}-{data}-{mode}", caption, partial(tables.class_sheet, summary, task, mode))
-    tuned = test[test["mode"] == "finetune"]
-    yield from draw_classes(tuned, task, data, reference, styles)
+        draw = partial(tables.class_sheet, summary, task, mode)
+        yield Item(f"{table}-{group.place()}-{mode}", caption, draw)
+    yield from draw_classes(group, reference, styles)
     lines = numbers.comparison(test, task, reference)
     if len(lines):
-        caption = (
-            f"Differences on {data} over the n seeds both have; p of a paired t-test, unadjusted; {label}."
-        )
-        yield Item(f"comparison-{task}-{data}", caption, partial(tables.comparison_sheet, lines, task))
+        what = "over the n seeds both have; p of a paired t-test, unadjusted"
+        caption = f"Differences on {data} {what}; {label}."
+        draw = partial(tables.comparison_sheet, lines, task)
+        yield Item(f"comparison-{task}-{group.place()}", caption, draw)
 
 
 def draw_ratios(
-    summary: pd.DataFrame, task: str, stem: str, where: str, seeds: str, styles: dict[str, tuple]
+    group: Group, summary: pd.DataFrame, stem: str, seeds: str, styles: dict[str, tuple]
 ) -> Iterator[Item]:
     """Fig. 4 or 6, of the task's own metric and of those that other papers give."""
-    own = TASKS[task].metric
+    own = TASKS[group.task].metric
+    axis = AXIS_NAMES[group.unit].capitalize()
     for metric in [own, *PUBLISHED]:
         rows = summary[(summary.metric == metric) & (summary["class"] == "all")]
         if rows.ratio.nunique() > 1:
             name = stem if metric == own else f"{stem}-{metric}"
-            caption = f"Train ratio {where}; {figures.label_of(metric, task)}; {seeds}."
-            yield Item(name, caption, partial(figures.ratio_figure, summary, task, metric, styles))
+            caption = f"{axis} on {group.data}; {figures.label_of(metric, group.task)}; {seeds}."
+            yield Item(name, caption, partial(figures.ratio_figure, summary, group.task, metric, styles))
 
 
-def draw_classes(
-    tuned: pd.DataFrame, task: str, data: str, reference: str | None, styles: dict[str, tuple]
-) -> Iterator[Item]:
+def draw_classes(group: Group, reference: str | None, styles: dict[str, tuple]) -> Iterator[Item]:
     """Figs. 5 and 8a, or 7 and 8b: each pretrained initialisation, fine-tuned, against the baselines."""
-    _, bars, gaps, _ = STEMS[task]
+    task, (_, bars, gaps, _) = group.task, STEMS[group.task]
+    tuned = group.test[group.test["mode"] == "finetune"]
     baselines, summary = numbers.baselines_of(tuned.init, reference), numbers.over_seeds(tuned)
-    what = f"per class and train ratio on {data}, fine-tuning"
+    what = f"per class and {AXIS_NAMES[group.unit]} on {group.data}, fine-tuning"
     for init in ordered(tuned.init):
         if not baselines or init in (*NOT_PRETRAINED, reference):
             continue
@@ -248,12 +258,12 @@ def draw_classes(
         against = " and ".join(map(name_of, others))
         caption = f"{name_of(init)} beside {against} {what}; {figures.LABELS[task]}."
         draw = partial(figures.class_figure, summary, task, init, others, styles)
-        yield Item(f"{bars}-{data}-{init}", caption, draw)
+        yield Item(f"{bars}-{group.place()}-{init}", caption, draw)
         cells = numbers.class_differences(tuned, task, init, baselines[0])
         if len(cells):
             pair = f"{name_of(init)} minus {name_of(baselines[0])}"
             caption = f"{pair} {what}; p of a paired t-test over n seeds, unadjusted; {figures.LABELS[task]}."
-            stem = f"{gaps}-{data}-{init}"
+            stem = f"{gaps}-{group.place()}-{init}"
             yield Item(stem, caption, partial(figures.difference_figure, cells, task, init, baselines[0]))
             yield Item(stem, caption, partial(tables.difference_sheet, cells))
 

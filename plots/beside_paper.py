@@ -8,6 +8,7 @@ import pandas as pd
 
 from plots.missing import Gap
 from plots.numbers import class_names, headline, over_seeds
+from plots.style import SHARE
 
 FOLDER = Path(__file__).parent.parent / "results" / "paper"
 # The paper's datasets are known by a part of the folder's name or by the number of training images at ratio
@@ -66,6 +67,7 @@ def our_scores(
 ) -> pd.DataFrame:
     """Means over the seeds on the paper's dataset; classes by number, initialisations by method."""
     name, images = dataset
+    rows = rows[rows.unit == SHARE]
     same = rows.data.str.contains(name, case=False) | (rows.groupby("data").images.transform("max") == images)
     rows = over_seeds(rows[same])
     place = {"all": "all"} | {c: str(i) for i, c in enumerate(class_names(headline(rows, task)))}

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from plots.legends import class_key, in_columns, run_keys
 from plots.numbers import class_names, headline
-from plots.style import COLUMN, LINES, PAGE, name_of, ordered
+from plots.style import AMOUNTS, AXES, COLUMN, LINES, PAGE, TITLES, name_of, ordered
 from plots.tables import signed
 from scores import TASKS, sign_of
 
@@ -38,7 +38,7 @@ def ratio_figure(summary: pd.DataFrame, task: str, metric: str, styles: dict[str
     ratios = sorted(rows.ratio.unique())
     axes.set(
         xscale="log",
-        xlabel="train ratio (% of the training images, log scale)",
+        xlabel=AXES[rows.unit.iloc[0]],
         ylabel=label_of(metric, task),
     )
     axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
@@ -70,6 +70,8 @@ def class_figure(
     for (row, column), axes in np.ndenumerate(panels):
         pair = {init: -0.2, others[column]: 0.2}  # middle of each bar, of the space between two classes
         draw_bars(axes, bars, ratios[row], pair, styles)
+        amount = AMOUNTS[rows.unit.iloc[0]].format(ratios[row])
+        axes.text(1, 1, amount, transform=axes.transAxes, ha="right", va="top", fontsize=6)
     for axes, other in zip(panels[0], others):
         keys = [
             plt.Rectangle((0, 0), 1, 1, label=name_of(name), **bar_look(styles[name]))
@@ -96,7 +98,6 @@ def draw_bars(
     axes.set_xticks(range(count), range(count), fontsize=6 if count < 15 else 5)
     axes.tick_params(axis="x", length=0)
     axes.margins(x=0.01, y=0.2)
-    axes.text(1, 1, f"train ratio {ratio:g} %", transform=axes.transAxes, ha="right", va="top", fontsize=6)
 
 
 def bar_look(style: tuple) -> dict:
@@ -127,7 +128,7 @@ def difference_figure(gaps: pd.DataFrame, task: str, init: str, reference: str) 
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     n = "–".join(f"{count:g}" for count in sorted({gaps.n.min(), gaps.n.max()}))
-    figure.supxlabel(f"train ratio (%); bold: p < 0.05, paired t-test, n = {n} seeds")
+    figure.supxlabel(f"{TITLES[gaps.unit.iloc[0]].lower()}; bold: p < 0.05, paired t-test, n = {n} seeds")
     figure.suptitle(f"{name_of(TASKS[task].per_class)} of {name_of(init)} minus {name_of(reference)}")
     bar = figure.colorbar(image, fraction=0.04, aspect=25, ticks=[-1.4 * limit, 1.4 * limit])
     bar.ax.set_yticklabels(["worse", "better"], fontsize=5.5, rotation=90, va="center")

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from plots.style import METHODS, NOT_PRETRAINED, name_of
+from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
 from scores.choice import SETTING
 from scores.results import exact
 
 DATA = "DATA"  # stands for a folder that no file here names
+SHOWN = 6  # missing cells that are named
 BASELINES = ["random", "imagenet"]
 
 
@@ -100,26 +101,36 @@ def missing_inits(there: Studies, stems: dict[str, tuple[str, ...]]) -> list[Gap
 def missing_cells(test: pd.DataFrame, configs: dict[str, dict]) -> list[Gap]:
     """Of each initialisation and mode, the (ratio, seed) that others on the same task and data have."""
     gaps = []
-    for (task, data), rows in test.groupby(["task", "data"]):
+    for (_, data, unit), rows in test.groupby(["task", "data", "unit"]):
         every = {(ratio, seed) for ratio in rows.ratio.unique() for seed in rows.seed.unique()}
         for (init, mode), part in rows.groupby(["init", "mode"], sort=False):
             holes = sorted(every - set(zip(part.ratio, part.seed)))
             if not holes:
                 continue
-            words = ["transfer.py", "--task", task, *data_flags(Path(part.out.iloc[0]), data)]
-            words += ["--init", *weights([init], configs), "--mode", mode, *cell_flags(holes)]
-            words += setting_flags(part.iloc[0]) + ["--out", part.out.iloc[0]]
             where = f"{len(holes)} of {len(every)} cells of {name_of(init)}, {name_of(mode)}, {data}"
-            shown = " ".join(f"{ratio:g} %/{seed:.0f}" for ratio, seed in holes[:6])
-            more = "" if len(holes) <= 6 else f" and {len(holes) - 6} more"
-            gaps.append(Gap(where, f"ratio/seed {shown}{more}", python(*words)))
+            gaps.append(Gap(where, shown(holes, unit), cell_command(part.iloc[0], holes, configs)))
     return gaps
 
 
-def cell_flags(holes: list[tuple[float, float]]) -> list[str]:
-    """--ratios and --seeds; a single number after --seeds is how many, so a single seed is --seed."""
+def shown(holes: list[tuple[float, float]], unit: str) -> str:
+    """The first few holes in words."""
+    words = [f"{AMOUNTS[unit].format(ratio)} of seed {seed:.0f}" for ratio, seed in holes[:SHOWN]]
+    more = f" and {len(holes) - SHOWN} more" if len(holes) > SHOWN else ""
+    return ", ".join(words) + more
+
+
+def cell_command(cell: pd.Series, holes: list[tuple[float, float]], configs: dict[str, dict]) -> str:
+    """What makes the holes as `cell`, a row beside them, was made."""
+    words = ["--task", cell["task"], *data_flags(Path(cell["out"]), cell["data"])]
+    words += ["--init", *weights([cell["init"]], configs), "--mode", cell["mode"]]
+    words += [*cell_flags(holes, cell["unit"]), *setting_flags(cell), "--out", cell["out"]]
+    return python("transfer.py", *words)
+
+
+def cell_flags(holes: list[tuple[float, float]], unit: str) -> list[str]:
+    """--ratios or --per-class, and --seeds; one number after --seeds is how many, so one seed is --seed."""
     ratios, seeds = (sorted(set(side)) for side in zip(*holes))
-    words = ["--ratios", *map(exact, ratios)]
+    words = ["--ratios" if unit == SHARE else "--per-class", *map(exact, ratios)]
     if len(seeds) == 1:
         return [*words, "--seeds", "1", "--seed", exact(seeds[0])]
     return [*words, "--seeds", *map(exact, seeds)]

@@ -8,10 +8,9 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 import scores
-from plots.reading import note
-from plots.style import ordered
+from plots.reading import MEAN_OVER, note
+from plots.style import SHARE, ordered
 from scores import TASKS
-from scores.choice import GROUP
 
 QUALITY = ["knn5_accuracy", "knn_macro_f1"]  # columns of log.csv that tell how good a backbone is, best first
 LEVELS = [0.6, 0.7, 0.8]  # of the quality, for the seconds it takes to reach them
@@ -26,7 +25,7 @@ def at_chosen_epoch(results: pd.DataFrame) -> pd.DataFrame:
     Where a cell was run in several settings, the one with the most seeds counts, then the best on validation.
     """
     kept, several = [results.iloc[:0]], 0
-    for (task, *_), cell in results.groupby(GROUP, sort=False):
+    for (task, *_), cell in results.groupby(MEAN_OVER, sort=False):
         settings = [run for _, run in cell.groupby("setting")]
         several += len(settings) > 1
         run = max(
@@ -51,7 +50,7 @@ def best_validation(run: pd.DataFrame, task: str) -> float:
 
 def over_seeds(test: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation (n - 1 in the denominator) and n over the seeds of every number."""
-    groups = test.groupby([*GROUP, "metric", "class"], sort=False).value
+    groups = test.groupby([*MEAN_OVER, "metric", "class"], sort=False).value
     return groups.agg(mean="mean", std="std", n="count").reset_index()
 
 
@@ -97,11 +96,12 @@ def comparison(test: pd.DataFrame, task: str, reference: str | None) -> pd.DataF
     absolute difference (the paper's Section VI-C gives .0053 and .0308 of these as its average differences).
     """
     rows, lines = headline(test, task), []
+    unit = rows.unit.iloc[0] if len(rows) else SHARE
     for mode, part in rows.groupby("mode"):
         for pair in pairs_of(part, ordered(rows.init), baselines_of(rows.init, reference)):
             for ratio, averaged in ratios_of(pair):
                 named = {"mode": mode, "ratio": ratio, "init": pair.init, "baseline": pair.baseline}
-                lines.append(named | versus(pair, averaged, TASKS[task].sign))
+                lines.append(named | versus(pair, averaged, TASKS[task].sign) | {"unit": unit})
     return pd.DataFrame(lines)
 
 
@@ -155,7 +155,7 @@ def class_differences(test: pd.DataFrame, task: str, init: str, reference: str) 
     values = parts.pivot(index=["class", "ratio", "seed"], columns="init", values="value")
     for (name, ratio), cell in values[[init, reference]].dropna().groupby(level=["class", "ratio"]):
         a, b = cell[init].to_numpy(), cell[reference].to_numpy()
-        named = {"class": name, "ratio": ratio}
+        named = {"class": name, "ratio": ratio, "unit": rows.unit.iloc[0]}
         lines.append(named | {"difference": (a - b).mean(), "n": len(a), "p": paired_p(a, b)})
     place = {name: i for i, name in enumerate(class_names(rows))}
     return pd.DataFrame(sorted(lines, key=lambda line: (place[line["class"]], line["ratio"])))

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from plots.style import ordered
+from plots.style import PER_CLASS, SHARE, ordered
 from scores import TASKS
 from scores.choice import GROUP, SETTING
 
+MEAN_OVER = [*GROUP, "unit"]  # what the seeds are averaged over
 SHOWN_FAULTS = 20  # of one file
 LOG_COLUMNS = [
     "loss",
@@ -73,6 +74,7 @@ def read_csv(
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         warn(f"{path}: {error}: file left out", problems)
         return nothing
+    rows = with_unit(rows)
     absent = [name for name in text + numbers if name not in rows]
     if absent:
         warn(f"{path}: no column {', '.join(absent)}: file left out", problems)
@@ -116,6 +118,15 @@ def read_lines(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
     return rows, faults
 
 
+def with_unit(rows: pd.DataFrame) -> pd.DataFrame:
+    """`10/class` in the column ratio as 10 with the unit `/class`; a plain number is a share, in `%`."""
+    if "ratio" not in rows:
+        return rows
+    per_class = rows.ratio.str.strip().str.endswith(PER_CLASS)
+    amounts = rows.ratio.str.strip().str.removesuffix(PER_CLASS)
+    return rows.assign(ratio=amounts, unit=np.where(per_class, PER_CLASS, SHARE))
+
+
 def empty_fields(column: pd.Series) -> dict[int, str]:
     """Line → what is wrong, of the fields without text."""
     return {line: f"{column.name} is empty" for line in column.index[column.str.strip() == ""]}
@@ -141,7 +152,7 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     """
     text = ["task", "init", "mode", "split", "metric", "class"]
     numbers, optional = ["ratio", "seed", "value"], ["epoch", "images", *SETTING]
-    columns = [*text, "data", *numbers, *optional]
+    columns = [*text, "data", "unit", *numbers, *optional]
     files = [pd.DataFrame(columns=columns)]
     for path in paths:
         rows = read_csv(path, text, numbers, optional, problems)
@@ -157,7 +168,9 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     solved = rows.lr == 0  # a head that was solved for: its penalty is an outcome, no setting
     rows["weight_decay"] = rows.weight_decay.mask(solved, 0)
     rows["setting"] = rows.groupby(SETTING, dropna=False).ngroup()
-    once = rows.drop_duplicates([*GROUP, "seed", "setting", "epoch", "split", "metric", "class"], keep="last")
+    once = rows.drop_duplicates(
+        [*MEAN_OVER, "seed", "setting", "epoch", "split", "metric", "class"], keep="last"
+    )
     if len(once) < len(rows):
         note(f"{len(rows) - len(once)} results stand more than once: the last one counts")
     return once

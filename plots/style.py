@@ -7,6 +7,16 @@ COLUMN, PAGE = 3.5, 7.16  # inches: one and two columns of an IEEE page
 METHODS = ["barlow", "moco", "simclr", "simsiam"]
 NOT_PRETRAINED = ["random", "channels", "imagenet"]  # what transfer.py's --init knows by name
 
+# How a ratio in results.csv is meant: its axis, one of them in words, and the column of a table.
+SHARE, PER_CLASS = "%", "/class"
+AXES = {
+    SHARE: "train ratio (% of the training images, log scale)",
+    PER_CLASS: "training images of each class (log scale)",
+}
+AMOUNTS = {SHARE: "train ratio {:g} %", PER_CLASS: "{:g} images a class"}
+TITLES = {SHARE: "Ratio (%)", PER_CLASS: "Images a class"}
+AXIS_NAMES = {SHARE: "train ratio", PER_CLASS: "images a class"}
+
 NAMES = {
     "random": "Random",
     "channels": "Channel statistics",

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from plots.numbers import class_names
-from plots.style import name_of, ordered
+from plots.style import TITLES, name_of, ordered
 from scores import TASKS
 
 LATEX = {
@@ -45,6 +45,11 @@ def with_std(mean: float, std: float, form: str = ".3f") -> str:
     return signed(mean, form) + ("" if np.isnan(std) else f" ± {std:.3f}")
 
 
+def title_of(rows: pd.DataFrame) -> str:
+    """The column of the ratios, which are all meant in one way."""
+    return TITLES[rows.unit.iloc[0]]
+
+
 def plain(shown: pd.DataFrame, numbers: pd.DataFrame) -> Sheet:
     """A sheet without stressed cells."""
     return Sheet(shown, np.zeros(shown.shape, bool), numbers)
@@ -65,7 +70,7 @@ def score_sheet(rows: pd.DataFrame, columns: dict[tuple[str, str], str], sign: i
     best = (score == blocks.transform("max")) & (blocks.transform("count") > 1)
     shown = pd.DataFrame(
         {
-            "Ratio (%)": [f"{ratio:g}" for ratio, _ in lines],
+            title_of(rows): [f"{ratio:g}" for ratio, _ in lines],
             "Initialisation": [name_of(init) for _, init in lines],
             "n": [f"{least:.0f}" for least in n.min(axis=1)],
         }
@@ -99,7 +104,7 @@ def comparison_sheet(lines: pd.DataFrame, task: str) -> Sheet:
     shown = pd.DataFrame(
         {
             "Mode": lines["mode"].map(name_of),
-            "Ratio (%)": [ratio if ratio == "mean" else f"{ratio:g}" for ratio in lines.ratio],
+            title_of(lines): [ratio if ratio == "mean" else f"{ratio:g}" for ratio in lines.ratio],
             "Initialisation": lines.init.map(name_of),
             "Baseline": lines.baseline.map(name_of),
             metric: [signed(value, ".3f") for value in lines.value],
@@ -120,7 +125,7 @@ def difference_sheet(cells: pd.DataFrame) -> Sheet:
     shown = pd.DataFrame(
         {
             "Class": cells["class"],
-            "Ratio (%)": cells.ratio.map("{:g}".format),
+            title_of(cells): cells.ratio.map("{:g}".format),
             "n": cells.n.map(str),
             "Difference": [signed(value, "+.4f") for value in cells.difference],
             "p": cells.p.map(shown_p),

@@ -384,6 +384,51 @@ def test_training_times(study):
     assert [duration(h) for h in (64, 1431, 0.5, 0)] == ["2 d 16 h", "59 d 15 h", "30 min 0 s", "0 s"]
 
 
+LOG = "epoch,loss,chance_loss,effective_rank,knn_macro_f1,images_per_s,seconds\n"
+
+
+def run_folder(folder, lines):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("method: simclr\n")
+    (folder / "log.csv").write_text(LOG + "".join(f"{line}\n" for line in lines))
+    return folder
+
+
+def test_time_to_quality_by_hand(tmp_path):
+    """Seconds add up over the epochs; a level counts from the first measured epoch that has reached it."""
+    old = ["1,5,6,9,.5,100,100", "2,4,6,9,,100,100", "3,3,6,9,.65,100,150"]
+    new = ["1,5,6,9,.62,100,40", "2,4,6,9,.81,100,60.5", "3,3,6,9,.79,100,50"]
+    lost = ["1,5,6,9,.9,100,", "2,4,6,9,.95,100,10"]  # its time is not known
+    runs = [
+        run_folder(tmp_path / name, lines) for name, lines in (("old", old), ("new", new), ("lost", lost))
+    ]
+    _, logs = reading.read_runs(runs, [])
+    column, timed = numbers.quality_over_time(logs)
+    assert column == "knn_macro_f1" and set(timed.run) == {"old", "new"}
+    assert timed.seconds[timed.run == "old"].tolist() == [100, 350]
+    lines = numbers.time_to_quality(timed).set_index(["run", "level"])
+    seconds = {key: line.seconds for key, line in lines.iterrows()}
+    assert (seconds["old", 0.6], seconds["new", 0.6], seconds["new", 0.7]) == (350, 40, 100.5)
+    assert seconds["new", 0.8] == 100.5 and math.isnan(seconds["old", 0.7])
+    assert tuple(lines.loc[("new", 0.6), ["best", "seconds_to_best", "total_seconds"]]) == (
+        0.81,
+        100.5,
+        150.5,
+    )
+    plot.main(["--runs", *map(str, runs), "--results", "--out", str(tmp_path / "figures"), "--format", "png"])
+    table = pd.read_csv(tmp_path / "figures" / "time_to_quality.csv")
+    assert list(table.columns[:3]) == ["run", "level", "seconds"] and len(table) == 6
+    assert "| – |" in (tmp_path / "figures" / "time_to_quality.md").read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "time_to_quality.png").exists()
+
+
+def test_nearest_neighbours_accuracy_is_the_quality_where_it_is_logged(tmp_path):
+    folder = run_folder(tmp_path / "run", [])
+    (folder / "log.csv").write_text("epoch,knn_macro_f1,knn5_accuracy,seconds\n1,.5,.6,9\n")
+    column, timed = numbers.quality_over_time(reading.read_runs([folder], [])[1])
+    assert (column, timed.quality.tolist()) == ("knn5_accuracy", [0.6])
+
+
 # Files
 
 
@@ -640,6 +685,37 @@ def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
     )
 
 
+def test_images_a_class_stand_beside_shares_and_are_never_mixed_with_them(tmp_path):
+    """`10/class` and 10 % are two amounts: other means, other figures, other commands."""
+    rows = []
+    for ratio, value in ((10, 0.5), (50, 0.6), ("10/class", 0.7), ("50/class", 0.8)):
+        for init, seeds in (("random", (1, 2)), ("barlow", (1,))):
+            rows += [
+                row("scene", init, "linear", ratio, seed, metric, "all", value)
+                for seed in seeds
+                for metric in ("f1_macro", "accuracy")
+            ]
+    path = write_rows(tmp_path / "results.csv", rows)
+    means = numbers.over_seeds(read(path)).query("metric == 'f1_macro' and init == 'random'")
+    assert dict(zip(zip(means.ratio, means.unit), means["mean"])) == {
+        (10, "%"): 0.5,
+        (50, "%"): 0.6,
+        (10, "/class"): 0.7,
+        (50, "/class"): 0.8,
+    }
+    plot.main(["--runs", "--results", str(path), "--out", str(tmp_path / "figures"), "--format", "png"])
+    drawn = {file.stem for file in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {
+        f"fig6-land{unit}{metric}" for unit in ("", "-per-class") for metric in ("", "-accuracy")
+    }
+    missing = pd.read_csv(tmp_path / "figures" / "missing.csv", keep_default_na=False)
+    commands = [words for words in missing.command if "--seed 2" in words]
+    assert ["--ratios 10 50" in words for words in commands] == [True, False]
+    assert "--per-class 10 50" in commands[1]
+    for words in commands:
+        options("transfer").parse_args(shlex.split(words)[2:])
+
+
 @pytest.mark.parametrize("kind", ["bom", "crlf", "spreadsheet", "nan", "inf"])
 def test_csv_files_that_other_programs_have_saved(tmp_path, kind):
     rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", 0.25 * seed) for seed in (1, 2)]
@@ -675,6 +751,100 @@ def test_a_folder_without_a_readable_config_is_still_drawn(tmp_path, capsys):
         ["--runs", str(tmp_path / "odd"), "--results", "--out", str(tmp_path / "figures"), "--format", "png"]
     )
     assert (tmp_path / "figures" / "curves.png").exists() and "config.yaml" in capsys.readouterr().err
+
+
+def damaged_npz(folder, good):
+    """Files that are no embeddings, each in its own way."""
+    data = good.read_bytes()
+    arrays = dict(np.load(good))
+    for name, content in (
+        ("empty", b""),
+        ("cut", data[: len(data) // 2]),
+        ("text", b"hello"),
+        ("flip", None),
+    ):
+        if name == "flip":
+            content = bytearray(data)
+            content[len(data) // 3] ^= 0xFF
+        (folder / f"embeddings-{name}.npz").write_bytes(content)
+    with open(folder / "embeddings-array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    np.savez(folder / "embeddings-names.npz", features=np.zeros((2, 2)))
+    for name, change in (
+        ("shape", {"labels": np.zeros(3, int)}),
+        ("labels", {"labels": arrays["labels"] + 9}),
+        ("none", {"labels": arrays["labels"] * 0 - 1}),
+        ("infinite", {"features": arrays["features"] * np.inf}),
+        ("words", {"labels": np.array(["a"] * len(arrays["labels"]))}),
+    ):
+        np.savez(folder / f"embeddings-{name}.npz", **{**arrays, **change})
+
+
+def test_damaged_files_cost_one_line_each_and_none_of_the_others(study, tmp_path, capsys):
+    """A good results.csv and good embeddings beside a bad CSV, a bad log and every kind of bad .npz."""
+    good = tmp_path / "embeddings-good.npz"
+    good.write_bytes((study / "embeddings_1.npz").read_bytes())
+    damaged_npz(tmp_path, good)
+    results = write_rows(
+        tmp_path / "results.csv", scene_rows(["random"], [5, 100], [1], ["a", "b"], ["linear"])
+    )
+    (tmp_path / "bad.csv").write_bytes(b"\x00\xff\xfe,garbage\n1")
+    run = run_folder(tmp_path / "run", ["1,x,6,9,.5,100,100", "2,4,6,9,.6,100,100"])
+    flags = ["--runs", run, "--results", results, tmp_path / "bad.csv", tmp_path / "gone.csv"]
+    with pytest.raises(SystemExit) as ended:
+        plot.main([*map(str, flags), "--out", str(tmp_path / "figures"), "--format", "png"])
+    assert ended.value.code == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    for name in [
+        *(file.name for file in tmp_path.glob("embeddings-*") if file != good),
+        "bad.csv",
+        "gone.csv",
+    ]:
+        assert sum(name in line for line in said) == 1, (name, said)
+    assert sum("log.csv:2" in line for line in said) == 1
+    drawn = {file.stem for file in (tmp_path / "figures").glob("*.png")}
+    assert {"fig3", "fig6-land", "curves", "time_to_quality"} <= drawn
+
+
+def test_names_that_would_be_formulas_or_paths_are_text(tmp_path):
+    names = ["=HYPERLINK(1)", "../../x.jpg", "+1|2", "a\nb", "$x$ {"]
+    path = write_rows(
+        tmp_path / "results.csv", scene_rows(["random", "../up"], [5, 10], [1, 2], names, ["finetune"])
+    )
+    out = tmp_path / "deep" / "figures"
+    plot.main(["--runs", "--results", str(path), "--out", str(out), "--format", "png"])
+    assert {file.parent for file in tmp_path.rglob("*.png")} == {out}
+    tables_of_text = [pd.read_csv(file, dtype=str, keep_default_na=False) for file in out.glob("*.csv")]
+    cells = [cell for table in tables_of_text for cell in table.to_numpy().ravel()]
+    assert any("HYPERLINK" in cell for cell in cells) and not [
+        c for c in cells if c.startswith(("=", "+", "@"))
+    ]
+    text = (out / "fig8b-land-.._up.md").read_text(encoding="utf-8")
+    assert len({len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines()[2:]}) == 1
+
+
+def test_figures_that_cannot_be_drawn_are_listed(tmp_path, capsys, monkeypatch):
+    def broken(*_):
+        raise ValueError("no way")
+
+    monkeypatch.setattr(plot.figures, "ratio_figure", broken)
+    path = write_rows(tmp_path / "results.csv", scene_rows(["random"], [5, 100], [1], ["a", "b"], ["linear"]))
+    with pytest.raises(SystemExit) as ended:
+        plot.main(["--runs", "--results", str(path), "--out", str(tmp_path / "figures")])
+    assert (
+        ended.value.code == 1 and "fig6-land: cannot be drawn (ValueError: no way)" in capsys.readouterr().err
+    )
+    assert "table4-land" in set(pd.read_csv(tmp_path / "figures" / "index.csv").stem)
+
+
+def test_any_encoding_of_the_terminal(study, tmp_path):
+    flags = ["--runs", study / "runs" / "barlow", "--results", "--out", tmp_path / "größe", "--format", "png"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "plot.py", *flags], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii() and (tmp_path / "größe" / "curves.png").exists()
 
 
 @pytest.mark.parametrize(
