@@ -169,6 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     device, *_ = common.start_ranks(args.device)
     about = common.about(device)
     say(f"{about['device_name']}, " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
+    say(crowded())
     settings = settings_of(args, device)
     if args.quick:
         case = make_case(settings[0], args, device)
@@ -194,6 +195,21 @@ def main(argv: list[str] | None = None) -> None:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def crowded() -> str:
+    """What to know of the load: two threads that wait for others are many times slower than one."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, common.cores()
+    if load < 1.5 * cores:
+        return f"load {load:.1f} on {cores} cores"
+    return (
+        f"busy: {load:.0f} threads compete for {cores} cores, so nothing here holds for an idle machine, and "
+        + (
+            "one thread is best"
+            if torch.get_num_threads() == 1
+            else "OMP_NUM_THREADS=1 may be many times faster"
+        )
+    )
 
 
 class Clock:
@@ -235,10 +251,9 @@ def measure_ceilings(device: torch.device) -> Ceilings:
 
 def best_seconds(call: Callable[[], object], device: torch.device, times: int = 10) -> float:
     """Seconds of the fastest of several calls."""
-    seconds = [
-        timed_steps([[0]] * 2, lambda _batch: call(), device, steps=2).seconds / 2 for _ in range(times)
-    ]
-    return min(seconds)
+    batch = ([0],)
+    runs = [timed_steps([batch] * 2, lambda batch: call(), device, steps=2) for _ in range(times)]
+    return min(run.seconds / run.steps for run in runs)
 
 
 def precisions_of(device: torch.device) -> list[str]:
@@ -313,19 +328,18 @@ def measure(case: Case, ceilings: Ceilings, args: argparse.Namespace, clock: Clo
 
 
 def take_turns(contenders: list[Contender], repeats: int, clock: Clock) -> list[list[Timed | Exception]]:
-    """What each contender's runs came to. One that fails is out; no turn starts that would end too late."""
+    """What each contender's runs came to. One that fails is out; nothing starts that would end too late."""
     results: list[list[Timed | Exception]] = [[] for _ in contenders]
     last = 0.0  # seconds of the turn before; the first compiles, so it is longer than the others
     for turn in range(repeats):
         began = clock.left()
-        if began < last:
+        if began <= last:
             say(f"  no time for another turn: {turn} of {repeats} were taken")
             break
         for contender, found in zip(contenders, results, strict=True):
-            if found and isinstance(found[-1], Exception):
-                continue
-            found.append(attempt(contender))
-            say(f"  turn {turn + 1}: {told(contender, found[-1])}")
+            if clock.left() > 0 and not (found and isinstance(found[-1], Exception)):
+                found.append(attempt(contender))
+                say(f"  turn {turn + 1}: {told(contender, found[-1])}")
         last = began - clock.left()
     return results
 
@@ -353,7 +367,8 @@ def row_of(contender: Contender, setting: Setting, results: list[Timed | Excepti
     """The row of a contender's turns."""
     good = [r for r in results if isinstance(r, Timed)]
     rates = [r.images_per_s for r in good]
-    note = "".join(f"failed: {common.first_line(r)}" for r in results if isinstance(r, Exception))
+    note = "" if results else "no time was left"
+    note += "".join(f"failed: {common.first_line(r)}" for r in results if isinstance(r, Exception))
     if contender.part in TRAINING and good:
         note = f"{100 * np.median([r.data_wait for r in good]):.1f} % waiting{note and '; ' + note}"
     return Row(
@@ -685,7 +700,7 @@ def quick(case: Case, images: int, epochs: int) -> str:
     for name, (stream, step) in parts.items():
         rates[name] = timed(stream, step, case.device).images_per_s
         say(f"  {name}: {rates[name]:,.0f} images/s")
-    return sentence(rates, images, epochs) + crowded()
+    return sentence(rates, images, epochs)
 
 
 def sentence(rates: dict[str, float], images: int, epochs: int) -> str:
@@ -697,14 +712,6 @@ def sentence(rates: dict[str, float], images: int, epochs: int) -> str:
         limit = f"loader and model share the machine: {slower} reaches {rates[slower]:,.0f} images/s"
     what = f"{images:,} images in {epochs} epochs take {hours:,.1f} hours"
     return f"{rates['both']:,.0f} images/s: {what}; {limit}"
-
-
-def crowded() -> str:
-    """A hint where other programs take the cores that these threads would use."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load < 1.5 * common.cores():
-        return ""
-    return f"; {load:.0f} threads compete for {common.cores()} cores, OMP_NUM_THREADS=1 may be far faster"
 
 
 if __name__ == "__main__":

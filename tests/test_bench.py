@@ -1,0 +1,177 @@
+"""The benchmark: its sentence, its turns, its roofline; and the whole of it on tiny images."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import picture, refused
+from PIL import Image
+
+import bench
+from bench import Clock, Contender, Effort, Row, Setting
+from models.backbone import build_backbone
+from models.roofline import GPUS, images_per_second, training_operations
+from models.timing import Timed
+
+SETTING = Setting(32, 8)
+
+
+def at(rate, wait=0.0):
+    """A run of one second."""
+    return Timed(rate, wait, 1.0, 1)
+
+
+def contender(part, rates, what="x", precision="fp32"):
+    """One whose turns come to these rates; a rate that is an error is raised."""
+    left = list(rates)
+
+    def run():
+        rate = left.pop(0)
+        if isinstance(rate, Exception):
+            raise rate
+        return at(rate)
+
+    return Contender(part, what, run, precision, "eager")
+
+
+# The roofline
+
+
+@pytest.mark.parametrize("gpu, known", [("V100", 3467), ("A100-80", 8338), ("H100", 19139), ("H200", 23218)])
+def test_roofline_of_resnet18_is_the_known_one(gpu, known):
+    rate = images_per_second(training_operations(build_backbone(), 224), *GPUS[gpu])
+    assert rate == pytest.approx(known, rel=0.03)
+
+
+def test_operations_are_those_of_the_papers_and_follow_the_size():
+    small, large = (training_operations(build_backbone(), size) for size in (64, 128))
+    total = {n: sum(op.flops for op in ops) for n, ops in ((64, small), (128, large))}
+    assert total[128] / total[64] == pytest.approx(4, rel=0.02)
+    forward = [op for op in training_operations(build_backbone(), 224) if op.name.endswith(": forward")]
+    assert sum(op.flops for op in forward) == pytest.approx(
+        2 * 1.814e9, rel=0.001
+    )  # multiply-adds of He et al.
+    halves, singles = (training_operations(build_backbone(), 64, element) for element in (2, 4))
+    assert sum(op.bytes for op in singles) == 2 * sum(op.bytes for op in halves)
+    slow = images_per_second(large, 1e9, 1e30), images_per_second(large, 1e30, 1e9)
+    assert slow == pytest.approx((1e9 / 2 / sum(op.bytes for op in large), 1e9 / 2 / total[128]))
+
+
+def test_counting_leaves_the_backbone_as_it_was():
+    backbone = build_backbone()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    training_operations(backbone, 64)
+    assert backbone.training and not any(module._forward_hooks for module in backbone.modules())
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+# Turns
+
+
+def test_contenders_take_turns_and_one_that_fails_is_out():
+    first = contender("both", [10, 12, 30])
+    second = contender("usual", [RuntimeError("no room\nat all")])
+    results = bench.take_turns([first, second], 3, Clock(60))
+    assert [r.images_per_s for r in results[0]] == [10, 12, 30] and len(results[1]) == 1
+    row, failed = (bench.row_of(c, SETTING, found) for c, found in zip((first, second), results, strict=True))
+    assert (row.value, row.low, row.high, row.n) == (12, 10, 30, 3)
+    assert failed.n == 0 and failed.value != failed.value and "no room" in failed.note
+
+
+def test_no_turn_starts_that_would_end_too_late(capsys):
+    class Slow(Clock):
+        def left(self):
+            self.end -= 1  # each look at the clock takes a second
+            return self.end
+
+    clock = Slow(0)
+    clock.end = 12
+    results = bench.take_turns([contender("model", range(1, 9)), contender("both", range(1, 9))], 8, clock)
+    assert 1 <= len(results[0]) == len(results[1]) < 5
+    assert "no time for another turn" in capsys.readouterr().out
+    row = bench.row_of(contender("model", []), SETTING, [])
+    assert row.note == "no time was left"
+
+
+def test_a_mistake_of_the_user_is_no_result():
+    with pytest.raises(bench.common.DataError):
+        bench.take_turns([contender("model", [bench.common.DataError("no such folder")])], 1, Clock(60))
+
+
+def test_ratios_are_taken_within_a_turn():
+    pair = [contender("both", []), contender("usual", [])]
+    (row,) = bench.ratios(pair, [[at(20), at(90), at(40)], [at(10), at(30), at(20)]], SETTING)
+    assert (row.value, row.low, row.high, row.n) == (2, 2, 3, 3)
+
+
+# The sentence
+
+
+@pytest.mark.parametrize(
+    "rates, limit",
+    [
+        ((100, 1000, 99), "the loader limits it (model alone 10.0 times as fast)"),
+        ((3000, 300, 290), "the model limits it (loader alone 10.0 times as fast)"),
+        ((300, 200, 120), "loader and model share the machine: model alone reaches 200 images/s"),
+    ],
+)
+def test_sentence_says_rate_hours_and_limit(rates, limit):
+    said = bench.sentence(dict(zip(("loader alone", "model alone", "both"), rates)), 36_000, 100)
+    hours = 36_000 * 100 / rates[2] / 3600
+    assert said == f"{rates[2]} images/s: 36,000 images in 100 epochs take {hours:,.1f} hours; {limit}"
+
+
+def test_flags_choose_the_setting():
+    def settings(*flags, device="cpu"):
+        return bench.settings_of(bench.build_parser().parse_args(flags), torch.device(device))
+
+    assert settings() == [Setting(64, 256), Setting(224, 32)]
+    assert settings(device="cuda") == [Setting(224, 512), Setting(64, 256)]
+    assert settings("--size", "200") == [Setting(200, 32)]
+    assert settings("--size", "32", "--batch-size", "12") == [Setting(32, 12)]
+
+
+# All of it
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A folder of 40 images, and measurements of one step."""
+    (tmp_path / "data" / "water").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        Image.fromarray(picture(rng, 24)).save(tmp_path / "data" / "water" / f"{i}.png")
+    monkeypatch.setitem(bench.EFFORTS, "cpu", Effort(1, 5.0, 0))
+    flags = ["--data", tmp_path / "data", "--size", 32, "--batch-size", 4, "--device", "cpu", "--workers", 1]
+    return [str(f) for f in [*flags, "--cache", tmp_path / "cache", "--out", tmp_path / "out" / "b.csv"]]
+
+
+def test_one_command_prints_and_writes_the_table_and_replaces_the_one_before(tiny, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.csv").write_text("an,older\ntable,!\n")
+    bench.main([*tiny, "--repeats", "1", "--no-compile"])
+    table = pd.read_csv(tmp_path / "out" / "b.csv")
+    assert list(table.columns) == [*Row._fields, "device", "torch", "commit"]
+    counts = table.part.value_counts()
+    assert counts["model"] == counts["both"] == len(bench.precisions_of(torch.device("cpu")))
+    assert counts["ceiling"] == 1 + counts["model"] and counts["usual"] in (1, 2)
+    assert counts["ratio"] == counts["both"] * counts["usual"]
+    measured = table[table.part.isin(["loader", "model", "both", "usual"])]
+    assert (measured.value > 0).all() and (measured.n == 1).all()
+    said = capsys.readouterr().out
+    assert re.search(r"32 px: \d+ images/s .* times the usual stack in fp32", said)
+    assert "the paper's 136,414 images in 500 epochs" in said
+
+
+def test_quick_says_one_sentence_and_writes_nothing(tiny, tmp_path, capsys):
+    bench.main([*tiny, "--quick", "--epochs", "7"])
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert re.fullmatch(r"[\d,]+ images/s: 40 images in 7 epochs take [\d.]+ hours; .*(limits|share).*", last)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_images_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refused(capsys, bench.main, "--data", tmp_path / "empty", "--quick", "--device", "cpu")
