@@ -75,11 +75,10 @@ def test_alpha_is_dropped_and_the_colours_stay():
 def test_the_orientation_is_applied(format, number):
     exif = Image.Exif()
     exif[tiff.ORIENTATION] = number
-    options = {"tiffinfo": {tiff.ORIENTATION: number}} if format == "TIFF" else {"exif": exif}
-    plain = picture(saved(IMAGE, format, **({"lossless": True} if format == "WEBP" else {})))
-    if format == "WEBP":
-        options["lossless"] = True
-    turned = picture(saved(IMAGE, format, **options))
+    notes = {"tiffinfo": {tiff.ORIENTATION: number}} if format == "TIFF" else {"exif": exif}
+    exact = {"lossless": True} if format == "WEBP" else {}
+    plain = picture(saved(IMAGE, format, **exact))
+    turned = picture(saved(IMAGE, format, **exact, **notes))
     expected = Image.fromarray(np.ascontiguousarray(plain.transpose(1, 2, 0)))
     expected.getexif()[tiff.ORIENTATION] = number
     expected = np.asarray(ImageOps.exif_transpose(expected)).transpose(2, 0, 1)
@@ -179,7 +178,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_check_and_decoder_agree_on_a_damaged_corpus(tmp_path):
-    """A good file decodes; a file that does not decode is bad, in the same words unless libtiff has better ones.
+    """A good file decodes; one that does not decode is bad, in the same words unless libtiff has better ones.
 
     What only the check hears are libjpeg's complaints about a JPEG that it decodes all the same.
     """
