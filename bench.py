@@ -3,6 +3,7 @@
     python bench.py                                                      # the whole table, under 8 minutes
     python bench.py --quick --size 224 --images 194877 --epochs 500      # one sentence, within a minute
     python bench.py --data PATCHES --size 64 --batch-size 256 --repeats 5
+    python bench.py --size 64 --batch-size 64 --picture time.png         # where the time of a step goes
 
 Measured are the machine's ceilings, the views alone, each loader alone, the model alone and both together,
 and beside them the usual stack: PIL transforms in a DataLoader, once in fp32 as most code has it, and once
@@ -33,7 +34,7 @@ from torchvision import transforms
 import common
 from common import number
 from data.check import check_files
-from data.fused import available
+from data.fused import available, costs
 from data.loader import Plan, TorchLoader, dali_loader
 from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
@@ -43,15 +44,17 @@ from models.backbone import ARCHITECTURES, build_backbone
 from models.optimisers import make_optimizer
 from models.roofline import images_per_second, training_operations
 from models.step import Learner
-from models.timing import Timed, endless, peak_memory, timed_steps
+from models.timing import Timed, endless, peak_memory, timed_steps, wait_for
+from plots.profile import draw_times, grouped
 
 MEAN, STD = (0.34, 0.38, 0.41), (0.20, 0.14, 0.12)  # of EuroSAT, range 0-1; any would do
 SCENES = 116  # built-in ones, each of them seen several times an epoch
 MOST_FILES = 1024  # of --data that are read
 PAPER = (136_414, 500)  # images (70 % of Sentinel2GlobalLULC's 194,877) and epochs of the paper's pretraining
 SHARE = (0.55, 0.74)  # of the roofline: what good implementations of ResNet reach on GPUs
+PROFILED = 3  # steps
 TRAINING = ("both", "usual")  # parts that wait for a loader
-VIEW_BYTES = {"torch": 817, "fused": 40}  # moved for a pixel of one view, see docs/performance.md
+TORCH_BYTES = 817  # that torch's operators move for a pixel of one view, see docs/performance.md
 
 
 class Setting(NamedTuple):
@@ -147,6 +150,7 @@ def build_parser() -> common.Parser:
     group.add_argument("--batch-size", type=number(int, 2), help="images a step: what suits the device")
     group.add_argument("--method", choices=list(METHODS), default="barlow")
     group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
+    group.add_argument("--picture", metavar="PNG", help="only profile steps, and draw where the time goes")
     group = parser.add_argument_group("how")
     group.add_argument("--repeats", type=number(int, 1), default=3, help="turns of each contender")
     group.add_argument("--minutes", type=number(float, above=0), default=8.0, help="no turn starts later")
@@ -174,6 +178,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         case = make_case(settings[0], args, device)
         return say(quick(case, args.images or case.images.of_all, args.epochs))
+
+    if args.picture:
+        return say(picture(make_case(settings[0], args, device), Path(args.picture)))
 
     ceilings = measure_ceilings(device)
     rows = rows_of_ceilings(ceilings)
@@ -420,10 +427,12 @@ def load(case: Case, kind: str) -> Timed:
 
 def bound(case: Case, kind: str, ceilings: Ceilings) -> str:
     """What the bytes of both views allow, were there nothing but memory."""
-    if kind not in VIEW_BYTES:
+    size, (height, width) = case.setting.size, case.images.pixels.shape[-2:]
+    if kind == "dali":
         return ""
-    rate = ceilings.copy / (2 * VIEW_BYTES[kind] * case.setting.size**2)
-    return f"at most {rate:,.0f}"
+    kernels = costs(size, height, width).values()
+    moved = TORCH_BYTES * size**2 if kind == "torch" else sum(cost.read + cost.written for cost in kernels)
+    return f"at most {ceilings.copy / (2 * moved):,.0f}"
 
 
 def has_dali() -> bool:
@@ -712,6 +721,41 @@ def sentence(rates: dict[str, float], images: int, epochs: int) -> str:
         limit = f"loader and model share the machine: {slower} reaches {rates[slower]:,.0f} images/s"
     what = f"{images:,} images in {epochs} epochs take {hours:,.1f} hours"
     return f"{rates['both']:,.0f} images/s: {what}; {limit}"
+
+
+# Where the time goes
+
+
+def picture(case: Case, file: Path) -> str:
+    """Profile the views and the step, each alone, and draw their operators in groups; what was drawn."""
+    precision, kind = precisions_of(case.device)[0], best_kind(case)
+    loader = make_loader(case, kind, common.DTYPES[precision])
+    learn = make_learner(case, precision, "eager")
+    views = next(loader.epoch(0))
+    learn(views)
+    wait_for(case.device)
+    loaded = profiled(lambda: [next(loader.epoch(0)) for _ in range(PROFILED)], case.device)
+    trained = profiled(lambda: [learn(views) for _ in range(PROFILED)], case.device)
+    seconds = {f"views ({kind})": sum(loaded.values())} | trained
+    seconds = {name: value / PROFILED for name, value in seconds.items()}
+    size, batch_size = case.setting
+    device = common.about(case.device)["device_name"]
+    title = f"{case.method}, {size} px, batch {batch_size}, {precision}\n{device}"
+    draw_times(seconds, title, file)
+    largest = ", ".join(
+        f"{k} {1e3 * v:.0f} ms" for k, v in sorted(seconds.items(), key=lambda item: -item[1])
+    )
+    return f"{largest}; picture: {file}"
+
+
+def profiled(run: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Seconds of the operators of a run, by group."""
+    cuda = device.type == "cuda"
+    kinds = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as trace:
+        run()
+        wait_for(device)
+    return grouped(trace.key_averages(), cuda)
 
 
 if __name__ == "__main__":

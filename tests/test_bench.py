@@ -14,6 +14,7 @@ from bench import Clock, Contender, Effort, Row, Setting
 from models.backbone import build_backbone
 from models.roofline import GPUS, images_per_second, training_operations
 from models.timing import Timed
+from plots.profile import group_of
 
 SETTING = Setting(32, 8)
 
@@ -175,3 +176,28 @@ def test_quick_says_one_sentence_and_writes_nothing(tiny, tmp_path, capsys):
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "empty" in refused(capsys, bench.main, "--data", tmp_path / "empty", "--quick", "--device", "cpu")
+
+
+def test_picture_shows_where_the_time_goes(tiny, tmp_path, capsys):
+    bench.main([*tiny, "--picture", str(tmp_path / "time.png")])
+    said = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "views (torch)" in said and "convolutions, backward" in said
+    with Image.open(tmp_path / "time.png") as image:
+        assert image.format == "PNG" and min(image.size) > 200
+
+
+@pytest.mark.parametrize(
+    "name, group",
+    [
+        ("aten::mkldnn_convolution", "convolutions, forward"),
+        ("aten::convolution_backward", "convolutions, backward"),
+        ("sm90_xmma_dgrad_implicit_gemm_bf16", "convolutions, backward"),
+        ("aten::native_batch_norm", "norms"),
+        ("aten::addmm", "matrix products"),
+        ("aten::_foreach_add_", "optimiser"),
+        ("aten::add_", "sums of gradients and shortcuts"),
+        ("aten::log", "other"),
+    ],
+)
+def test_operators_are_told_apart(name, group):
+    assert group_of(name) == group
