@@ -86,8 +86,10 @@ def test_requirements_name_what_is_imported_and_nothing_else():
     assert used == {module.get(name, name) for name in named}
 
 
-@pytest.mark.parametrize("file", ["losses/barlow.py", "losses/moco.py", "losses/simclr.py",
-"losses/simsiam.py"]) def test_losses_copy_alone(file):
+@pytest.mark.parametrize(
+    "file", ["losses/barlow.py", "losses/moco.py", "losses/simclr.py", "losses/simsiam.py"]
+)
+def test_losses_copy_alone(file):
     assert imports_of(ROOT / file) == {"torch"}
 
 
@@ -95,8 +97,10 @@ def test_heads_and_the_tuner_copy_alone(tmp_path):
     for file in ("models/heads.py", "tune.py", "data/augment.py"):
         shutil.copy(ROOT / file, tmp_path)
     code = "import heads, tune, augment; print(heads.mlp([4, 3, 2]), tune.build_parser().prog)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-    check=False) assert done.returncode == 0 and "Linear" in done.stdout, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "Linear" in done.stdout, done.stderr
 
 
 def test_the_idea_on_one_screen_runs_in_an_empty_folder(tmp_path, folder):
@@ -120,8 +124,7 @@ def test_the_idea_on_one_screen_runs_in_an_empty_folder(tmp_path, folder):
 def test_a_saved_configuration_gives_every_flag_back(name, tmp_path):
     parser = importlib.import_module(name).build_parser()
     args = parser.parse_args([])
-    for action in common.flag_actions(parser).values():  # other values than the defaults, where there is a
-    choice
+    for action in common.flag_actions(parser).values():
         if isinstance(action.default, bool):
             setattr(args, action.dest, not action.default)
     args.seed = 20240101
@@ -137,7 +140,7 @@ def test_a_saved_configuration_gives_every_flag_back(name, tmp_path):
 
 def test_help_shows_the_examples_and_no_empty_default():
     for name in COMMANDS:
-            text = importlib.import_module(name).build_parser().format_help()
+        text = importlib.import_module(name).build_parser().format_help()
         assert f"python {name}.py" in text and "(default: None)" not in text, name
         assert len(text.split("\n\n")[0].splitlines()) <= 2, f"{name}: the usage line lists the flags"
 
