@@ -288,9 +288,9 @@ def read_yaml(file: Path, parser: Parser) -> dict:
 
 def check_value(value: object, action: argparse.Action, where: str) -> object:
     """The YAML value of a flag as the command line would give it."""
+    if value is None and action.default is None:
+        return None
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):  # a switch
-        if value is None and action.default is None:
-            return None
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {value!r} is not true or false")
         return value
@@ -300,9 +300,7 @@ def check_value(value: object, action: argparse.Action, where: str) -> object:
             raise ConfigError(f"{where}: the list is empty")
         return [check_one(v, action, where) for v in values]
     if value is None:
-        if action.default is not None:
-            raise ConfigError(f"{where}: has no value; leave the line out for the default, {action.default}")
-        return None
+        raise ConfigError(f"{where}: has no value; leave the line out for the default, {action.default}")
     return check_one(value, action, where)
 
 

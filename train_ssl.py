@@ -152,9 +152,9 @@ def main(argv: list[str] | None = None) -> None:
         scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
         dtype = common.DTYPES[args.precision]
         config = common.flags_of(args, parser)
+        learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
         tell(say, config, images, args, why)
         if args.profile:
-            learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
             return profile(args, loader, learn, device, out, say)
 
         # Begin, or go on from the checkpoint
@@ -163,12 +163,9 @@ def main(argv: list[str] | None = None) -> None:
         stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
         say_where_it_stands(say, progress, found, stop_epoch, args, out)
         about = about_backbone(args, images)
-        good = found == "checkpoint.pt"
-        save = Saver(out, parts, config, about, images.digest, good) if lead else silent
+        save = Saver(out, parts, config, about, images.digest, found) if lead else silent
         if lead:
             write_beginning(out, config | common.about(device), about, loader, images)
-
-        learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
         stop, warmup = StopFlag(ranks), round(args.warmup_epochs * steps)
         bar = make_bar(args.epochs, plan.images, progress, steps, lead)
         for epoch in range(progress.epoch, stop_epoch):
@@ -195,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
                 "epoch": epoch + 1,
                 "loss": mean_over_ranks(losses.total() / steps, ranks, device),
                 "chance_loss": method.chance_loss(plan.largest() * ranks),
-                "lr": rate,
+                "lr": learning_rate(epoch * steps + steps - 1, args.epochs * steps, warmup, args.lr),
                 **check_features(method.backbone, images, args, dtype, checks and images.knn),
                 "images_per_s": steps * plan.largest() * ranks / watch.trained,
                 "data_wait": watch.waited / watch.trained,

@@ -1,11 +1,13 @@
-"""Barlow Twins: J. Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", ICML 2021."""
+"""Barlow Twins: J. Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", ICML
+2021."""
 
 import torch
 import torch.distributed as dist
 
 
 class SumOverRanks(torch.autograd.Function):
-    """all_reduce(sum) whose backward is all_reduce(sum) as well: every rank's loss depends on every rank's input."""
+    """all_reduce(sum) whose backward is all_reduce(sum) as well: every rank's loss depends on every rank's
+    input."""
 
     @staticmethod
     def forward(ctx, x):
@@ -21,11 +23,12 @@ class SumOverRanks(torch.autograd.Function):
 
 
 def barlow_twins_loss(z1: torch.Tensor, z2: torch.Tensor, *, lambda_: float = 0.005) -> torch.Tensor:
-    """Eq. 1: sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2, C the cross-correlation of z1 and z2 (N, D) over the batch.
+    """Eq. 1: sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2, C the cross-correlation of z1 and z2 (N, D)
+    over the batch.
 
-    Columns are standardised with the biased standard deviation. Computed in float32. Under torch.distributed z1, z2
-    are the rank's share (the same N on every rank), the value is that of the global batch on every rank, and gradients
-    averaged over the ranks, as DDP does, are those of one process on the joined batch.
+    Columns are standardised with the biased standard deviation. Computed in float32. Under torch.distributed
+    z1, z2 are the rank's share (the same N on every rank), the value is that of the global batch on every
+    rank, and gradients averaged over the ranks, as DDP does, are those of one process on the joined batch.
     """
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     total = SumOverRanks.apply if several else lambda x: x

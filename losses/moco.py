@@ -9,9 +9,9 @@ def info_nce_loss(
 ) -> torch.Tensor:
     """InfoNCE (Eq. 1 and Algorithm 1): query i picks key i of k (N, D) against the rows of queue (K, D).
 
-    q and k are normalised here, the queue's rows have unit length already; k and queue get no gradient. Computed in
-    float32. The value is the mean over the N queries: on several ranks, each with its own queries and the same queue,
-    the mean over the ranks is the global loss, in value and in gradient.
+    q and k are normalised here, the queue's rows have unit length already; k and queue get no gradient.
+    Computed in float32. The value is the mean over the N queries: on several ranks, each with its own queries
+    and the same queue, the mean over the ranks is the global loss, in value and in gradient.
     """
     with torch.autocast(q.device.type, enabled=False):
         q, k = F.normalize(q.float(), dim=1), F.normalize(k.detach().float(), dim=1)

@@ -1,4 +1,5 @@
-"""SimCLR: T. Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020."""
+"""SimCLR: T. Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML
+2020."""
 
 import torch
 import torch.distributed as dist
@@ -22,11 +23,13 @@ class GatherRanks(torch.autograd.Function):
 
 
 def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, *, temperature: float = 0.5) -> torch.Tensor:
-    """NT-Xent (Eq. 1 and Algorithm 1) of two views (N, D): each of the 2N rows picks its partner among the 2N - 1 others.
+    """NT-Xent (Eq. 1 and Algorithm 1) of two views (N, D): each of the 2N rows picks its partner among the 2N
+    - 1 others.
 
-    Rows are normalised here; computed in float32. Under torch.distributed z1, z2 are the rank's share (the same N on
-    every rank), negatives come from all ranks, and the value is the mean over this rank's anchors: its mean over the
-    ranks is the global loss, and gradients averaged over the ranks are those of one process on the joined batch.
+    Rows are normalised here; computed in float32. Under torch.distributed z1, z2 are the rank's share (the
+    same N on every rank), negatives come from all ranks, and the value is the mean over this rank's anchors:
+    its mean over the ranks is the global loss, and gradients averaged over the ranks are those of one process
+    on the joined batch.
     """
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     gather, rank = (GatherRanks.apply, dist.get_rank()) if several else (lambda x: x, 0)

@@ -5,9 +5,11 @@ import torch.nn.functional as F
 
 
 def negative_cosine_loss(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """Eq. 1 with the stop-gradient of Algorithm 1: the mean over the rows of -cos(p, z), p and z (N, D), z detached.
+    """Eq. 1 with the stop-gradient of Algorithm 1: the mean over the rows of -cos(p, z), p and z (N, D), z
+    detached.
 
-    Computed in float32. On several ranks the mean over the ranks is the global loss, in value and in gradient.
+    Computed in float32. On several ranks the mean over the ranks is the global loss, in value and in
+    gradient.
     """
     with torch.autocast(p.device.type, enabled=False):
         return -F.cosine_similarity(p.float(), z.detach().float(), dim=1).mean()

@@ -52,8 +52,9 @@ class Saver:
     whether the file that is there, if any, could be read.
     """
 
-    def __init__(self, out: Path, parts: Parts, config: dict, about: dict, digest: str, good: bool):
-        self.file, self.parts, self.good = out / "checkpoint.pt", parts, good
+    def __init__(self, out: Path, parts: Parts, config: dict, about: dict, digest: str, found: str):
+        self.file, self.parts = out / "checkpoint.pt", parts
+        self.good = found == self.file.name  # else what is there, if anything, could not be read
         self.identity = {"config": config, "about": about, "digest": digest}
 
     def __call__(self, progress: Progress) -> None:

@@ -1,4 +1,5 @@
-"""Each loss against a literal transcription of its paper in float64, and the properties the papers rely on."""
+"""Each loss against a literal transcription of its paper in float64, and the properties the papers rely
+on."""
 
 import math
 import shutil

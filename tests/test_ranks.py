@@ -1,4 +1,5 @@
-"""Two gloo ranks with different data are one process on the joined batch: gradients, statistics, queue, whole runs."""
+"""Two gloo ranks with different data are one process on the joined batch: gradients, statistics, queue, whole
+runs."""
 
 import copy
 

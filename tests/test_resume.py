@@ -57,7 +57,8 @@ def test_killed_at_a_random_moment(method, loader, tiny, tmp_path):
 
 @pytest.mark.parametrize("last_words", ["diagnose", "describe", "draw_curve"])
 def test_dies_after_the_last_step_of_an_epoch(last_words, tiny, tmp_path, monkeypatch):
-    """With a checkpoint of the last step, before the log; with the log, before the checkpoint; with both, before the curve."""
+    """With a checkpoint of the last step, before the log; with the log, before the checkpoint; with both,
+    before the curve."""
     flags = ["--method", "simclr", *tiny]
     train_ssl.main([*flags, "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
