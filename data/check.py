@@ -177,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
 
     args = build_parser().parse_args(argv)
     data = load_table(args.folder)
+    for note in data.notes:
+        print(f"note: {note}")
     manifest = args.manifest or manifest_of(data.root, args.cache)
     refuse_inside(manifest, args.folder)
     table = check_files(data.root, list(data.files), manifest, args.workers)

@@ -92,7 +92,7 @@ def read_entry(entry: os.DirEntry, folder: Folder, above: tuple, walk: Scan) -> 
     if is_folder(entry):
         if not entry.is_symlink() or may_follow(path, above, walk):
             folder.folders.append(read_folder(path, above, walk))
-    elif suffix in IMAGE_SUFFIXES:
+    elif suffix in IMAGE_SUFFIXES and (entry.is_symlink() or entry.is_file()):  # not a pipe or a socket
         folder.images.append(entry.name)
     elif entry.is_symlink() and not suffix and not path.exists():
         walk.unreadable.append(f"{path} (a link to {os.readlink(path)}, which is not there)")

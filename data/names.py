@@ -30,24 +30,24 @@ FILLERS = {
 }
 SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
 
-_FORESTS = {
-    "DeBr": "Deciduous Broadleaf Forests",
-    "DeNe": "Deciduous Needleleaf Forests",
-    "EvBr": "Evergreen Broadleaf Forests",
-    "EvNe": "Evergreen Needleleaf Forests",
-}
-_DENSITIES = {"Op": "Open", "Cl": "Close", "De": "Dense"}
 PURE_NAMES = {  # Sentinel2GlobalLULC: short name of the archive's folders -> the paper's name
     "BarrenLands": "Barren Lands",
     "MossAndLichen": "Moss and Lichen Lands",
     "Grasslands": "Grasslands",
     "ShrublandOpen": "Open Shrublands",
     "SrublandClose": "Close Shrublands",
-    **{
-        f"Forests{short}{kind}": f"{density} {forest}"
-        for kind, forest in _FORESTS.items()
-        for short, density in _DENSITIES.items()
-    },
+    "ForestsOpDeBr": "Open Deciduous Broadleaf Forests",
+    "ForestsClDeBr": "Close Deciduous Broadleaf Forests",
+    "ForestsDeDeBr": "Dense Deciduous Broadleaf Forests",
+    "ForestsOpDeNe": "Open Deciduous Needleleaf Forests",
+    "ForestsClDeNe": "Close Deciduous Needleleaf Forests",
+    "ForestsDeDeNe": "Dense Deciduous Needleleaf Forests",
+    "ForestsOpEvBr": "Open Evergreen Broadleaf Forests",
+    "ForestsClEvBr": "Close Evergreen Broadleaf Forests",
+    "ForestsDeEvBr": "Dense Evergreen Broadleaf Forests",
+    "ForestsOpEvNe": "Open Evergreen Needleleaf Forests",
+    "ForestsClEvNe": "Close Evergreen Needleleaf Forests",
+    "ForestsDeEvNe": "Dense Evergreen Needleleaf Forests",
     "WetlandMangro": "Mangrove Wetlands",
     "WetlandSwamps": "Swamp Wetlands",
     "WetlandMarshl": "Marshland Wetlands",

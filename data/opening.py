@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 import common
 from data.check import check_files
@@ -111,7 +112,8 @@ def find_duplicates(table: Table, sizes: np.ndarray) -> pd.DataFrame:
     """
     groups: dict[tuple, list[int]] = {}
     common_sizes = pd.Series(sizes).duplicated(keep=False).to_numpy()
-    for row in np.flatnonzero(common_sizes):
+    alike = np.flatnonzero(common_sizes)
+    for row in tqdm(alike, desc="looking for duplicates", unit="file", disable=None, leave=False):
         groups.setdefault((sizes[row], tail_of(table.root / table.files[row])), []).append(row)
     first: dict[bytes, int] = {}
     rows = []

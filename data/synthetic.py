@@ -247,6 +247,12 @@ def forest(cover: float, kind: str) -> Recipe:
     return [(ground, "grass soil moss straw", dict(contrast=0.4)), (objects, colours, crowns)]
 
 
+def forests(kind: str) -> dict[str, Recipe]:
+    """The open, close and dense forest of a kind of leaf, by their names in the archive."""
+    covers = {"Op": 0.3, "Cl": 0.65, "De": 1}
+    return {f"Forests{density}{kind}": forest(cover, kind) for density, cover in covers.items()}
+
+
 PURE: dict[str, Recipe] = {  # Sentinel2GlobalLULC, in the order of Table II, by the names of the archive
     "BarrenLands": [
         (ground, "soil sand rock", dict(slope=2, relief=2)),
@@ -270,11 +276,10 @@ PURE: dict[str, Recipe] = {  # Sentinel2GlobalLULC, in the order of Table II, by
         (patches, "leaf moss", dict(cover=0.5)),
         (objects, "leaf grass", dict(size=3, cover=0.6)),
     ],
-    **{
-        f"Forests{density}{kind}": forest(cover, kind)
-        for kind in ("DeBr", "DeNe", "EvBr", "EvNe")
-        for density, cover in (("Op", 0.3), ("Cl", 0.65), ("De", 1))
-    },
+    **forests("DeBr"),
+    **forests("DeNe"),
+    **forests("EvBr"),
+    **forests("EvNe"),
     "WetlandMangro": [
         (ground, "leaf", {}),
         (objects, "leaf", dict(size=3, cover=1, radius=0.6, spread=0.1)),

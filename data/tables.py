@@ -196,7 +196,9 @@ def refuse_datasets(folder: Folder, kids: list[Folder]) -> None:
     """DataError where folders side by side are datasets rather than classes: they hold splits, or the same
     classes."""
     datasets = [kid for kid in kids if is_dataset(kid)]
-    inside = Counter(class_key(name) for kid in kids for name in class_names_in(kid))
+    inside: Counter = Counter()
+    for kid in kids:
+        inside.update(class_key(name) for name in class_names_in(kid))
     for kid in kids:
         shared = [name for name in class_names_in(kid) if inside[class_key(name)] > 1]
         if kid not in datasets and len(shared) > 1 and 2 * len(shared) >= len(kid.kids()):
@@ -322,7 +324,7 @@ def land_table(level: Folder, notes: list[str]) -> Table:
     """Land-1.0: the label is the class of the largest fraction."""
     parts: list[Part] = read_land(level)
     fractions = np.concatenate([part.fractions for part in parts]).astype(np.float32)
-    files = np.array([file for part in parts for file in part.files], dtype=object)
+    files = np.concatenate([np.array(part.files, dtype=object) for part in parts])
     split = np.repeat([part.split for part in parts], [len(part.files) for part in parts])
     for part in parts:
         notes = [*notes, *part.notes]

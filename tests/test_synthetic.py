@@ -248,9 +248,7 @@ def test_per_cent_with_commas_means_the_same_fractions(mixed, tmp_path):
 def sample(each, size=64, seed=7):
     """`each` scenes of every class, their labels, and the mask of the quarter kept for testing."""
     images = [
-        synthetic.render(c, size, np.random.default_rng([seed, 0, c, i]))
-        for c in range(29)
-        for i in range(each)
+        synthetic.render(c, size, np.random.default_rng([seed, 0, c, i])) for c, i in np.ndindex(29, each)
     ]
     return np.stack(images), np.repeat(np.arange(29), each), np.tile(np.arange(each) % 4 == 0, 29)
 
