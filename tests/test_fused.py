@@ -261,3 +261,19 @@ assert fused.triton is None and not fused.available(torch.device("cuda"))
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("side, size", [(64, 64), (64, 224), (600, 224)])
+def test_on_a_gpu_the_kernels_give_the_views_of_the_cpu(side, size, dtype):
+    device = torch.device("cuda")
+    assert fused.available(device)
+    x, d = images(16, side, side), drawn(16, side, side)
+    first, second = (fused.fused_view(x.to(device), d, size, MEAN, STD, dtype) for _ in range(2))
+    assert torch.equal(first, second), "the same draw gives the same bits"
+    expected = view(x, d, size, MEAN, STD)
+    step = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
+    # a position among 600 pixels is held to 6e-5 in float32; the differences of noise are divided by std
+    assert ((first.cpu().float() - expected).abs() <= step * expected.abs() + 1e-3).all()
