@@ -17,6 +17,7 @@ has six numbers for features, the mean and standard deviation of each channel: w
 import argparse
 import contextlib
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -230,13 +231,13 @@ def main(argv: list[str] | None = None) -> None:
     place = f"{args.size} px, {device}, {args.precision}"
     say(f"{args.task}: {work.left()} on {data.name} ({images} images), {place}")
     embedded = args.seed_list[0] if args.save_embeddings else None
-    for wait in (False, True):  # first what no other process is at, then what others have left
-        for unit in units:
-            with results.claim(work.name(unit), wait) as mine:
-                if mine and unit.mode == "linear":
-                    probe_all(unit, data, study, work, embedded)
-                elif mine:
-                    finetune_all(unit, data, study, work)
+    # First what no other process is at, then what others have left
+    for wait, unit in itertools.product((False, True), units):
+        with results.claim(work.name(unit), wait) as mine:
+            if mine and unit.mode == "linear":
+                probe_all(unit, data, study, work, embedded)
+            elif mine:
+                finetune_all(unit, data, study, work)
     say(work.finish())
     if rank == 0:
         results.write_summary()

@@ -61,7 +61,7 @@ class Results:
         except OSError as error:
             where = self.file.parent
             raise ConfigError(
-                f"{where}: its disk has no file locks ({error.strerror}): another --out"
+                f"{where}: its disk has no file locks ({error.strerror}): choose another --out"
             ) from None
         try:
             yield True

@@ -18,6 +18,7 @@ import yaml
 from conftest import ROOT, refused
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import transfer
@@ -566,6 +567,25 @@ def test_train_and_choose_need_nothing_but_what_they_take():
     assert outcome.predicted == 2 and [r[0] for r in outcome.records] == [1, 2, 3, 4]
     lowest = TASKS["scene"]._replace(sign=-1)
     assert transfer.choose([(step, step) for step in scores], judge, lowest).predicted == 4
+
+
+class Reads(TorchDispatchMode):
+    """Counts where a number is read out of a tensor: on a GPU, each is a wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batch_size", [4, 32])
+def test_training_waits_for_the_device_once_an_epoch(batch_size):
+    points = Points(torch.randn(64, 3), torch.eye(2).repeat(32, 1))
+    training = transfer.Training(0.1, 0.9, 1e-4, 5, batch_size, "softmax")
+    with Reads() as reads:
+        list(transfer.train(nn.Linear(3, 2), points, np.arange(64), training, seed=0))
+    assert reads.count == 5
 
 
 def test_a_loss_that_is_not_finite_names_the_epoch_and_the_rate():
