@@ -23,9 +23,8 @@ GROUPS = {
     "norms": "batch_norm|bn_|norm",
     "ReLU and pooling": "relu|threshold|clamp_min|pool",
     "matrix products": r"addmm|\bmm\b|bmm|matmul|gemm|linear",
-    "optimiser": "optimizer|_foreach|multi_tensor|fused_sgd",
     "copies and casts": "copy|_to_copy|memcpy|memset|cat\b|clone|contiguous",
-    "sums of gradients and shortcuts": r"\badd\b|add_|AccumulateGrad",
+    "sums and optimiser": r"\badd\b|add_|AccumulateGrad|\bmul_|_foreach|multi_tensor|optimizer",
 }
 OTHER = "other"
 

@@ -194,8 +194,8 @@ def test_picture_shows_where_the_time_goes(tiny, tmp_path, capsys):
         ("sm90_xmma_dgrad_implicit_gemm_bf16", "convolutions, backward"),
         ("aten::native_batch_norm", "norms"),
         ("aten::addmm", "matrix products"),
-        ("aten::_foreach_add_", "optimiser"),
-        ("aten::add_", "sums of gradients and shortcuts"),
+        ("aten::_foreach_add_", "sums and optimiser"),
+        ("aten::add_", "sums and optimiser"),
         ("aten::log", "other"),
     ],
 )
