@@ -456,6 +456,7 @@ def probes(study: Study, imagenet: list[str]) -> Step:
         str(study.settings.size),
     ]
     words += ["--ratios", "100", "--seeds", "1", "--init", *inits, "channels", "--save-embeddings"]
+    words += ["--share-pixels"]  # the copies decode once
     command = ["transfer.py", *words, "--out", str(study.out / "probes")]
     passes = len(inits) * study.patches.images
     return Step("Table IV and Fig. 3: linear probes", command, passes, copies=copies())
@@ -469,6 +470,7 @@ def transfer(study: Study, task: str, imagenet: list[str], best: str) -> Step:
     words = ["--task", task, *settings.protocol, "--mode", "linear", "finetune", *land.flags()]
     words += ["--size", str(settings.size), "--init", *inits, "--ratios", *map(str, settings.ratios)]
     words += ["--seeds", *map(str, settings.seeds), "--epochs", str(settings.epochs)]
+    words += ["--share-pixels"]
     command = ["transfer.py", *words, "--out", str(study.out / "transfer")]
     seeds = len(settings.seeds)
     seen = seeds * land.train * sum(settings.ratios) / 100  # images of all cells in one epoch
