@@ -169,8 +169,8 @@ def number(
     return convert
 
 
-# Below this the last stage of a ResNet sees one pixel, and the weight gradient that torch 2.14 computes there in
-# bf16 on a CPU holds uninitialised memory
+# Below this the last stage of a ResNet sees one pixel, and the weight gradient that torch 2.14 computes
+# there in bf16 on a CPU holds uninitialised memory
 side = number(int, 24, 2048)  # argparse type of --size, pixels
 
 
