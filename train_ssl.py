@@ -332,6 +332,7 @@ def build_model(
     args: argparse.Namespace, device: torch.device, ranks: int
 ) -> tuple[torch.nn.Module, torch.nn.Module]:
     """(method, what is called in a step: the method, or DistributedDataParallel around it)."""
+    refuse_too_large(args, device)
     torch.manual_seed(args.seed)
     method = build_method(args)
     if ranks > 1:
@@ -344,14 +345,29 @@ def build_model(
     return method, DistributedDataParallel(method, broadcast_buffers=False) if ranks > 1 else method
 
 
-def build_method(args: argparse.Namespace) -> torch.nn.Module:
+def build_method(args: argparse.Namespace, init: str | None = None) -> torch.nn.Module:
     """The method of the flags, on a backbone of the flags."""
-    values = {
-        name: getattr(args, FLAG_OF.get(name, name))
-        for name in inspect.signature(METHODS[args.method]).parameters
-        if name != "backbone"
-    }
-    return METHODS[args.method](build_backbone(args.arch, args.init, maxpool=args.maxpool), **values)
+    parameters = inspect.signature(METHODS[args.method]).parameters
+    values = {name: getattr(args, FLAG_OF.get(name, name)) for name in parameters if name != "backbone"}
+    backbone = build_backbone(args.arch, init or args.init, maxpool=args.maxpool)
+    return METHODS[args.method](backbone, **values)
+
+
+def refuse_too_large(args: argparse.Namespace, device: torch.device) -> None:
+    """ConfigError where weights, gradients and two moments of the optimiser are more than the memory there
+    is."""
+    with torch.device("meta"):
+        method = build_method(args, init="random")
+    needed = 16 * sum(p.numel() for p in method.parameters()) + sum(4 * b.numel() for b in method.buffers())
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"not enough memory: this network takes {needed / 1e9:.1f} GB to train, and {device.type} has "
+            f"{memory / 1e9:.1f} GB: lower --hidden, --out-dim or --queue-size"
+        )
 
 
 # Going on, and stopping
