@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from plots.legends import run_keys
 from plots.numbers import LEVELS
@@ -82,10 +82,19 @@ def quality_figure(timed: pd.DataFrame, column: str, styles: dict[str, tuple]) -
         xlabel="training time (seconds, log scale)",
         ylabel=f"{name_of(column)}, higher is better",
     )
-    axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,.0f}")
+    plain_log(axes)
     axes.grid(alpha=0.3, lw=0.4)
     figure.legend(handles=run_keys(runs, styles), loc="outside lower center", ncols=min(2, len(runs)))
     return figure
+
+
+def plain_log(axes: plt.Axes) -> None:
+    """Numbers as people write them below a logarithmic x axis, close enough and not too close."""
+    low, high = axes.get_xlim()
+    steps = (1, 2, 5) if high / low < 100 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 # Fig. 9
@@ -115,6 +124,7 @@ def time_figure(times: pd.DataFrame, styles: dict[str, tuple]) -> Figure:
     axes.set_yticks(range(len(bars)), labels, fontsize=5.5)
     axes.invert_yaxis()
     axes.set(xscale="log", xlim=(min(bar.hours for bar in bars) / 3, max(PAPER_HOURS.values()) * 3))
+    plain_log(axes)
     figure.supxlabel("pretraining time (hours, log scale), lower is better")
     if times.scaled_hours.notna().any():
         key = Line2D([], [], marker="d", mfc="white", mec="black", ls="none")

@@ -19,7 +19,7 @@ from conftest import ROOT, refused
 from test_readme import options
 
 import plot
-from plots import figures, numbers, reading, style, tables
+from plots import figures, numbers, pretraining, reading, style, tables
 from plots.beside_paper import compare_paper
 from plots.embeddings import flatten, spread
 from plots.missing import Studies, find_gaps
@@ -420,6 +420,33 @@ def test_time_to_quality_by_hand(tmp_path):
     assert list(table.columns[:3]) == ["run", "level", "seconds"] and len(table) == 6
     assert "| – |" in (tmp_path / "figures" / "time_to_quality.md").read_text(encoding="utf-8")
     assert (tmp_path / "figures" / "time_to_quality.png").exists()
+
+
+@pytest.mark.parametrize("longest", [500, 500_000])
+def test_logarithmic_axes_have_numbers_that_people_read(longest):
+    timed = pd.DataFrame({"run": "barlow", "seconds": [100.0, longest], "quality": [0.5, 0.75]})
+    times = pd.DataFrame(
+        {
+            "run": ["barlow"],
+            "device": "CPU",
+            "size": "64",
+            "epochs": 2,
+            "hours": longest / 3600,
+            "scaled_hours": 2.0,
+        }
+    )
+    drawn = [
+        pretraining.quality_figure(timed, "knn_macro_f1", style.STYLES),
+        pretraining.time_figure(times, style.STYLES),
+    ]
+    for figure in drawn:
+        with plt.rc_context(style.RC):
+            figure.canvas.draw()
+        (axes,) = figure.axes
+        labels = [t.get_text() for t in [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]]
+        numbers_shown = [float(label.replace(",", "")) for label in labels if label]
+        assert 2 <= len(numbers_shown) <= 12
+        plt.close(figure)
 
 
 def test_nearest_neighbours_accuracy_is_the_quality_where_it_is_logged(tmp_path):
