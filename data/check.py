@@ -113,9 +113,17 @@ def _decode_all(root: Path, files: list[str], workers: int) -> list[tuple[int, i
     )
     results = []
     with tqdm(total=len(files), desc="checking files", unit="file", disable=None) as bar:
-        for chunk in loader:
-            results += chunk
-            bar.update(len(chunk))
+        try:
+            for chunk in loader:
+                results += chunk
+                bar.update(len(chunk))
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"{root}: a decoding process was killed after {len(results):,} files: is the memory full? "
+                "Try fewer --workers"
+            ) from None
     return results
 
 

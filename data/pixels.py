@@ -14,8 +14,8 @@ RGB without a word), whole numbers with a sign, floats, TIFFs under eight bits, 
 several pages, animations, more than LARGEST pixels. Overviews and masks inside a TIFF are no pages, nor are
 the previews inside a JPEG.
 
-NVIDIA DALI, which decodes for `data.dali`, gives the same pixels of every file that is read here: see
-tests/test_pixels.py.
+NVIDIA DALI, which decodes for `data.dali`, gives the same pixels on a CPU of every file that is read here
+(TIFFs with a palette or CMYK within one level): tests/test_pixels.py.
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 
 import numpy as np
@@ -263,6 +264,14 @@ def test_the_calling_process_keeps_its_random_state_and_its_stderr(root, manifes
     os.write(2, b"still here")
     assert capfd.readouterr().err == "still here"
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_killed_worker_is_one_line(root, manifest, monkeypatch):
+    files = write(root, {"a.jpg": JPEG})
+    monkeypatch.setattr(check, "picture", lambda data: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(common.DataError, match="killed after 0 files: is the memory full"):
+        check_files(root, files, manifest, 1)
+    assert not manifest.exists()
 
 
 def test_no_files_make_an_empty_table(root, manifest):
