@@ -163,12 +163,16 @@ def build_parser() -> common.Parser:
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     group.add_argument("--workers", type=number(int, 1, 1024), default=common.cores(), help="that decode")
     group.add_argument("--cache", default="runs/cache", help="directory of built-in scenes")
+    group.add_argument("--config", help="YAML file of flags; what stands on the command line wins")
+    group.add_argument("--print-config", action="store_true", help="print the flags as YAML, and stop")
     group.add_argument("--out", help="CSV file: results/bench-DEVICE.csv if left out")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = common.parse(parser, argv)
+    common.print_config(args, parser)
     clock = Clock(60 * args.minutes)
     device, *_ = common.start_ranks(args.device)
     about = common.about(device)
