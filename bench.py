@@ -41,6 +41,7 @@ from data.synthetic import write_scenes
 from data.tables import load_table
 from models import METHODS
 from models.backbone import ARCHITECTURES, build_backbone
+from models.graph import EAGER_STEPS, GraphedLearner
 from models.optimisers import make_optimizer
 from models.roofline import images_per_second, training_operations
 from models.step import Learner
@@ -107,7 +108,7 @@ class Effort(NamedTuple):
     warmup: int
 
 
-EFFORTS = {"cuda": Effort(20, 2.5, 3), "cpu": Effort(3, 6.0, 1)}
+EFFORTS = {"cuda": Effort(20, 2.5, EAGER_STEPS + 2), "cpu": Effort(3, 6.0, 1)}
 
 
 class Ceilings(NamedTuple):
@@ -473,6 +474,8 @@ def training_contenders(case: Case, ceilings: Ceilings, compiled: bool) -> list[
     """The model alone, and with its loader: in each precision, and in that of `auto` in each mode."""
     auto, *others = precisions_of(case.device)
     ways = [(auto, "eager"), *((other, "eager") for other in others)] + [(auto, "compiled")] * compiled
+    if case.device.type == "cuda" and auto != "fp16":
+        ways.append((auto, "graph"))
     contenders = []
     for precision, mode in ways:
         learn = functools.cache(functools.partial(make_learner, case, precision, mode))
@@ -486,7 +489,7 @@ def training_contenders(case: Case, ceilings: Ceilings, compiled: bool) -> list[
     return contenders
 
 
-def make_learner(case: Case, precision: str, mode: str) -> Learner:
+def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLearner:
     """A step of pretraining, as train_ssl.py takes it."""
     torch.manual_seed(0)
     method = METHODS[case.method](build_backbone(case.arch))
@@ -495,7 +498,8 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner:
         method.backbone.compile()
     optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5)
     scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
-    return Learner(method, optimizer, scaler, common.DTYPES[precision])
+    learn = Learner(method, optimizer, scaler, common.DTYPES[precision])
+    return GraphedLearner(learn) if mode == "graph" else learn
 
 
 def train(stream: Callable, loader: Callable, learn: Callable, device: torch.device) -> Timed:

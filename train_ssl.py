@@ -41,6 +41,7 @@ from models.backbone import (
 )
 from models.checkpoint import Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
+from models.graph import GraphedLearner
 from models.optimisers import OPTIMISERS, learning_rate, make_optimizer, set_rate
 from models.step import Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
@@ -91,6 +92,7 @@ def build_parser() -> common.Parser:
         help="parts of a step, one at a time, on a small GPU: BatchNorm and negatives see one part",
     )
     flag(group, "--compile", False, "torch.compile the backbone")
+    flag(group, "--graph", False, "replay each step's passes as one CUDA graph: for small images on one GPU")
     group.add_argument("--profile", type=number(int, 2), metavar="N", help="time N steps instead of training")
     group = parser.add_argument_group("views")
     group.add_argument(
@@ -153,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
         dtype = common.DTYPES[args.precision]
         config = common.flags_of(args, parser)
         learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
+        learn = GraphedLearner(learn) if args.graph else learn
         tell(say, config, images, args, why)
         if args.profile:
             return profile(args, loader, learn, device, out, say)
@@ -288,6 +291,13 @@ def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[s
     chosen = {name for name in ("device", "precision", "loader") if getattr(args, name) == "auto"}
     args.precision = common.resolve_precision(args.precision, device)
     args.device = device.type
+    if args.graph and (device.type, args.precision == "fp16", ranks, args.accumulate) != (
+        "cuda",
+        False,
+        1,
+        1,
+    ):
+        raise ConfigError("--graph is for one GPU, bf16 or fp32, and steps of one part: leave it out")
     return chosen
 
 

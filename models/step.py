@@ -23,16 +23,25 @@ class Learner(NamedTuple):
 
     def __call__(self, views: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Train on view1, view2 (n, 3, size, size); the mean loss of the step's parts, on the device."""
+        loss = self.backward(views)
+        self.update()
+        return loss
+
+    def backward(self, views: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The loss, and the gradients of it."""
         device, total = views[0].device.type, 0.0
         for part in zip(*(view.chunk(self.accumulate) for view in views)):
             with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
                 loss = self.model(*part)
             self.scaler.scale(loss / self.accumulate).backward()
             total = total + loss.detach() / self.accumulate
+        return total
+
+    def update(self) -> None:
+        """Move the weights along the gradients, and forget these."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
 
 
 class Losses:

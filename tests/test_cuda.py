@@ -4,17 +4,21 @@ pytest -m gpu        # what needs an NVIDIA GPU
 """
 
 import threading
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture, script
+from conftest import picture, refused, script
 from PIL import Image
 
 from data import fused, loader
 from data.augment import Recipe
 from data.loader import DecodedLoader, Plan, TorchLoader, in_thread
 from data.pixels import load_pixels
+from models import METHODS, graph
+from models.optimisers import make_optimizer, set_rate
+from models.step import Learner
 
 CPU = torch.device("cpu")
 NORMAL = {"mean": (0.3, 0.4, 0.5), "std": (0.2, 0.1, 0.3)}
@@ -99,6 +103,67 @@ def test_dali_makes_the_views_itself_where_no_kernel_can(tmp_path):
     assert next(made.epoch(0))[0].shape == (2, 3, 24, 24)
 
 
+class Again(NamedTuple):
+    """Stands in for a graph where there is none: runs the passes again, into the memory of the first run."""
+
+    learner: Learner
+    views: tuple
+    loss: torch.Tensor
+    gradients: list
+
+    def replay(self):
+        kept = [(p, g) for p, g in self.gradients]
+        loss = self.learner.backward(self.views)
+        self.loss.copy_(loss)
+        for parameter, gradient in kept:
+            gradient.copy_(parameter.grad)
+
+
+def captured_here(learner, views):
+    """`graph.capture` as a CPU can: what a capture would only record is taken back."""
+    before = {key: value.clone() for key, value in learner.model.state_dict().items()}
+    fixed = tuple(view.clone() for view in views)
+    loss = learner.backward(fixed)
+    learner.model.load_state_dict(before)
+    gradients = [(p, p.grad) for p in learner.model.parameters() if p.grad is not None]
+    learner.optimizer.zero_grad()
+    return Again(learner, fixed, loss, gradients)
+
+
+def small_learner(name):
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    backbone.append(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten()))
+    extra = {"queue_size": 24} if name == "moco" else {}
+    method = METHODS[name](backbone, hidden=16, out=8, **extra)
+    optimizer = make_optimizer("sgd", method, 0.05, 0.9, 1e-4)
+    return Learner(method, optimizer, torch.amp.GradScaler("cpu", enabled=False), torch.float32)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_of_a_graph_are_those_without(name, monkeypatch):
+    monkeypatch.setattr(graph, "beside", lambda run, views: run(views))
+    monkeypatch.setattr(graph, "capture", captured_here)
+    plain, made = small_learner(name), small_learner(name)
+    graphed, generator = graph.GraphedLearner(made), torch.Generator().manual_seed(1)
+    for step in range(12):
+        side = 12 if step < 6 else 16  # as --size SMALL:LARGE does
+        views = tuple(torch.randn(2, 8, 3, side, side, generator=generator))
+        for learner in (plain, made):
+            set_rate(learner.optimizer, 0.05 / (step + 1), 0.05)
+        assert torch.equal(plain(views), graphed(views)), step
+    assert graphed.captured is not None
+    for key, value in plain.model.state_dict().items():
+        assert torch.equal(value, made.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("flags", [["--device", "cpu"], ["--device", "cpu", "--accumulate", "3"]])
+def test_a_graph_where_it_cannot_be_is_refused(flags, tiny, capsys):
+    import train_ssl
+
+    assert "--graph is for one GPU" in refused(capsys, train_ssl.main, *tiny, *flags, "--graph")
+
+
 # On a GPU
 
 
@@ -144,3 +209,19 @@ def test_the_losses_of_a_run_on_the_gpu_are_those_of_the_cpu(tiny, tmp_path):
         assert run.returncode == 0, run.stderr[-2000:]
         logs.append(pd.read_csv(out / "log.csv").loss)
     assert logs[1].tolist() == pytest.approx(logs[0].tolist(), rel=1e-2)
+
+
+@gpu
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_of_a_captured_graph_are_those_without(name):
+    device = torch.device("cuda")
+    plain, made = small_learner(name), small_learner(name)
+    for learner in (plain, made):
+        learner.model.to(device)
+    graphed, generator = graph.GraphedLearner(made), torch.Generator().manual_seed(1)
+    for step in range(8):
+        views = tuple(torch.randn(2, 8, 3, 12, 12, generator=generator).to(device))
+        assert torch.allclose(plain(views), graphed(views), rtol=1e-3), step
+    assert graphed.captured is not None
+    for key, value in plain.model.state_dict().items():
+        assert torch.allclose(value.float(), made.model.state_dict()[key].float(), rtol=1e-2, atol=1e-4), key
