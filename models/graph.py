@@ -1,5 +1,6 @@
 """A step's forward and backward pass as one CUDA graph: hundreds of launches become one."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class GraphedLearner:
         self.shape: tuple = ()
         self.steps = 0  # of this shape
         self.captured: Captured | None = None
+        self.refused = False  # by the driver, or by an operator that cannot be captured
 
     def __call__(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Train on view1, view2 (n, 3, size, size); the loss, on the device."""
@@ -38,13 +40,23 @@ class GraphedLearner:
         if shape != self.shape:
             self.shape, self.steps, self.captured = shape, 0, None
         self.steps += 1
-        if self.steps <= EAGER_STEPS:
-            loss = beside(self.learner.backward, views)
-        else:
-            self.captured = self.captured or capture(self.learner, views)
+        if self.steps > EAGER_STEPS and not self.captured and not self.refused:
+            self.try_capture(views)
+        if self.captured:
             loss = replayed(self.captured, views)
+        else:
+            loss = beside(self.learner.backward, views)
         self.learner.update()
         return loss
+
+    def try_capture(self, views: tuple[torch.Tensor, ...]) -> None:
+        """Capture; where that fails, say why and go on without a graph."""
+        try:
+            self.captured = capture(self.learner, views)
+        except RuntimeError as error:
+            self.refused = True
+            self.learner.optimizer.zero_grad(set_to_none=True)
+            warnings.warn(f"going on without a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
 
 
 def beside(run: Callable, views: tuple[torch.Tensor, ...]) -> torch.Tensor:

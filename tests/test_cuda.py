@@ -157,6 +157,24 @@ def test_steps_of_a_graph_are_those_without(name, monkeypatch):
         assert torch.equal(value, made.model.state_dict()[key]), key
 
 
+def test_a_graph_that_cannot_be_captured_is_done_without(monkeypatch):
+    def fails(learner, views):
+        learner.backward(views)  # leaves gradients behind
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(graph, "beside", lambda run, views: run(views))
+    monkeypatch.setattr(graph, "capture", fails)
+    plain, graphed = small_learner("simsiam"), graph.GraphedLearner(small_learner("simsiam"))
+    views = tuple(torch.randn(2, 8, 3, 12, 12, generator=torch.Generator().manual_seed(1)))
+    for _ in range(graph.EAGER_STEPS):
+        assert torch.equal(plain(views), graphed(views))
+    with pytest.warns(UserWarning, match="without a CUDA graph: operation not permitted"):
+        assert torch.equal(plain(views), graphed(views))
+    assert plain.optimizer.param_groups[0]["params"][0].grad is None
+    for mine, other in zip(plain.model.parameters(), graphed.learner.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
 @pytest.mark.parametrize("flags", [["--device", "cpu"], ["--device", "cpu", "--accumulate", "3"]])
 def test_a_graph_where_it_cannot_be_is_refused(flags, tiny, capsys):
     import train_ssl
