@@ -696,7 +696,7 @@ def check_metric(search: Search, log: pd.DataFrame, directory: Path) -> None:
     due = epoch == search.check_every or epoch in search.rungs
     healthy = math.isfinite(row.get("loss", 0)) and math.isfinite(row.get("feature_std", 0))
     if due and healthy and math.isnan(row[search.metric]):
-        why = "are there labels in val, and does --knn-every check that epoch?"
+        why = f"are there labels in val (see {directory}.log), and does --knn-every check that epoch?"
         raise ConfigError(f"{directory}: {search.metric} is blank in epoch {epoch}: {why}")
 
 
