@@ -209,24 +209,9 @@ def read_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Search]:
 
 def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Search:
     options, defaults = script_options(args.script)
-    source = str(args.grid)
     flags = [word[2:].split("=")[0] for word in passed if word.startswith("--")]
     given = {flag_name(flag, options, "command line") for flag in flags}
-    swept, fixed = {}, {}
-    for key, entry in grid.items():
-        name = flag_name(str(key), options, source)
-        if isinstance(entry, (list, dict)):
-            swept[name] = read_entry(f"{source}: {name}", entry, name in defaults)
-        elif entry is None and name in defaults or entry == "":
-            raise ConfigError(f"{source}: {name} has no value")
-        elif name not in given:
-            fixed[name] = entry
-    if not swept:
-        raise ConfigError(f"{source} sweeps nothing: give a flag a list of values")
-    for name in sorted(given & set(swept)):
-        both = f"{options[name]} is swept by {source} and also given on the command line"
-        raise ConfigError(f"{both}: remove one of them")
-
+    swept, fixed = read_grid(grid, str(args.grid), options, defaults, given)
     rungs = rung_levels(args.min_epochs, args.max_epochs, args.eta)
     if "knn_every" in options and "knn_every" not in given | set(swept):
         fixed.setdefault("knn_every", math.gcd(*rungs))  # so that every rung has its check
@@ -235,7 +220,9 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
     if "seed" in options and "seed" not in swept:
         first_seed = fixed.pop("seed", 0)
     if args.seeds_per_trial > 1 and type(first_seed) is not int:
-        raise ConfigError(f"--seeds-per-trial: {args.script} has no --seed of its own, or {source} sweeps it")
+        raise ConfigError(
+            f"--seeds-per-trial: {args.script} has no --seed of its own, or {args.grid} sweeps it"
+        )
     return Search(
         script=args.script,
         options=options,
@@ -273,6 +260,27 @@ def script_options(script: Path) -> tuple[dict[str, str], set[str]]:
         if "(default:" in line:
             defaults |= set(names)
     return options, defaults
+
+
+def read_grid(
+    grid: dict, source: str, options: dict[str, str], defaults: set[str], given: set[str]
+) -> tuple[dict[str, tuple[str, list]], dict]:
+    """(swept flags, fixed flags) of the YAML; what is `given` on the command line wins over the latter."""
+    swept, fixed = {}, {}
+    for key, entry in grid.items():
+        name = flag_name(str(key), options, source)
+        if isinstance(entry, (list, dict)):
+            swept[name] = read_entry(f"{source}: {name}", entry, name in defaults)
+        elif entry is None and name in defaults or entry == "":
+            raise ConfigError(f"{source}: {name} has no value")
+        elif name not in given:
+            fixed[name] = entry
+    if not swept:
+        raise ConfigError(f"{source} sweeps nothing: give a flag a list of values")
+    for name in sorted(given & set(swept)):
+        both = f"{options[name]} is swept by {source} and also given on the command line"
+        raise ConfigError(f"{both}: remove one of them")
+    return swept, fixed
 
 
 def flag_name(name: str, options: dict[str, str], source: str) -> str:
@@ -685,7 +693,10 @@ def read_log(directory: Path, rung: int) -> pd.DataFrame:
     path = directory / "log.csv"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     text = text[: text.rfind("\n") + 1]
-    return pd.read_csv(io.StringIO(text), nrows=rung) if text else pd.DataFrame()
+    try:
+        return pd.read_csv(io.StringIO(text), nrows=rung)
+    except ValueError:  # nothing yet, or rows that do not fit together
+        return pd.DataFrame()
 
 
 def check_metric(search: Search, log: pd.DataFrame, directory: Path) -> None:
