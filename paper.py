@@ -30,7 +30,7 @@ import yaml
 
 import common
 from common import ConfigError, DataError, WeightsError, number
-from data.splits import split_counts
+from data.splits import explain_empty, split_counts
 from data.tables import Table, load_table, training_subsets
 from plots.report import write_report
 from plots.style import METHODS, name_of, stem_of
@@ -248,7 +248,7 @@ def dataset_of(table: Table, folder: Path, split: list[str]) -> Dataset:
     """How many images there are; each split must have labelled ones."""
     for name in ("train", "val", "test"):
         if not (table.split[table.labels >= 0] == name).any():
-            raise DataError(f"{table.root}: no labelled image is in the {name} split ({len(table)} images)")
+            raise DataError(explain_empty(table, name))
     train, val = (int((table.split == name).sum()) for name in ("train", "val"))
     return Dataset(folder, len(table), train, val, split, table)
 

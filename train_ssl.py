@@ -29,6 +29,8 @@ from data.augment import Recipe
 from data.images import Images, choose_loader, make_loader, open_images
 from data.loader import Plan
 from data.opening import Source
+from data.splits import explain_empty
+from data.tables import Table
 from models import METHODS
 from models.backbone import (
     ARCHITECTURES,
@@ -481,10 +483,17 @@ def tell(say, config: dict, images: Images, args: argparse.Namespace, why: str) 
         few = ": few, so their F1 is a rough number" if held_out < 100 else ""
         say(f"k-NN checks: {images.bank} training images vote on {held_out} labelled ones held out{few}")
     else:
-        say("k-NN checks: off, since there are no labelled images in both the train and the val split")
+        say(f"k-NN checks: off: {why_no_votes(images.table)}")
     say(f"loader: {args.loader} ({why})")
     if args.accumulate > 1:
         say(f"accumulate: BatchNorm and negatives see {args.batch_size // args.accumulate} images at a time")
+
+
+def why_no_votes(table: Table) -> str:
+    """Which split lacks labelled images for a k-NN check, why, and what to do."""
+    labelled = table.rows(table.labels >= 0)
+    lacks_train = table.classes and not (labelled.split == "train").any()
+    return explain_empty(labelled, "train" if lacks_train else "val")
 
 
 def size_line(size: int | str, images: Images) -> str:

@@ -35,6 +35,7 @@ from common import ConfigError, DataError, WeightsError, number
 from data.augment import Recipe, draw, view
 from data.opening import Source, digest_of, open_table
 from data.pixels import channel_statistics, common_size, load_pixels
+from data.splits import explain_empty
 from data.tables import Table, training_subsets
 from models import backbone as backbones
 from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
@@ -354,7 +355,7 @@ def open_data(source: Source, task: str, amounts: dict[str, list], report: Path,
     rows = {split: np.flatnonzero(opened.split == split) for split in SPLITS}
     for split in SPLITS:
         if not len(rows[split]):
-            raise DataError(f"{opened.root}: {empty_split(split)}")
+            raise DataError(explain_empty(opened, split))
     targets = opened.targets(task)
     subsets = training_subsets(opened, targets, **amounts)
     height, width = common_size(checked)
@@ -384,17 +385,6 @@ def check_task(opened: Table, task: str) -> None:
         raise DataError(f"{root}: a class is called {ALL}, which means every class: rename it")
     if len(classes) < 2:
         raise DataError(f"{root}: has one class, {classes[0]}: there is nothing to tell apart")
-
-
-def empty_split(split: str) -> str:
-    """Why a split has no image, and what to do."""
-    message = f"no labelled image is in the {split} split"
-    if split != "val":
-        return f"{message}: lay the images out in train/, val/ and test/, or name lists with --splits"
-    rule = "a folder without splits of its own gives it 2.5 % of a class, none of fewer than 40 images"
-    return (
-        f"{message} ({rule}): add images, lay them out in train/, val/ and test/, or name lists with --splits"
-    )
 
 
 def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> dict[str, dict]:

@@ -56,7 +56,8 @@ def split_classes(labels: np.ndarray, seed: int = 42, shares: tuple[float, ...] 
 def explain_empty(table: "Table", split: str) -> str:
     """Why no image of a table is in `split`, and what to do about it: one line for an error or a warning."""
     counts = np.bincount(table.labels[table.labels >= 0], minlength=1)
-    what = f"{table.root}: no image is in the {split} split"
+    kind = "labelled image" if table.classes else "image"
+    what = f"{table.root}: no {kind} is in the {split} split"
     if table.rule == "lists":
         return f"{what}: the lists of --splits name none that is there"
     if table.rule == "folders":
