@@ -326,7 +326,15 @@ def make_plan(args: argparse.Namespace, images: Images, rank: int, ranks: int) -
         quarter_turns=args.quarter_turns,
     )
     plan = Plan(
-        len(images.train), args.batch_size, images.height, images.width, args.seed, rank, ranks, recipe
+        len(images.train),
+        args.batch_size,
+        images.height,
+        images.width,
+        seed=args.seed,
+        rank=rank,
+        ranks=ranks,
+        recipe=recipe,
+        parts=args.accumulate,
     )
     if plan.largest() * ranks // args.accumulate < 2:
         raise ConfigError(

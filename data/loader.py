@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     """Order and views of a run.
 
     Every step has the same number of images, so that a GPU tunes, compiles and captures once. The images that
-    this leaves over, fewer than `steps() * ranks`, wait for the next epoch, whose order is another.
+    this leaves over, fewer than `steps() * ranks * parts`, wait for the next epoch, whose order is another.
     """
 
     images: int
@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     rank: int = 0
     ranks: int = 1
     recipe: Recipe = Recipe()
+    parts: int = 1  # into which a rank cuts its images of a step, all of one size
 
     def steps(self) -> int:
         """Steps of an epoch."""
@@ -50,7 +51,8 @@ class Plan(NamedTuple):
 
     def largest(self) -> int:
         """Images of one rank in one step."""
-        return self.images // self.ranks // self.steps()
+        n = self.images // self.ranks // self.steps()
+        return n - n % self.parts
 
     def shown(self) -> int:
         """Images of an epoch, of all ranks together."""

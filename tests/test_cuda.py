@@ -77,6 +77,14 @@ def test_rows_of_a_plan_are_those_of_its_epochs():
     assert all(np.array_equal(rows, full[0]) for rows, full in both)
 
 
+@pytest.mark.parametrize("parts, ranks", [(1, 1), (3, 1), (4, 2)])
+def test_parts_of_a_step_have_one_size(parts, ranks):
+    plan = Plan(200, 48, 8, 8, ranks=ranks, parts=parts)
+    sizes = {len(rows) for rows in plan.rows(0)}
+    assert len(sizes) == 1 and not sizes.pop() % parts and plan.steps() == 5
+    assert 200 - plan.shown() < plan.steps() * ranks * parts
+
+
 def test_views_of_decoded_files_are_those_of_pixels(tmp_path):
     dali = pytest.importorskip("data.dali", reason="NVIDIA DALI is not installed", exc_type=ImportError)
     rng = np.random.default_rng(0)
