@@ -158,6 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         return show_plan(study, recipes, ["imagenet"], [note], *images_per_second(study.settings.size))
 
     with common.hold(study.out, "paper.py"):
+        common.make_folder(study.out / "scenes")
         for step in scenes_to_write(study):
             run(step)
         reason = without_imagenet()
@@ -268,7 +269,6 @@ def scenes_to_write(study: Study) -> list[Step]:
     steps = []
     for layout, dataset in zip(BUILT_IN, (study.patches, study.land)):
         if not dataset.folder.exists():
-            dataset.folder.parent.mkdir(parents=True, exist_ok=True)
             words = [str(dataset.folder), "--layout", layout, "--count", str(dataset.images), "--size", "64"]
             steps.append(Step(f"{layout} scenes", ["-m", "data.synthetic", *words]))
     return steps
