@@ -91,7 +91,11 @@ def decode(file: Path, height: int, width: int) -> np.ndarray:
     nothing is cut off, so that fractions of its area keep their meaning. The DALI loader cuts its views by
     shares of a picture's own sides, which is the same.
     """
-    pixels = read_picture(file)
+    return scaled(read_picture(file), height, width)
+
+
+def scaled(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (3, height, width) of pixels (3, H, W) of any size: the rule of `decode`."""
     if pixels.shape[1:] == (height, width):
         return pixels
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
