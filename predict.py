@@ -1,54 +1,129 @@
-"""Classes or land-cover fractions of new images by a model of `transfer.py --save-model`, and a map of a large scene.
+"""Classes or land-cover fractions of new images by a model of transfer.py, and maps of large scenes.
 
-    python predict.py runs/transfer/model-fraction-barlow.pth images/*.jpg --out predictions.csv
-    python predict.py runs/transfer/model-fraction-barlow.pth scene.tif --stride 32 --out scene.csv
-    python predict.py runs/transfer/model-fraction-barlow.pth scene.tif --truth classes.png   # and how far the map is off
+    python predict.py runs/transfer/model-fraction-land-barlow.pth images/*.jpg --out predictions.csv
+    python predict.py runs/transfer/model-fraction-land-barlow.pth scene.tif --stride 32 --out map.tif
+    python predict.py runs/transfer/model-fraction-land-barlow.pth scene.tif --dense --stride 8 --out map.tif
+    python predict.py runs/transfer/model-fraction-land-barlow.pth s2.tif --bands 4 3 2 --scale 3558
+    python predict.py runs/transfer/model-fraction-land-barlow.pth scene.png --truth classes.png
 
-An image gives one row of --out. A picture more than twice as large as the images the model learned from is a scene: it is
-cut into patches of their size, and each patch gives a row with its place. Beside --out, a scene's map is NAME-map.png.
+The model is one of `transfer.py --save-model`. An image gives a row of a CSV. A picture more than twice as
+large as the images the model learned from is a scene: it is cut into patches of their size, and what --out
+is called says what becomes of them:
+
+    NAME.csv   a row a patch: its place in pixels, its centre in the scene's coordinates, its class and
+               fractions; beside it NAME-map.png, a picture of the map
+    NAME.tif   a float32 GeoTIFF, one band a class, one pixel a patch: a pixel is a stride wide and lies
+               around its patch's centre; what is left at the right and bottom border, less than a stride,
+               is not mapped
+    NAME.png   the scene, the truth if it is known, and the largest class side by side
+
+Of several scenes each has its own NAME-SCENE. Pixels hold no data where they are transparent, have the
+file's nodata value or are zero in all bands; patches with data in less than half of their area are left
+out (nan in a GeoTIFF), and what the others lack is black to the model. A picture that cannot be read does
+not cost the others: it is listed, and the exit code is 1.
 """
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 import common
-from common import ConfigError
-from data.tables import DataError, images_below
-from models.backbone import WeightsError, build_backbone, prepare
-from models.probe import probabilities
-
-BATCH, PANELS = 256, 10  # patches a step; classes drawn in a map, the largest ones
-COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-    "#f0e442",
-    "#000000",
-    "#999999",
-    "#882255",
+from common import ConfigError, DataError, WeightsError
+from data.folders import images_below
+from data.geotiff import write_geotiff
+from data.pixels import scaled
+from data.scenes import (
+    LEAST,
+    Grid,
+    Look,
+    Scale,
+    Values,
+    choose_look,
+    far,
+    filled_shares,
+    grid_of,
+    open_scene,
+    read_scale,
+    values_of,
 )
+from models import dense
+from models.backbone import build_backbone, prepare
+from models.probe import probabilities
+from plots.maps import Drawn, draw_classes, draw_map
+
+BATCH = 256  # patches a step
+BAND = 1 << 24  # pixels of a scene that are read at once
+OVERVIEW = 1000  # longest side of the scene in pictures, pixels
 
 
-def flags() -> common.Parser:
-    parser = common.Parser(__doc__.split("\n", 1)[0])
-    parser.add_argument("model", help="model-TASK-INIT.pth of transfer.py --save-model")
+class Model(NamedTuple):
+    network: nn.Module  # a backbone and a linear head
+    classes: list[str]
+    loss: str
+    tile: tuple[int, int]  # height and width of the images it learned from, pixels …
+    size: int  # … and their side in the network
+    mean: list[float]
+    std: list[float]
+    device: torch.device
+
+
+class Job(NamedTuple):
+    """What is to be done with each picture."""
+
+    bands: list[int] | None
+    scale: Scale | None
+    stride: int
+    dense: bool
+    truth: np.ndarray | None  # (H, W) class numbers
+    suffix: str  # of --out
+
+
+class Mapped(NamedTuple):
+    """A scene, its patches and what the model says of them."""
+
+    look: Look
+    grid: Grid
+    shares: np.ndarray  # (rows, columns, K), nan where there are no data
+    truth: np.ndarray | None
+
+
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__, usage="%(prog)s MODEL IMAGES [flags]")
+    parser.add_argument("model", help="model-TASK-DATA-INIT.pth of transfer.py --save-model")
     parser.add_argument("images", nargs="+", help="image files, or folders of them")
-    parser.add_argument("--out", default="predictions.csv", help="CSV to write")
+    parser.add_argument(
+        "--out", default="predictions.csv", help="CSV, GeoTIFF (.tif) or picture (.png) to write"
+    )
     parser.add_argument(
         "--stride",
         type=common.number(int, 1),
         help="of the patches of a scene, pixels; half a patch if left out",
+    )
+    parser.add_argument(
+        "--dense",
+        action="store_true",
+        help="one convolutional pass over a scene instead of one a patch: much faster where patches overlap",
+    )
+    parser.add_argument(
+        "--bands",
+        nargs=3,
+        type=common.number(int, 1),
+        metavar=("R", "G", "B"),
+        help="of a scene with more than three, from 1, in the order the model learned",
+    )
+    parser.add_argument(
+        "--scale",
+        type=read_scale,
+        metavar="VALUE",
+        help="of scenes that are not 8-bit: the value that becomes 255, or percentiles of each band, 2-98%%",
     )
     parser.add_argument(
         "--truth",
@@ -60,90 +135,246 @@ def flags() -> common.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = flags().parse_args(argv)
+    args = build_parser().parse_args(argv)
     device, *_ = common.start_ranks(args.device)
-    model, about = open_model(args.model, device)
-    height, width = about["tile"]
-    stride, out = args.stride or max(1, min(height, width) // 2), Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.MAX_IMAGE_PIXELS = None  # a scene is larger than what Pillow takes for an attack
-    files = [
-        file for path in map(Path, args.images) for file in (images_below(path) if path.is_dir() else [path])
-    ]
-    if not files:
-        raise DataError(f"{args.images[0]}: holds no images")
+    model = open_model(args.model, device)
+    files = find_files(args.images)
+    out = Path(args.out)
+    targets = name_targets(out, files)
+    refuse_overwriting(out, targets, [*files, Path(args.model), *([args.truth] if args.truth else [])])
     if args.truth and len(files) > 1:
         raise DataError(f"--truth {args.truth}: is of one scene, not of {len(files)} images")
-    stems, rows = [file.stem for file in files], []
-    maps = [
-        out.with_name(stem + f"-{i}" * (stems.count(stem) > 1) + "-map.png") for i, stem in enumerate(stems)
-    ]
-    if same := {f.resolve() for f in (*files, args.truth or files[0], Path(args.model))} & {
-        f.resolve() for f in (out, *maps)
-    }:
-        raise ConfigError(f"--out {out} would overwrite {same.pop()}: choose another name or folder")
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder: name the CSV in it")
-    class_map = args.truth and read_class_map(args.truth, len(about["classes"]))
-    for i, file in enumerate(tqdm(files, unit="file", disable=None)):
-        pixels = read_image(file)
-        scene = pixels.shape[1] > 2 * height and pixels.shape[2] > 2 * width
-        if class_map is not None and not (scene and class_map.shape == pixels.shape[1:]):
-            raise DataError(
-                f"--truth {args.truth}: has shape {class_map.shape}, the picture {tuple(pixels.shape[1:])}; it takes one scene, "
-                f"more than twice {width} x {height} px, and a class map of the same size"
-            )
-        tops, lefts = (
-            places(n, side, stride) if scene else [0] for n, side in zip(pixels.shape[1:], (height, width))
-        )
-        corners = [(top, left) for top in tops for left in lefts]
-        tiles = [pixels[:, t : t + height, left : left + width] for t, left in corners] if scene else [pixels]
-        shares = predict(model, about, tiles, device)
-        rows += [
-            {
-                "file": str(file),
-                "row": top,
-                "column": left,
-                "class": about["classes"][p.argmax()],
-                **{name: f"{v:.4f}" for name, v in zip(about["classes"], p)},
-            }
-            for (top, left), p in zip(corners, shares)
-        ]
-        if scene:
-            truth = (
-                None
-                if class_map is None
-                else true_shares(class_map, len(about["classes"]), corners, (height, width))
-            )
-            grid = [None if s is None else s.reshape(len(tops), len(lefts), -1) for s in (shares, truth)]
-            draw_map(maps[i], pixels, *grid, about["classes"], (height, width), tops, lefts)
-            print(f"{file}: {len(shares)} patches of {width} x {height} px, map in {maps[i]}")
-            if truth is not None:
-                print(f"against {args.truth}: {compare(shares, truth)}")
-    common.write_csv(out, rows)
-    print(f"{len(rows)} rows in {out}")
+    truth = read_class_map(args.truth, len(model.classes)) if args.truth else None
+    stride = args.stride or max(1, min(model.tile) // 2)
+    job = Job(args.bands, args.scale, stride, args.dense, truth, out.suffix.lower())
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tables, failed = [], []
+    with tqdm(total=len(files), unit="patch", disable=None) as bar:
+        for file, target in zip(files, targets):
+            try:
+                tables.append(one_picture(file, target, model, job, bar))
+            except DataError as error:
+                failed.append(str(error))
+    write_rows(out, tables, job.suffix)
+    report_failures(failed, len(files))
 
 
-def open_model(file: str, device: torch.device) -> tuple[nn.Module, dict]:
+def open_model(file: str, device: torch.device) -> Model:
+    """WeightsError if the file is no model of transfer.py."""
     try:
         about = torch.load(file, map_location="cpu", weights_only=True)
-        backbone = build_backbone(about["arch"])
-        model = nn.Sequential(backbone, nn.Linear(about["state"]["1.weight"].shape[1], len(about["classes"])))
-        model.load_state_dict(about["state"])
+        backbone = build_backbone(about["arch"], maxpool=about.get("maxpool", True))
+        classes = list(about["classes"])
+        network = nn.Sequential(backbone, nn.Linear(about["state"]["1.weight"].shape[1], len(classes)))
+        network.load_state_dict(about["state"])
+        place = network.eval().to(device, memory_format=torch.channels_last)
+        settings = (about["loss"], tuple(about["tile"]), about["size"], about["mean"], about["std"])
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise WeightsError(
-            f"{file}: not a model of transfer.py --save-model ({str(error).splitlines()[0][:100]})"
-        ) from None
-    return model.eval().to(device, memory_format=torch.channels_last), about
+        why = common.first_line(error, 100)
+        raise WeightsError(f"{file}: not a model of transfer.py --save-model ({why})") from None
+    return Model(place, classes, *settings, device)
 
 
-def read_image(file: Path) -> torch.Tensor:
-    """uint8 (3, H, W)"""
-    try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.asarray(image.convert("RGB")).transpose(2, 0, 1).copy())
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{file}: not a readable image ({error})") from None
+# Names
+
+
+def find_files(images: list[str]) -> list[Path]:
+    files = []
+    for path in map(Path, images):
+        files += images_below(path) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{images[0]}: holds no images")
+    return files
+
+
+def name_targets(out: Path, files: list[Path]) -> list[Path]:
+    """Where the map of each file goes if it is a scene: --out's name, and of several also the file's
+    own."""
+    end = "-map.png" if out.suffix.lower() not in (".tif", ".tiff", ".png") else out.suffix
+    if len(files) == 1:
+        return [out.with_name(out.stem + end)]
+    stems = [file.stem.lower() for file in files]
+    targets, taken = [], set()
+    for file, stem in zip(files, stems):
+        name = file.stem if stems.count(stem) == 1 else file.name.replace(".", "-")
+        number, unique = 1, name
+        while unique.lower() in taken:
+            number += 1
+            unique = f"{name}-{number}"
+        taken.add(unique.lower())
+        targets.append(out.with_name(f"{out.stem}-{unique}{end}"))
+    return targets
+
+
+def refuse_overwriting(out: Path, targets: list[Path], read: list[Path]) -> None:
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder: name a file in it, .csv, .tif or .png")
+    if out.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".webp"):
+        raise ConfigError(f"--out {out}: name a .csv, a .tif (GeoTIFF) or a .png")
+    same = {file.resolve() for file in read} & {file.resolve() for file in (out, *targets)}
+    if same:
+        raise ConfigError(f"--out {out} would overwrite {same.pop()}: choose another name or folder")
+
+
+# One picture
+
+
+def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> pd.DataFrame:
+    """Rows of the CSV; of a scene also the map, in `target`. DataError if the file cannot be used."""
+    scene = open_scene(file)
+    look = choose_look(scene, job.bands, job.scale)
+    height, width = model.tile
+    large = scene.height > 2 * height and scene.width > 2 * width
+    if job.truth is not None and not (large and job.truth.shape == (scene.height, scene.width)):
+        raise DataError(
+            f"--truth: has shape {job.truth.shape}, the picture {(scene.height, scene.width)}; it takes one "
+            f"scene, more than twice {width} x {height} px, and a class map of the same size"
+        )
+    if not large:
+        return one_image(look, model, job, bar)
+    compare_values(look, model, bar)
+    grid = grid_of(scene, model.tile, job.stride, border=job.suffix not in (".tif", ".tiff"))
+    bar.total += len(grid.tops) * len(grid.lefts) - 1
+    shares = by_windows(model, look, grid, bar) if job.dense else by_patches(model, look, grid, bar)
+    if not np.isfinite(shares).any():
+        raise DataError(f"{file}: no patch of {width} x {height} px has data in half of its area")
+    truth = None if job.truth is None else true_shares(job.truth, len(model.classes), grid)
+    mapped = Mapped(look, grid, shares, truth)
+    write_map(target, mapped, model.classes, job.suffix)
+    say_map(target, mapped, bar)
+    return rows_of(mapped, model.classes)
+
+
+def one_image(look: Look, model: Model, job: Job, bar: tqdm) -> pd.DataFrame:
+    """The row of a picture that is one patch, scaled to the size of those the model learned from."""
+    scene = look.scene
+    if job.suffix in (".tif", ".tiff", ".png"):
+        raise DataError(
+            f"{scene.file}: {scene.width} x {scene.height} px are no scene, which is more than twice "
+            f"{model.tile[1]} x {model.tile[0]} px: name a CSV with --out"
+        )
+    pixels, holds = look.read(0, 0, scene.height, scene.width)
+    if holds.mean() < LEAST:
+        raise DataError(f"{scene.file}: less than half of it holds data")
+    image = torch.from_numpy(np.ascontiguousarray(scaled(pixels, *model.tile)))
+    shares = predict(model, image[None])
+    bar.update()
+    grid = Grid([0], [0], scene.height, scene.width, 1)
+    return rows_of(Mapped(look, grid, shares[None], None), model.classes)
+
+
+def compare_values(look: Look, model: Model, bar: tqdm) -> None:
+    """Say how a scene's values differ from training, before nonsense is mapped."""
+    found, learned = values_of(look), Values(np.array(model.mean), np.array(model.std))
+    unlike = far(found, learned)
+    if unlike or look.low is not None:
+        bar.write(f"{look.scene.file}: {found}; the model learned from {learned}", file=sys.stdout)
+    if unlike:
+        warning = (
+            f"warning: {look.scene.file}: its values are far from training (a mean by more than one standard "
+            "deviation, or a deviation by a factor of three): the map may be wrong; check --scale and --bands"
+        )
+        bar.write(warning, file=sys.stderr)
+
+
+# Patch by patch
+
+
+def by_patches(model: Model, look: Look, grid: Grid, bar: tqdm) -> np.ndarray:
+    """(rows, columns, K) shares of a scene's patches, each through the network; nan where there are no
+    data."""
+    shares = np.full((*grid.shape(), len(model.classes)), np.nan, np.float32)
+    for first, last in bands_of(grid, look.scene.width):
+        tops, begin = grid.tops[first:last], grid.tops[first]
+        pixels, holds = look.read(begin, 0, tops[-1] + grid.height - begin, look.scene.width)
+        corners = [top - begin for top in tops]
+        filled = filled_shares(holds, corners, grid.lefts, grid.height, grid.width) >= LEAST
+        bar.update(int((~filled).sum()))
+        found = np.argwhere(filled)
+        for start in range(0, len(found), BATCH):
+            part = found[start : start + BATCH]
+            tiles = [cut(pixels, corners[i], grid.lefts[j], grid) for i, j in part]
+            shares[first + part[:, 0], part[:, 1]] = predict(model, torch.from_numpy(np.stack(tiles)))
+            bar.update(len(part))
+    return shares
+
+
+def bands_of(grid: Grid, width: int) -> Iterator[tuple[int, int]]:
+    """(first, last) rows of patches that are read together: about BAND pixels, at least one row."""
+    first = 0
+    while first < len(grid.tops):
+        last = first + 1
+        while last < len(grid.tops) and (grid.tops[last] + grid.height - grid.tops[first]) * width <= BAND:
+            last += 1
+        yield first, last
+        first = last
+
+
+def cut(pixels: np.ndarray, top: int, left: int, grid: Grid) -> np.ndarray:
+    return pixels[:, top : top + grid.height, left : left + grid.width]
+
+
+@torch.no_grad()
+def predict(model: Model, tiles: torch.Tensor) -> np.ndarray:
+    """(n, K) fractions or class probabilities of uint8 tiles (n, 3, H, W)."""
+    images = prepare(tiles.to(model.device), model.size, model.mean, model.std)
+    return probabilities(model.network(images).float(), model.loss).cpu().numpy()
+
+
+# One pass over all
+
+
+def by_windows(model: Model, look: Look, grid: Grid, bar: tqdm) -> np.ndarray:
+    """As by_patches, by `models.dense`: of each window a patch takes the mean logits of the cells that it
+    covers."""
+    features = dense.FeatureMap(model.network[0])
+    cell = dense.cell_size(features)
+    scene = look.scene
+    down = dense.windows_along(scene.height, grid.tops, grid.height, model.size, cell)
+    across = dense.windows_along(scene.width, grid.lefts, grid.width, model.size, cell)
+    shares = np.zeros((*grid.shape(), len(model.classes)), np.float32)
+    weights, filled = np.zeros(grid.shape()), np.zeros(grid.shape())
+    done = 0
+    for i, top in enumerate(down.starts):
+        pixels, holds = look.read(top, 0, down.side, scene.width)
+        full = [j for j, left in enumerate(across.starts) if holds[:, left : left + across.side].any()]
+        lefts = [across.starts[j] for j in full]
+        for j, left, cells in zip(full, lefts, logits_of(model, features, pixels, lefts, across.side)):
+            rows, columns = dense.used(down.pixels[i]), dense.used(across.pixels[j])
+            y, x = down.pixels[i][rows], across.pixels[j][columns]
+            filled[rows, columns] += y @ holds[:, left : left + across.side] @ x.T
+            area = np.outer(y.sum(1), x.sum(1))
+            weights[rows, columns] += area
+            logits = dense.mean_logits(down.cells[i][rows], cells, across.cells[j][columns], area)
+            shares[rows, columns] += area[..., None] * shares_of(logits, model.loss)
+        ready = sum(start < top + down.side for start in grid.tops) * len(grid.lefts)
+        bar.update(ready - done)
+        done = ready
+    held = filled >= LEAST - 1e-6  # sums of many small shares
+    shares[held] /= weights[held][:, None]
+    shares[~held] = np.nan
+    return shares
+
+
+def shares_of(logits: np.ndarray, loss: str) -> np.ndarray:
+    """Logits (…, K) on the simplex."""
+    flat = torch.from_numpy(np.ascontiguousarray(logits).reshape(-1, logits.shape[-1]))
+    return probabilities(flat, loss).numpy().reshape(logits.shape)
+
+
+def logits_of(
+    model: Model, features: nn.Module, pixels: np.ndarray, lefts: list[int], side: int
+) -> Iterator[np.ndarray]:
+    """(rows, columns, K) logits of the cells of each window of a band of pixels (3, h, W)."""
+    batch = max(1, dense.BATCH // model.size**2)
+    for start in range(0, len(lefts), batch):
+        windows = np.stack([pixels[:, :, left : left + side] for left in lefts[start : start + batch]])
+        images = prepare(torch.from_numpy(windows).to(model.device), model.size, model.mean, model.std)
+        yield from dense.cell_logits(features, model.network[1], images)
+
+
+# Truth
 
 
 def read_class_map(file: Path, classes: int) -> np.ndarray:
@@ -155,22 +386,24 @@ def read_class_map(file: Path, classes: int) -> np.ndarray:
         raise DataError(f"{file}: not a readable image ({error})") from None
     if numbers.ndim != 2 or numbers.dtype.kind not in "bui":
         raise DataError(f"--truth {file}: is no picture of class numbers (one channel of integers)")
-    if odd := [n for n in (numbers.min(), numbers.max()) if not 0 <= n < classes]:
+    odd = [n for n in (numbers.min(), numbers.max()) if not 0 <= n < classes]
+    if odd:
         raise DataError(f"--truth {file}: holds class {odd[0]}, the model knows 0 to {classes - 1}")
     return numbers
 
 
-def true_shares(
-    class_map: np.ndarray, classes: int, corners: list[tuple[int, int]], tile: tuple[int, int]
-) -> np.ndarray:
-    """(n, K) fractions of the class map in the patches at `corners`."""
-    height, width = tile
-    windows = (class_map[top : top + height, left : left + width].ravel() for top, left in corners)
-    return np.array([np.bincount(window, minlength=classes) for window in windows]) / (height * width)
+def true_shares(class_map: np.ndarray, classes: int, grid: Grid) -> np.ndarray:
+    """(rows, columns, K) fractions of the class map in the patches."""
+    shares = np.zeros((*grid.shape(), classes), np.float32)
+    for k in range(classes):
+        shares[..., k] = filled_shares(class_map == k, grid.tops, grid.lefts, grid.height, grid.width)
+    return shares
 
 
 def compare(found: np.ndarray, truth: np.ndarray) -> str:
-    rmse, constant = np.sqrt(((found - truth) ** 2).mean(0)).mean(), truth.std(0).mean()
+    """How far shares (n, K) are off."""
+    rmse = np.sqrt(((found - truth) ** 2).mean(0)).mean()
+    constant = truth.std(0).mean()
     right = (found.argmax(1) == truth.argmax(1)).mean()
     return (
         f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {constant:.3f}), "
@@ -178,69 +411,83 @@ def compare(found: np.ndarray, truth: np.ndarray) -> str:
     )
 
 
-def places(length: int, side: int, stride: int) -> list[int]:
-    """Where patches begin; the last one ends at the border."""
-    return sorted({*range(0, length - side + 1, stride), length - side})
+# What is written
 
 
-@torch.no_grad()
-def predict(model: nn.Module, about: dict, tiles: list[torch.Tensor], device: torch.device) -> np.ndarray:
-    """(n, K) fractions or class probabilities of uint8 tiles (3, H, W) of one size."""
-    found = []
-    for start in range(0, len(tiles), BATCH):
-        x = prepare(
-            torch.stack(tiles[start : start + BATCH]).to(device), about["size"], about["mean"], about["std"]
-        )
-        found.append(probabilities(model(x).float(), about["loss"]).cpu())
-    return torch.cat(found).numpy()
+def rows_of(mapped: Mapped, classes: list[str]) -> pd.DataFrame:
+    """A row a patch with data: where it begins, its centre in the scene's coordinates, class and shares."""
+    grid, scene = mapped.grid, mapped.look.scene
+    i, j = np.nonzero(np.isfinite(mapped.shares).all(2))
+    rows, columns = np.array(grid.tops)[i], np.array(grid.lefts)[j]
+    shares = mapped.shares[i, j]
+    table = {"file": str(scene.file), "row": rows, "column": columns}
+    if scene.place:
+        table["x"], table["y"] = scene.place.at(columns + grid.width / 2, rows + grid.height / 2)
+    table["class"] = np.array(classes, object)[shares.argmax(1)]
+    for name, share in zip(classes, shares.T):
+        table[name] = [f"{value:.4f}" for value in share]
+    return pd.DataFrame(table)
 
 
-def draw_map(
-    file: Path,
-    pixels,
-    found: np.ndarray,
-    truth: np.ndarray | None,
-    classes: list[str],
-    tile,
-    tops: list[int],
-    lefts: list[int],
-) -> None:
-    """The scene, the class of the largest fraction with its legend, the same of the truth if it is known, and the fraction
-    of each of the largest classes, on the grid of the patches' centres. found, truth (rows, columns, K)."""
-    shown = np.argsort(-found.mean((0, 1)), kind="stable")[:PANELS]
-    centres = [np.array(starts) + side / 2 for starts, side in zip((tops, lefts), tile)]
-    y, x = (
-        np.concatenate([[0], (c[1:] + c[:-1]) / 2, [n]]) for c, n in zip(centres, pixels.shape[1:])
-    )  # edges of the cells
-    aspect = min(max(pixels.shape[1] / pixels.shape[2], 0.3), 3)
-    figure = Figure(figsize=(12, 8 * aspect + 1.5), layout="constrained")
-    maps = {"largest fraction": found} | ({} if truth is None else {"largest fraction, truth": truth})
-    axes = figure.subplots(-(-(1 + len(maps) + len(shown)) // 4), 4, squeeze=False)
-    thin = max(1, max(pixels.shape) // 1500)
-    axes[0, 0].imshow(
-        pixels[:, ::thin, ::thin].permute(1, 2, 0), extent=(0, pixels.shape[2], pixels.shape[1], 0)
-    )
-    axes[0, 0].set_title("scene")
-    for axis, (title, shares) in zip(axes.flat[1:], maps.items()):
-        axis.pcolormesh(
-            x, y, shares[..., shown].argmax(2), cmap=ListedColormap(COLOURS), vmin=0, vmax=PANELS - 1
-        )
-        axis.set_title(title)
-    for axis, k in zip(axes.flat[1 + len(maps) :], shown):
-        mesh = axis.pcolormesh(x, y, found[..., k], cmap="cividis", vmin=0, vmax=1)
-        axis.set_title(f"{classes[k]}: {100 * found[..., k].mean():.1f} %")
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], aspect="equal", xlim=(0, pixels.shape[2]), ylim=(pixels.shape[1], 0))
-    for axis in axes.flat[1 + len(maps) + len(shown) :]:
-        axis.set_axis_off()
-    figure.colorbar(mesh, ax=axes, shrink=0.4, label="fraction of the patch")
-    figure.legend(
-        handles=[Patch(color=c, label=classes[k]) for c, k in zip(COLOURS, shown)],
-        loc="outside lower center",
-        ncols=5,
-    )
-    with common.replacing(file) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+def write_map(target: Path, mapped: Mapped, classes: list[str], suffix: str) -> None:
+    """The GeoTIFF, or a picture."""
+    if suffix in (".tif", ".tiff"):
+        place = mapped.look.scene.place
+        place = place and mapped.grid.map_place(place)
+        write_geotiff(target, mapped.shares.transpose(2, 0, 1), classes, place)
+        return
+    draw = draw_classes if suffix == ".png" else draw_map
+    draw(target, drawn_of(mapped, classes))
+
+
+def drawn_of(mapped: Mapped, classes: list[str]) -> Drawn:
+    grid, scene = mapped.grid, mapped.look.scene
+    rows, columns = np.array(grid.tops) + grid.height / 2, np.array(grid.lefts) + grid.width / 2
+    picture = overview(mapped.look)
+    return Drawn(picture, scene.height, scene.width, rows, columns, mapped.shares, mapped.truth, classes)
+
+
+def overview(look: Look) -> np.ndarray:
+    """uint8 (h, w, 3): every n-th pixel of a scene, white where there are no data."""
+    scene = look.scene
+    thin = max(1, -(-max(scene.height, scene.width) // OVERVIEW))
+    step = thin * max(1, BAND // (scene.width * thin))
+    parts = []
+    for top in range(0, scene.height, step):
+        pixels, holds = look.read(top, 0, min(step, scene.height - top), scene.width)
+        parts.append(np.where(holds, pixels, 255)[:, ::thin, ::thin])
+    return np.concatenate(parts, 1).transpose(1, 2, 0)
+
+
+def say_map(target: Path, mapped: Mapped, bar: tqdm) -> None:
+    grid, held = mapped.grid, np.isfinite(mapped.shares).all(2)
+    empty = f", {(~held).sum()} left out for lack of data" if not held.all() else ""
+    patches = f"{held.sum()} patches of {grid.width} x {grid.height} px{empty}"
+    bar.write(f"{mapped.look.scene.file}: {patches}, map in {target}", file=sys.stdout)
+    if mapped.truth is not None:
+        bar.write(f"against the truth: {compare(mapped.shares[held], mapped.truth[held])}", file=sys.stdout)
+
+
+def write_rows(out: Path, tables: list[pd.DataFrame], suffix: str) -> None:
+    if not tables or suffix in (".tif", ".tiff", ".png"):
+        return
+    rows = pd.concat(tables, ignore_index=True)
+    if "x" in rows:
+        first = ["file", "row", "column", "x", "y"]
+        rows = rows[first + [name for name in rows if name not in first]]
+    common.write_csv(out, rows)
+    print(f"{len(rows)} rows in {out}")
+
+
+def report_failures(failed: list[str], pictures: int) -> None:
+    """Exit code 1 where some pictures failed; if the only one did, the refusal of any bad input."""
+    if len(failed) == pictures == 1:
+        raise DataError(failed[0])
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {pictures} pictures failed", file=sys.stderr)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Pictures of a scene's map: the scene, the largest class of each patch beside the true one, and each
+class's share."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+import common
+
+PANELS = 10  # classes drawn, the largest ones
+COLOURS = (  # Okabe and Ito's, and two more
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442",
+    "#000000", "#999999", "#882255",
+)  # fmt: skip
+
+
+class Drawn(NamedTuple):
+    """What a picture of a map shows."""
+
+    scene: np.ndarray  # (h, w, 3) uint8, thinned
+    height: int  # of the scene, pixels
+    width: int
+    rows: np.ndarray  # centres of the patches, pixels
+    columns: np.ndarray
+    found: np.ndarray  # (rows, columns, K), not finite where there are no data
+    truth: np.ndarray | None
+    classes: list[str]
+
+    def shown(self) -> np.ndarray:
+        """The largest classes, the largest first."""
+        return np.argsort(-np.nan_to_num(np.nanmean(self.found, (0, 1))), kind="stable")[:PANELS]
+
+    def class_maps(self) -> dict[str, np.ndarray]:
+        maps = {"largest fraction": self.found}
+        return maps if self.truth is None else maps | {"largest fraction, truth": self.truth}
+
+
+def draw_map(file: Path, drawn: Drawn) -> None:
+    """The scene, the class of the largest fraction with its legend, the same of the truth if it is known,
+    and the fraction of each of the largest classes."""
+    shown, maps = drawn.shown(), drawn.class_maps()
+    aspect = min(max(drawn.height / drawn.width, 0.3), 3)
+    figure = Figure(figsize=(12, 8 * aspect + 1.5), layout="constrained")
+    axes = figure.subplots(-(-(1 + len(maps) + len(shown)) // 4), 4, squeeze=False)
+    draw_scene(axes.flat[0], drawn)
+    for axis, (title, shares) in zip(axes.flat[1:], maps.items()):
+        draw_largest(axis, drawn, shares, shown, title)
+    for axis, k in zip(axes.flat[1 + len(maps) :], shown):
+        mesh = draw_share(axis, drawn, k)
+    for axis in axes.flat[1 + len(maps) + len(shown) :]:
+        axis.set_axis_off()
+    figure.colorbar(mesh, ax=axes, shrink=0.4, label="fraction of the patch")
+    save(figure, file, drawn, shown)
+
+
+def draw_classes(file: Path, drawn: Drawn) -> None:
+    """The scene, the truth if it is known, and the class of the largest fraction side by side."""
+    shown, maps = drawn.shown(), drawn.class_maps()
+    aspect = min(max(drawn.height / drawn.width, 0.3), 3)
+    figure = Figure(figsize=(9, 9 / (1 + len(maps)) * aspect + 0.9), layout="constrained")
+    axes = figure.subplots(1, 1 + len(maps))
+    draw_scene(axes[0], drawn)
+    for axis, (title, shares) in zip(axes[1:], reversed(maps.items())):
+        draw_largest(axis, drawn, shares, shown, title.removeprefix("largest fraction, "))
+    save(figure, file, drawn, shown)
+
+
+def draw_scene(axis: Axes, drawn: Drawn) -> None:
+    axis.imshow(drawn.scene, extent=(0, drawn.width, drawn.height, 0))
+    tidy(axis, drawn, "scene")
+
+
+def draw_largest(axis: Axes, drawn: Drawn, shares: np.ndarray, shown: np.ndarray, title: str) -> None:
+    empty = ~np.isfinite(drawn.found).all(2)
+    largest = np.ma.array(np.nan_to_num(shares[..., shown]).argmax(2), mask=empty)
+    axis.pcolormesh(*edges(drawn), largest, cmap=ListedColormap(COLOURS), vmin=0, vmax=PANELS - 1)
+    tidy(axis, drawn, title)
+
+
+def draw_share(axis: Axes, drawn: Drawn, k: int):
+    shares = np.ma.masked_invalid(drawn.found[..., k])
+    mesh = axis.pcolormesh(*edges(drawn), shares, cmap="cividis", vmin=0, vmax=1)
+    tidy(axis, drawn, f"{drawn.classes[k]}: {100 * shares.mean():.1f} %")
+    return mesh
+
+
+def edges(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the cells' edges: half-way between the patches' centres, and the scene's borders."""
+    x, y = (
+        np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [length]])
+        for centres, length in ((drawn.columns, drawn.width), (drawn.rows, drawn.height))
+    )
+    return x, y
+
+
+def tidy(axis: Axes, drawn: Drawn, title: str) -> None:
+    axis.set(xticks=[], yticks=[], aspect="equal", xlim=(0, drawn.width), ylim=(drawn.height, 0), title=title)
+
+
+def save(figure: Figure, file: Path, drawn: Drawn, shown: np.ndarray) -> None:
+    handles = [Patch(color=colour, label=drawn.classes[k]) for colour, k in zip(COLOURS, shown)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    with common.replacing(file) as partial:
+        figure.savefig(partial, format="png", dpi=110)
