@@ -417,9 +417,9 @@ def write_geotiff(
 
 
 def band_names(names: list[str]) -> bytes:
-    """The XML in which GDAL keeps the bands' descriptions."""
+    """The XML in which GDAL keeps the bands' descriptions; it escapes a text twice."""
     items = [
-        f'<Item name="DESCRIPTION" sample="{i}" role="description">{escape(name)}</Item>'
+        f'<Item name="DESCRIPTION" sample="{i}" role="description">{escape(escape(name))}</Item>'
         for i, name in enumerate(names)
     ]
     return f"<GDALMetadata>{''.join(items)}</GDALMetadata>\0".encode()

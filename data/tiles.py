@@ -1,0 +1,145 @@
+"""Patches out of scenes, as 8-bit pictures to pretrain on or to label.
+
+    python -m data.tiles scene.tif --size 64 --stride 64 --out patches
+    python -m data.tiles s2.tif --bands 4 3 2 --scale 3558 --out patches
+    python -m data.tiles north.tif south.tif --size 224 --stride 224 --out patches
+
+Every whole patch becomes a PNG, SCENE_r0000_c0064_(LAT,LON).png: the row and column of its first pixel,
+and the latitude and longitude of its centre; x and y, in units of the coordinate system, where that is no
+geographic one; neither where the scene has no place on Earth. Patches with data in less than half of their
+area are left out. OUT appears whole or not at all: a folder that holds anything is refused.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import common
+from common import ConfigError, DataError
+from data.scenes import LEAST, Grid, Look, choose_look, filled_shares, grid_of, open_scene, read_scale
+
+
+class Patch(NamedTuple):
+    """A patch of a scene that holds data."""
+
+    row: int  # of its first pixel
+    column: int
+    pixels: np.ndarray  # uint8 (3, size, size)
+
+
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__, usage="python -m data.tiles SCENES --out FOLDER [flags]")
+    parser.add_argument("scenes", nargs="+", type=Path, help="scene files")
+    parser.add_argument("--out", required=True, type=Path, help="folder to create")
+    parser.add_argument("--size", type=common.number(int, 8), default=64, help="side of a patch, pixels")
+    parser.add_argument(
+        "--stride", type=common.number(int, 1), help="from patch to patch, pixels; --size if left out"
+    )
+    parser.add_argument(
+        "--bands",
+        nargs=3,
+        type=common.number(int, 1),
+        metavar=("R", "G", "B"),
+        help="of a scene with more than three, from 1",
+    )
+    parser.add_argument(
+        "--scale",
+        type=read_scale,
+        metavar="VALUE",
+        help="of scenes that are not 8-bit: the value that becomes 255, or percentiles of each band, 2-98%%",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    stride = args.stride or args.size
+    refuse_filled(args.out)
+    looks = [choose_look(open_scene(file), args.bands, args.scale) for file in args.scenes]
+    grids = [grid_in(look, args.size, stride) for look in looks]
+    total = sum(len(grid.tops) * len(grid.lefts) for grid in grids)
+
+    part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        with tqdm(total=total, unit="patch", disable=None) as bar:
+            written = sum(
+                write_patches(part, name, look, grid, bar)
+                for name, look, grid in zip(names_of(args.scenes), looks, grids)
+            )
+        if not written:
+            raise DataError(f"{args.scenes[0]}: none of {total} patches has data in half of its area")
+        part.replace(args.out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    print(
+        f"{written} patches of {args.size} x {args.size} px in {args.out}, {total - written} left out: no data"
+    )
+
+
+def refuse_filled(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"--out {out} is there already and not empty: name a new folder, or remove it first"
+        )
+
+
+def grid_in(look: Look, size: int, stride: int) -> Grid:
+    scene = look.scene
+    if min(scene.height, scene.width) < size:
+        raise DataError(
+            f"{scene.file}: {scene.width} x {scene.height} px hold no patch of {size} x {size} px"
+        )
+    return grid_of(scene, (size, size), stride, border=False)
+
+
+def names_of(files: list[Path]) -> list[str]:
+    """A name for each scene: its file's, with a number where several are called so."""
+    names = []
+    for file in files:
+        same = sum(name == file.stem or name.startswith(f"{file.stem}-") for name in names)
+        names.append(f"{file.stem}-{same + 1}" if same else file.stem)
+    return names
+
+
+def write_patches(folder: Path, name: str, look: Look, grid: Grid, bar: tqdm) -> int:
+    """How many patches of a scene were written."""
+    written = 0
+    for patch in patches_of(look, grid, bar):
+        row, column, pixels = patch
+        place = place_of(look, row + grid.height / 2, column + grid.width / 2)
+        file = folder / f"{name}_r{row:04d}_c{column:04d}{place}.png"
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(file)
+        written += 1
+    return written
+
+
+def patches_of(look: Look, grid: Grid, bar: tqdm) -> Iterator[Patch]:
+    """The patches that hold data, row by row; a row of them is read at a time."""
+    for top in grid.tops:
+        pixels, holds = look.read(top, 0, grid.height, look.scene.width)
+        filled = filled_shares(holds, [0], grid.lefts, grid.height, grid.width)[0] >= LEAST
+        for left in np.array(grid.lefts)[filled].tolist():
+            yield Patch(top, left, np.ascontiguousarray(pixels[:, :, left : left + grid.width]))
+        bar.update(len(grid.lefts))
+
+
+def place_of(look: Look, row: float, column: float) -> str:
+    """`_(latitude,longitude)` or `_(x,y)` of a point in pixels; empty without georeference."""
+    place = look.scene.place
+    if place is None:
+        return ""
+    x, y = place.at(column, row)
+    return f"_({y:+.10f},{x:+.10f})" if place.geographic else f"_({x:.2f},{y:.2f})"
+
+
+if __name__ == "__main__":
+    with common.one_line_errors():
+        main()

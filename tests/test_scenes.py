@@ -1,0 +1,434 @@
+"""Scenes against rasterio: what is read, where it lies, what is written, and the patches cut from them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import refused
+from PIL import Image
+
+import predict
+from common import DataError
+from data import geotiff, tiles
+from data.geotiff import Tiff
+from data.scenes import choose_look, far, grid_of, open_scene, places, read_scale, values_of
+from models import dense
+from models.backbone import build_backbone
+
+rasterio = pytest.importorskip(
+    "rasterio", reason="rasterio, which the reader is tested against, is not installed"
+)
+from rasterio.transform import Affine, from_origin  # noqa: E402
+
+SIDE = 32  # of the patches of the model below
+
+
+def values(dtype, bands, height=90, width=110, seed=0):
+    """Rough pictures in a type's own range."""
+    steps = np.random.default_rng(seed).integers(-9, 10, (bands, height, width)).cumsum(2)
+    return (np.abs(steps) % 200 + (1000 if np.dtype(dtype).itemsize > 1 else 20)).astype(dtype)
+
+
+def write(file, array, **profile):
+    bands, height, width = array.shape
+    size = {"count": bands, "height": height, "width": width, "dtype": array.dtype}
+    profile = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 10, 10)} | profile
+    with rasterio.open(file, "w", driver="GTiff", **size, **profile) as target:
+        target.write(array)
+    return file
+
+
+LAYOUTS = {
+    "strips": {},
+    "tiles": {"tiled": True, "blockxsize": 32, "blockysize": 48},
+    "lines": {"blockysize": 7},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "dtype, bands, compress, predictor, interleave, endianness, big",
+    [
+        ("uint8", 3, None, 1, "pixel", "LITTLE", "NO"),
+        ("uint8", 5, "lzw", 2, "band", "LITTLE", "NO"),
+        ("uint8", 3, "packbits", 1, "pixel", "BIG", "YES"),
+        ("uint16", 13, "lzw", 2, "pixel", "LITTLE", "NO"),
+        ("uint16", 4, "deflate", 2, "band", "BIG", "YES"),
+        ("int16", 3, "zstd", 2, "pixel", "LITTLE", "NO"),
+        ("uint32", 2, None, 1, "band", "BIG", "NO"),
+        ("float32", 3, "deflate", 3, "pixel", "LITTLE", "YES"),
+        ("float32", 3, "lzw", 3, "pixel", "BIG", "NO"),
+        ("float64", 2, "lzma", 3, "band", "LITTLE", "NO"),
+    ],
+)
+def test_windows_equal_rasterio(
+    tmp_path, layout, dtype, bands, compress, predictor, interleave, endianness, big
+):
+    array = values(dtype, bands)
+    options = {"interleave": interleave, "endianness": endianness, "bigtiff": big, **LAYOUTS[layout]}
+    file = write(tmp_path / "s.tif", array, compress=compress, predictor=predictor, **options)
+    tiff = Tiff(file)
+    assert tiff.dtype == dtype and (tiff.bands, tiff.height, tiff.width) == array.shape
+    assert (tiff.read(0, 0, 90, 110) == array).all()
+    for top, left, height, width in ((31, 40, 50, 70), (0, 0, 1, 1), (89, 109, 1, 1), (47, 31, 2, 2)):
+        window = tiff.read(top, left, height, width)
+        assert window.dtype == dtype
+        assert (window == array[:, top : top + height, left : left + width]).all()
+
+
+def test_jpeg_in_a_tiff(tmp_path):
+    array = np.full((3, 96, 112), [[[90]], [[140]], [[60]]], np.uint8)
+    for photometric in ("RGB", "YCBCR"):
+        options = {"compress": "jpeg", "photometric": photometric, "tiled": True, "blockxsize": 32}
+        file = write(tmp_path / "j.tif", array, blockysize=32, **options)
+        assert np.abs(Tiff(file).read(5, 5, 80, 90).astype(int) - array[:, :80, :90]).max() <= 3
+
+
+def test_what_a_file_says_of_itself(tmp_path):
+    file = write(tmp_path / "n.tif", values("int16", 3), nodata=-32768)
+    assert Tiff(file).nodata() == -32768 and Tiff(file).alpha() is None
+    rgba = write(tmp_path / "a.tif", values("uint8", 4), photometric="RGB", alpha="YES")
+    assert Tiff(rgba).alpha() == 3 and Tiff(rgba).nodata() is None
+    sparse = write(tmp_path / "sparse.tif", np.zeros((3, 90, 110), np.int16), nodata=-5, sparse_ok=True)
+    assert (Tiff(sparse).read(0, 0, 90, 110) == rasterio.open(sparse).read()).all()
+
+
+TRANSFORMS = {
+    "north up": from_origin(5e5, 5e6, 10, 10),
+    "rotated": Affine(8.0, 3.0, 5e5, 2.5, -9.0, 5e6),
+    "south up": Affine(10.0, 0.0, 5e5, 0.0, 10.0, 5e6),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("point", [False, True])
+def test_place_equals_rasterio(tmp_path, name, point):
+    file = write(tmp_path / "s.tif", values("uint8", 3), transform=TRANSFORMS[name])
+    if point:
+        with rasterio.open(file, "r+") as target:
+            target.update_tags(AREA_OR_POINT="Point")
+    place = Tiff(file).place()
+    with rasterio.open(file) as source:
+        assert np.allclose(place.transform, source.transform[:6], atol=1e-9, rtol=0)
+        assert place.at(3, 7) == pytest.approx(source.xy(7, 3, offset="ul"), abs=1e-9)
+    assert not place.geographic
+    bands = np.random.default_rng(1).random((2, 300, 260), np.float32)
+    bands[0, 5:9] = np.nan
+    geotiff.write_geotiff(tmp_path / "m.tif", bands, ["Forest & <wood>", "Café"], place)
+    with rasterio.open(tmp_path / "m.tif") as written:
+        assert np.array_equal(written.read(), bands, equal_nan=True)
+        assert written.crs.to_epsg() == 32633 and np.isnan(written.nodata)
+        assert np.allclose(written.transform[:6], place.transform, atol=1e-9, rtol=0)
+        assert written.descriptions == ("Forest & <wood>", "Café")
+        assert written.profile["tiled"] and written.compression.value == "DEFLATE"
+
+
+def test_geotiff_without_a_place(tmp_path):
+    geotiff.write_geotiff(tmp_path / "m.tif", np.ones((1, 3, 4), np.float32), ["a"], None)
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(tmp_path / "m.tif") as written:
+        assert written.crs is None and (written.read() == 1).all()
+
+
+def test_damage_is_one_line(tmp_path):
+    file = write(tmp_path / "s.tif", values("uint16", 3), compress="deflate")
+    whole = file.read_bytes()
+    for size in (6, 200, len(whole) // 2, len(whole) - 1000):
+        file.write_bytes(whole[:size])
+        with pytest.raises(DataError, match="s.tif"):
+            Tiff(file).read(0, 0, 90, 110)
+    lerc = tmp_path / "c.tif"
+    write(lerc, values("uint16", 3).astype(np.complex64))
+    with pytest.raises(DataError, match="c.tif: has complex numbers: gdal_translate"):
+        Tiff(lerc)
+
+
+def test_a_strip_larger_than_memory_names_the_way_out(tmp_path, monkeypatch):
+    file = write(tmp_path / "s.tif", values("uint16", 3), compress="lzw", blockysize=90)
+    monkeypatch.setattr(geotiff, "memory", lambda: 4 * 90 * 110 * 6 - 1)
+    with pytest.raises(
+        DataError, match="gdal_translate -co COMPRESS=DEFLATE -co TILED=YES .*s.tif s-tiled.tif"
+    ):
+        open_scene(file)
+    open_scene(write(tmp_path / "plain.tif", values("uint16", 3), blockysize=90))  # is read a row at a time
+
+
+# What a model sees
+
+
+def test_scale_and_bands(tmp_path):
+    array = values("uint16", 5)
+    scene = open_scene(write(tmp_path / "s.tif", array))
+    seen, holds = choose_look(scene, [4, 3, 1], read_scale("1200")).read(3, 5, 20, 30)
+    window = array[[3, 2, 0], 3:23, 5:35]
+    assert (seen == np.rint(255 * np.minimum(window / 1200, 1))).all() and holds.all()
+    seen, _ = choose_look(scene, [4, 3, 1], read_scale("2-98%")).read(0, 0, 90, 110)
+    low, high = np.percentile(array[[3, 2, 0]], [2, 98], axis=(1, 2))[..., None, None]
+    exact = 255 * np.clip((array[[3, 2, 0]] - low) / (high - low), 0, 1)
+    assert np.abs(seen - exact).max() < 0.51
+    plain = open_scene(write(tmp_path / "p.tif", values("uint8", 3)))
+    assert (choose_look(plain, None, None).read(0, 0, 90, 110)[0] == values("uint8", 3)).all()
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "98-2%", "2-101%", "nan", "inf", "2-98"])
+def test_no_scale(capsys, text):
+    said = refused(capsys, predict.main, "m.pth", "s.tif", f"--scale={text}")
+    assert "neither the value that becomes 255" in said
+
+
+@pytest.mark.parametrize(
+    "dtype, bands, flags, said",
+    [
+        ("uint16", 3, (None, None), r"3 bands of uint16, values 1\d+ to 1\d+; .* add --scale VALUE"),
+        ("float32", 13, (None, None), r"13 bands of float32, values .* add --bands R G B .* and --scale"),
+        ("int16", 1, (None, None), r"1 band of int16, .* add --scale"),
+        ("uint8", 5, (None, None), r"5 bands of uint8, .* add --bands R G B .*2\)$"),
+        ("uint16", 3, ([4, 3, 2], None), r"--bands 4 3 2: it has 3 bands of uint16"),
+    ],
+)
+def test_refusals_name_bands_type_and_range(tmp_path, dtype, bands, flags, said):
+    scene = open_scene(write(tmp_path / "s.tif", values(dtype, bands)))
+    with pytest.raises(DataError, match=said):
+        choose_look(scene, *flags)
+
+
+def test_what_holds_no_data(tmp_path):
+    array = values("uint16", 3)
+    array[:, :10] = 0
+    array[1, 20:30] = 7
+    scene = open_scene(write(tmp_path / "s.tif", array, nodata=7))
+    pixels, holds = choose_look(scene, None, read_scale("1200")).read(0, 0, 90, 110)
+    empty = np.zeros((90, 110), bool)
+    empty[:10] = empty[20:30] = True
+    assert (holds == ~empty).all() and not pixels[:, empty].any()
+    rgba = values("uint8", 4)
+    rgba[3] = np.where(empty, 0, 255)
+    for file in (tmp_path / "a.tif", tmp_path / "a.png"):
+        if file.suffix == ".tif":
+            write(file, rgba, photometric="RGB", alpha="YES")
+        else:
+            Image.fromarray(rgba.transpose(1, 2, 0)).save(file)
+        pixels, holds = choose_look(open_scene(file), None, None).read(0, 0, 90, 110)
+        assert (holds == ~empty).all() and (pixels[:, holds] == rgba[:3, holds]).all()
+    floats = values("float32", 3)
+    floats[0, 0, 0] = np.nan
+    look = choose_look(open_scene(write(tmp_path / "f.tif", floats)), None, read_scale("2-98%"))
+    assert np.argwhere(~look.read(0, 0, 90, 110)[1]).tolist() == [[0, 0]]
+    empty_scene = open_scene(write(tmp_path / "e.tif", np.zeros((3, 90, 110), np.uint16)))
+    with pytest.raises(DataError, match="holds no data"):
+        choose_look(empty_scene, None, None)
+
+
+def test_far_from_training(tmp_path):
+    scene = open_scene(write(tmp_path / "s.tif", values("uint16", 3)))
+    learned = values_of(choose_look(scene, None, read_scale("2000")))
+    assert not far(learned, learned)
+    assert far(values_of(choose_look(scene, None, read_scale("9000"))), learned)  # darker
+    assert far(values_of(choose_look(scene, None, read_scale("2-98%"))), learned)  # wider
+
+
+# Patches
+
+
+def test_grid():
+    assert places(100, 20, 30) == [0, 30, 60, 80] and places(100, 20, 30, border=False) == [0, 30, 60]
+    assert places(20, 20, 7) == [0]
+
+
+def test_tiles(tmp_path, capsys):
+    array = values("uint16", 3, 100, 130)
+    array[:, :70, :60] = 0
+    place = from_origin(17.25, 7.5, 0.001, 0.001)
+    file = write(tmp_path / "scene.tif", array, crs="EPSG:4326", transform=place)
+    out = tmp_path / "patches"
+    flags = [file, "--size", "32", "--out", out, "--scale", "1200"]
+    tiles.main([str(flag) for flag in flags])
+    found = sorted(out.iterdir())
+    full = [
+        (row, column)
+        for row in (0, 32, 64)
+        for column in (0, 32, 64, 96)
+        if (array[:, row : row + 32, column : column + 32] != 0).any(0).mean() >= 0.5
+    ]
+    assert len(found) == len(full) < 12
+    assert all(f"_r{row:04d}_c{column:04d}_" in file.name for (row, column), file in zip(full, found))
+    said = capsys.readouterr().out
+    assert f"{len(found)} patches of 32 x 32 px" in said and f"{12 - len(found)} left out" in said
+    name = f"scene_r0000_c0064_({7.5 - 0.016:+.10f},{17.25 + 0.08:+.10f}).png"
+    with Image.open(out / name) as image:
+        exact = np.rint(255 * np.minimum(array[:, :32, 64:96] / 1200, 1))
+        assert (np.asarray(image).transpose(2, 0, 1) == exact).all()
+    assert "not empty" in refused(capsys, tiles.main, *flags)
+    assert "hold no patch" in refused(
+        capsys, tiles.main, file, "--size", 128, "--scale", 9, "--out", tmp_path / "x"
+    )
+    assert not list(tmp_path.glob(".*")) and not (tmp_path / "x").exists()
+
+
+def test_tiles_of_several_scenes_in_metres(tmp_path):
+    (tmp_path / "b").mkdir()
+    first = write(tmp_path / "s.tif", values("uint8", 3))
+    second = write(tmp_path / "b" / "s.tif", values("uint8", 3, seed=1))
+    tiles.main([str(first), str(second), "--size", "90", "--out", str(tmp_path / "p")])
+    assert sorted(file.name for file in (tmp_path / "p").iterdir()) == [
+        "s-2_r0000_c0000_(500450.00,4999550.00).png",
+        "s_r0000_c0000_(500450.00,4999550.00).png",
+    ]
+
+
+# Maps
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model with weights of chance, of patches of 32 px and three classes."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(build_backbone("resnet18"), torch.nn.Linear(512, 3))
+    with torch.no_grad():
+        network.train()
+        for _ in range(3):  # the norms' statistics
+            network(torch.randn(16, 3, SIDE, SIDE))
+    about = {
+        "task": "fraction",
+        "classes": ["Water", "Forest & wood", "Rock"],
+        "loss": "softmax",
+        "arch": "resnet18",
+        "size": SIDE,
+        "tile": [SIDE, SIDE],
+        "mean": [0.4, 0.4, 0.4],
+        "std": [0.2, 0.2, 0.2],
+        "state": network.state_dict(),
+    }
+    file = tmp_path_factory.mktemp("model") / "model.pth"
+    torch.save(about, file)
+    return file
+
+
+def run(model, *flags):
+    predict.main([str(flag) for flag in (model, *flags, "--device", "cpu")])
+
+
+def read_csv(file):
+    return pd.read_csv(file)
+
+
+def test_geotiff_of_a_scene(model, tmp_path, capsys):
+    array = values("uint16", 5, 150, 133)
+    array[:, :60, :80] = 0
+    file = write(tmp_path / "s.tif", array)
+    flags = ("--bands", 4, 3, 2, "--scale", 1300, "--stride", 12)
+    run(model, file, *flags, "--out", tmp_path / "map.tif")
+    run(model, file, *flags, "--out", tmp_path / "map.csv")
+    rows = read_csv(tmp_path / "map.csv")
+    assert rows.row.max() == 150 - SIDE and rows.column.max() == 133 - SIDE
+    assert np.allclose(rows.x, 5e5 + 10 * (rows.column + 16)) and np.allclose(
+        rows.y, 5e6 - 10 * (rows.row + 16)
+    )
+    with rasterio.open(tmp_path / "map.tif") as found:
+        shares = found.read()
+        assert found.descriptions == ("Water", "Forest & wood", "Rock") and found.crs.to_epsg() == 32633
+        assert shares.shape == (3, len(range(0, 150 - 31, 12)), len(range(0, 133 - 31, 12)))
+        assert np.allclose(found.transform[:6], (120, 0, 5e5 + 100, 0, -120, 5e6 - 100), atol=1e-9)
+        for i in range(shares.shape[1]):
+            for j in range(shares.shape[2]):
+                row = rows[(rows.row == 12 * i) & (rows.column == 12 * j)]
+                holds = (array[[3, 2, 1], 12 * i : 12 * i + 32, 12 * j : 12 * j + 32] != 0).any(
+                    0
+                ).mean() >= 0.5
+                assert len(row) == holds == np.isfinite(shares[:, i, j]).all()
+                if holds:
+                    assert np.allclose(row.iloc[0, -3:].astype(float), shares[:, i, j], atol=1e-4)
+                    assert found.xy(i, j) == pytest.approx((row.x.item(), row.y.item()), abs=1e-9)
+    said = capsys.readouterr()
+    assert "left out for lack of data" in said.out and "the model learned from mean 0.400" in said.out
+    assert not list(tmp_path.glob(".*")) and (tmp_path / "map-map.png").exists()
+
+
+def test_a_far_scene_warns(model, tmp_path, capsys):
+    file = write(tmp_path / "s.tif", values("uint16", 3))
+    run(model, file, "--scale", 60000, "--out", tmp_path / "m.tif")
+    assert "warning: " in capsys.readouterr().err
+
+
+def test_dense_agrees_with_patches(model, tmp_path):
+    """A patch that is a window gets the network's own answer; all of them go together."""
+    scene = open_scene(write(tmp_path / "s.tif", values("uint8", 3, 200, 170)))
+    look = choose_look(scene, None, None)
+    opened = predict.open_model(str(model), torch.device("cpu"))
+    grid = grid_of(scene, (SIDE, SIDE), 4, border=True)
+    with predict.tqdm(disable=True) as bar:
+        reference = predict.by_patches(opened, look, grid, bar)
+        found = predict.by_windows(opened, look, grid, bar)
+    assert np.allclose(found.sum(2), 1, atol=1e-5)
+    assert np.abs(found[0, 0] - reference[0, 0]).max() < 0.1 * np.ptp(reference)
+    assert np.corrcoef(found.ravel(), reference.ravel())[0, 1] > 0.9
+
+
+def test_dense_equals_patches_without_overlap(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(dense, "OVERLAP", 1000)
+    scene = open_scene(write(tmp_path / "s.tif", values("uint8", 3, 4 * SIDE, 3 * SIDE)))
+    look = choose_look(scene, None, None)
+    opened = predict.open_model(str(model), torch.device("cpu"))
+    grid = grid_of(scene, (SIDE, SIDE), SIDE, border=True)
+    with predict.tqdm(disable=True) as bar:
+        reference = predict.by_patches(opened, look, grid, bar)
+        found = predict.by_windows(opened, look, grid, bar)
+    assert np.abs(found - reference).max() < 1e-5
+
+
+def test_dense_leaves_out_the_same_patches(model, tmp_path):
+    array = values("uint8", 3, 150, 133)
+    array[:, 20:90, 10:77] = 0
+    file = write(tmp_path / "s.tif", array)
+    for name, flags in (("p.tif", ()), ("d.tif", ("--dense",))):
+        run(model, file, *flags, "--stride", 7, "--out", tmp_path / name)
+    with rasterio.open(tmp_path / "p.tif") as patches, rasterio.open(tmp_path / "d.tif") as windows:
+        a, b = patches.read(), windows.read()
+        assert patches.transform == windows.transform and (np.isnan(a) == np.isnan(b)).all()
+        assert 0 < np.isnan(a).mean() < 0.5
+
+
+@pytest.mark.parametrize("flags", [(), ("--dense",)])
+def test_bands_of_rows_do_not_show(model, tmp_path, monkeypatch, flags):
+    """A scene larger than what is read at once gives the same map."""
+    file = write(tmp_path / "s.tif", values("uint8", 3, 150, 133), tiled=True, blockxsize=16, blockysize=16)
+    run(model, file, *flags, "--stride", 9, "--out", tmp_path / "a.tif")
+    monkeypatch.setattr(predict, "BAND", 133 * 40)
+    run(model, file, *flags, "--stride", 9, "--out", tmp_path / "b.tif")
+    with rasterio.open(tmp_path / "a.tif") as a, rasterio.open(tmp_path / "b.tif") as b:
+        assert np.allclose(a.read(), b.read(), atol=1e-6)
+
+
+def test_several_scenes_do_not_meet(model, tmp_path):
+    write(tmp_path / "s.tif", values("uint8", 3))
+    Image.fromarray(values("uint8", 3, seed=1).transpose(1, 2, 0)).save(tmp_path / "s.png")
+    run(model, tmp_path / "s.tif", tmp_path / "s.png", "--out", tmp_path / "o" / "map.csv")
+    names = {file.name for file in (tmp_path / "o").iterdir()}
+    assert names == {"map.csv", "map-s-tif-map.png", "map-s-png-map.png"}
+    rows = read_csv(tmp_path / "o" / "map.csv")
+    assert rows.x.notna().sum() == rows.x.isna().sum() > 0
+
+
+def test_one_bad_picture_costs_no_other(model, tmp_path, capsys):
+    for i in range(6):
+        Image.fromarray(values("uint8", 3, 32, 32, i).transpose(1, 2, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:700])
+    deep = values("uint16", 1)[0]
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with pytest.raises(SystemExit) as stopped:
+        run(model, tmp_path, "--out", tmp_path / "out" / "p.csv")
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert "2.png" in said and "2 of 7 pictures failed" in said
+    assert "deep.png" in said and "uint16" in said
+    assert len(read_csv(tmp_path / "out" / "p.csv")) == 5
+
+
+def test_a_map_needs_a_scene(model, tmp_path, capsys):
+    Image.fromarray(values("uint8", 3, 32, 32).transpose(1, 2, 0)).save(tmp_path / "s.png")
+    for name in ("m.tif", "m.png"):
+        assert "are no scene" in refused(
+            capsys, predict.main, model, tmp_path / "s.png", "--out", tmp_path / name
+        )
+    assert "name a .csv" in refused(
+        capsys, predict.main, model, tmp_path / "s.png", "--out", tmp_path / "m.jpg"
+    )
