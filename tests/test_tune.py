@@ -315,7 +315,7 @@ def test_a_killed_tuner_leaves_no_trial_running_and_the_same_command_goes_on(wor
         assert tuner.poll() is None
         time.sleep(0.02)
     tuner.send_signal(how)
-    assert tuner.wait(10) == {signal.SIGKILL: -9, signal.SIGTERM: 143}[how]
+    assert tuner.wait(60) == {signal.SIGKILL: -9, signal.SIGTERM: 143}[how]
     time.sleep(0.2)
     assert not alive(Path("killed"))
     assert bool(list(Path("killed").glob("trials/*/saved"))) == (how == signal.SIGTERM)
@@ -336,6 +336,8 @@ def test_an_orphaned_trial_is_waited_for(workplace, monkeypatch):
         search(monkeypatch, {"lr": [0.01]}, *words)
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr(tune.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(tune, "draw_picture", lambda *_: None)
     search(monkeypatch, {"lr": [0.01]}, *words)
     assert trained(0) == [1, 2, 3] and not Path("out/trials/000/overlap").exists()
 
