@@ -35,6 +35,7 @@ import common
 from common import number
 from data.check import check_files
 from data.fused import available, costs
+from data.images import choose_loader
 from data.loader import Plan, TorchLoader, dali_loader
 from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
@@ -419,7 +420,7 @@ def timed(stream: Iterator, step: Callable, device: torch.device, warmup: int | 
 
 def loader_contenders(case: Case, ceilings: Ceilings) -> list[Contender]:
     """Loaders alone: views by torch, by the fused kernels where they work, and by DALI where it is there."""
-    kinds = ["torch"] + ["fused"] * available(case.device) + ["dali"] * has_dali()
+    kinds = ["torch"] + ["fused"] * available(case.device) + ["dali"] * has_dali(case)
     return [
         Contender("loader", kind, functools.partial(load, case, kind), expected=bound(case, kind, ceilings))
         for kind in kinds
@@ -440,19 +441,17 @@ def bound(case: Case, kind: str, ceilings: Ceilings) -> str:
     return f"at most {ceilings.copy / (2 * moved):,.0f}"
 
 
-def has_dali() -> bool:
+def has_dali(case: Case) -> bool:
     try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
+        return choose_loader("dali", case.device, case.setting.size, 0)[0] == "dali"
+    except common.ConfigError:
         return False
-    return True
 
 
 def best_kind(case: Case) -> str:
-    """The loader of the step: what train_ssl.py's `--loader auto` takes, pixels fitting on the GPU."""
-    if case.device.type == "cpu" and case.setting.size >= 128 and has_dali():
-        return "dali"
-    return "fused" if available(case.device) else "torch"
+    """The loader that train_ssl.py's `--loader auto` takes for these images, and what makes its views."""
+    kind, _why = choose_loader("auto", case.device, case.setting.size, case.images.pixels.nbytes)
+    return "fused" if kind == "torch" and available(case.device) else kind
 
 
 def make_loader(case: Case, kind: str, dtype: torch.dtype):
