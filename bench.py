@@ -55,6 +55,7 @@ MOST_FILES = 1024  # of --data that are read
 PAPER = (136_414, 500)  # images (70 % of Sentinel2GlobalLULC's 194,877) and epochs of the paper's pretraining
 SHARE = (0.55, 0.74)  # of the roofline: what good implementations of ResNet reach on GPUs
 PROFILED = 3  # steps
+RESERVED = {"cuda": 60, "cpu": 0}  # seconds of the whole for the tests on a GPU
 TRAINING = ("both", "usual")  # parts that wait for a loader
 TORCH_BYTES = 817  # that torch's operators move for a pixel of one view, see docs/performance.md
 
@@ -192,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = rows_of_ceilings(ceilings)
     for i, setting in enumerate(settings):
         say(f"{setting.size} px, batches of {setting.batch_size}")
-        share = Clock(clock.left() / (len(settings) - i))
+        share = Clock((clock.left() - RESERVED[device.type]) / (len(settings) - i))
         rows += measure(make_case(setting, args, device), ceilings, args, share)
     rows += gpu_tests(clock) if device.type == "cuda" else []
 
@@ -428,7 +429,8 @@ def loader_contenders(case: Case, ceilings: Ceilings) -> list[Contender]:
 
 
 def load(case: Case, kind: str) -> Timed:
-    return timed(endless(make_loader(case, kind, torch.float32)), lambda batch: None, case.device)
+    dtype = common.DTYPES[precisions_of(case.device)[0]]
+    return timed(endless(make_loader(case, kind, dtype)), lambda batch: None, case.device)
 
 
 def bound(case: Case, kind: str, ceilings: Ceilings) -> str:
