@@ -505,7 +505,10 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLear
 
 def train(stream: Callable, loader: Callable, learn: Callable, device: torch.device) -> Timed:
     """Time steps of a learner on a stream of a loader; both are made when they are first asked for."""
-    return timed(stream(loader()), learn(), device)
+    result = timed(stream(loader()), learn(), device)
+    if isinstance(learn(), GraphedLearner) and learn().refused:
+        raise RuntimeError("no CUDA graph could be captured, so these were eager steps")
+    return result
 
 
 def first_again(loader: object) -> Iterator[tuple]:
@@ -544,7 +547,7 @@ def count_syncs(case: Case) -> list[Row]:
         for _ in range(20):
             learn(next(stream))
         torch.cuda.set_sync_debug_mode("default")
-    waits = sum("synchroniz" in str(warning.message) for warning in caught)
+    waits = sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
     return [Row("syncs", "host waits for the GPU", waits / 20, "a step", *case.setting, precision)]
 
 
