@@ -24,6 +24,7 @@ not cost the others: it is listed, and the exit code is 1.
 """
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -236,13 +237,15 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     compare_values(look, model, bar)
     grid = grid_of(scene, model.tile, job.stride, border=job.suffix not in (".tif", ".tiff"))
     bar.total += len(grid.tops) * len(grid.lefts) - 1
+    began = time.perf_counter()
     shares = by_windows(model, look, grid, bar) if job.dense else by_patches(model, look, grid, bar)
+    seconds = time.perf_counter() - began
     if not np.isfinite(shares).any():
         raise DataError(f"{file}: no patch of {width} x {height} px has data in half of its area")
     truth = None if job.truth is None else true_shares(job.truth, len(model.classes), grid)
     mapped = Mapped(look, grid, shares, truth)
     write_map(target, mapped, model.classes, job.suffix)
-    say_map(target, mapped, bar)
+    say_map(target, mapped, seconds, bar)
     return rows_of(mapped, model.classes)
 
 
@@ -459,10 +462,10 @@ def overview(look: Look) -> np.ndarray:
     return np.concatenate(parts, 1).transpose(1, 2, 0)
 
 
-def say_map(target: Path, mapped: Mapped, bar: tqdm) -> None:
+def say_map(target: Path, mapped: Mapped, seconds: float, bar: tqdm) -> None:
     grid, held = mapped.grid, np.isfinite(mapped.shares).all(2)
     empty = f", {(~held).sum()} left out for lack of data" if not held.all() else ""
-    patches = f"{held.sum()} patches of {grid.width} x {grid.height} px{empty}"
+    patches = f"{held.sum()} patches of {grid.width} x {grid.height} px{empty} in {seconds:.1f} s"
     bar.write(f"{mapped.look.scene.file}: {patches}, map in {target}", file=sys.stdout)
     if mapped.truth is not None:
         bar.write(f"against the truth: {compare(mapped.shares[held], mapped.truth[held])}", file=sys.stdout)

@@ -79,9 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         part.replace(args.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    print(
-        f"{written} patches of {args.size} x {args.size} px in {args.out}, {total - written} left out: no data"
-    )
+    print(f"{written} patches of {args.size} px in {args.out}, {total - written} left out for lack of data")
 
 
 def refuse_filled(out: Path) -> None:

@@ -252,7 +252,7 @@ def test_tiles(tmp_path, capsys):
     assert len(found) == len(full) < 12
     assert all(f"_r{row:04d}_c{column:04d}_" in file.name for (row, column), file in zip(full, found))
     said = capsys.readouterr().out
-    assert f"{len(found)} patches of 32 x 32 px" in said and f"{12 - len(found)} left out" in said
+    assert f"{len(found)} patches of 32 px in {out}" in said and f"{12 - len(found)} left out" in said
     name = f"scene_r0000_c0064_({7.5 - 0.016:+.10f},{17.25 + 0.08:+.10f}).png"
     with Image.open(out / name) as image:
         exact = np.rint(255 * np.minimum(array[:, :32, 64:96] / 1200, 1))
