@@ -5,7 +5,7 @@ average: the mean of the cells' logits is the patch's logit. So cells are comput
 lie side by side, and a patch anywhere takes the mean of those it covers, each by the area that they share.
 
 A window is as large as a patch: in larger ones the cells see more land and fewer zeros of the padding than
-in training, and the map gets worse (by 15 % at two patches). Neighbouring windows overlap by an eighth and
+in training, and the map gets worse (by 15 % at two patches). Neighbouring windows overlap by a ninth and
 fade into each other there. What a patch covers of one window gives the mean of those cells' logits; over
 the windows that it touches the fractions are averaged by area, as fractions are: averaged logits are
 further off. A patch that is a window gets exactly what the network says of it.
@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 PATCHES = 2
-OVERLAP = 8  # windows overlap by a patch's side divided by this
+OVERLAP = 9  # windows overlap by at least a patch's side divided by this
 BATCH = 1 << 18  # pixels of the windows that go through the network at once
 PROBE = 256  # side of the picture that tells the size of a cell, pixels
 
@@ -35,12 +36,12 @@ class Windows(NamedTuple):
 
 
 class FeatureMap(nn.Module):
-    """A ResNet without its average: images (N, 3, H, W) -> (N, D, H / cell, W / cell)."""
+    """A ResNet in eval mode without its average: images (N, 3, H, W) -> (N, D, H / cell, W / cell)."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
         layers = [layer for name, layer in backbone.named_children() if name not in ("avgpool", "fc")]
-        self.layers = nn.Sequential(*layers)
+        self.layers = fuse(nn.Sequential(*layers).eval())  # the norms into the convolutions: 5 % faster
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
@@ -72,8 +73,9 @@ def windows_along(length: int, starts: list[int], patch: int, size: int, cell: i
 
 
 def starts_of(length: int, side: int, step: int) -> list[int]:
-    """Where windows begin; the last one ends at the border."""
-    return sorted({*range(0, length - side + 1, max(1, step)), length - side})
+    """Where windows begin, evenly spread, at most a step apart; the last one ends at the border."""
+    count = 1 + -(-(length - side) // max(1, step))
+    return np.linspace(0, length - side, count).round().astype(int).tolist()
 
 
 def fading(length: int, firsts: list[int], side: int, ramp: int) -> np.ndarray:

@@ -65,9 +65,9 @@ def draw_classes(file: Path, drawn: Drawn) -> None:
     figure = Figure(figsize=(9, 9 / (1 + len(maps)) * aspect + 0.9), layout="constrained")
     axes = figure.subplots(1, 1 + len(maps))
     draw_scene(axes[0], drawn)
-    for axis, (title, shares) in zip(axes[1:], reversed(maps.items())):
-        draw_largest(axis, drawn, shares, shown, title.removeprefix("largest fraction, "))
-    save(figure, file, drawn, shown)
+    for axis, shares in zip(axes[1:], reversed(maps.values())):
+        draw_largest(axis, drawn, shares, shown, "map" if shares is drawn.found else "truth")
+    save(figure, file, drawn, shown, dpi=80)
 
 
 def draw_scene(axis: Axes, drawn: Drawn) -> None:
@@ -102,8 +102,8 @@ def tidy(axis: Axes, drawn: Drawn, title: str) -> None:
     axis.set(xticks=[], yticks=[], aspect="equal", xlim=(0, drawn.width), ylim=(drawn.height, 0), title=title)
 
 
-def save(figure: Figure, file: Path, drawn: Drawn, shown: np.ndarray) -> None:
+def save(figure: Figure, file: Path, drawn: Drawn, shown: np.ndarray, dpi: int = 110) -> None:
     handles = [Patch(color=colour, label=drawn.classes[k]) for colour, k in zip(COLOURS, shown)]
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
     with common.replacing(file) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+        figure.savefig(partial, format="png", dpi=dpi)
