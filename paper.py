@@ -158,7 +158,6 @@ def main(argv: list[str] | None = None) -> None:
         return show_plan(study, recipes, ["imagenet"], [note], *images_per_second(study.settings.size))
 
     with common.hold(study.out, "paper.py"):
-        common.make_folder(study.out / "scenes")
         for step in scenes_to_write(study):
             run(step)
         reason = without_imagenet()
