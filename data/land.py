@@ -145,7 +145,7 @@ def read_cells(file: Path) -> pd.DataFrame:
             f"{file}: has {cells.shape[1]} columns; Land-1.0 has the file in column {NAME_COLUMN} and "
             f"fractions from column {FIRST_FRACTION} on"
         )
-    cells = cells.fillna("").apply(lambda column: column.str.strip())
+    cells = cells.fillna("").apply(lambda column: column.str.strip()).rename(columns=str.strip)
     if separator != ",":  # where commas are free, they may be decimal
         cells.iloc[:, FIRST_FRACTION:] = cells.iloc[:, FIRST_FRACTION:].apply(
             lambda c: c.str.replace(",", ".")
