@@ -5,7 +5,7 @@ average: the mean of the cells' logits is the patch's logit. So cells are comput
 lie side by side, and a patch anywhere takes the mean of those it covers, each by the area that they share.
 
 A window is as large as a patch: in larger ones the cells see more land and fewer zeros of the padding than
-in training, and the map gets worse (by 15 % at two patches). Neighbouring windows overlap by a ninth and
+in training, and the map gets worse (by 15 % at two patches). Neighbouring windows overlap by a sixteenth and
 fade into each other there. What a patch covers of one window gives the mean of those cells' logits; over
 the windows that it touches the fractions are averaged by area, as fractions are: averaged logits are
 further off. A patch that is a window gets exactly what the network says of it.
@@ -16,12 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 PATCHES = 2
-OVERLAP = 9  # windows overlap by at least a patch's side divided by this
+OVERLAP = 16  # windows overlap by at least a patch's side divided by this
 BATCH = 1 << 18  # pixels of the windows that go through the network at once
-PROBE = 256  # side of the picture that tells the size of a cell, pixels
+PROBE = 64  # side of the picture that tells the size of a cell, pixels
 
 
 class Windows(NamedTuple):
@@ -36,12 +35,12 @@ class Windows(NamedTuple):
 
 
 class FeatureMap(nn.Module):
-    """A ResNet in eval mode without its average: images (N, 3, H, W) -> (N, D, H / cell, W / cell)."""
+    """A ResNet without its average: images (N, 3, H, W) -> (N, D, H / cell, W / cell)."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
         layers = [layer for name, layer in backbone.named_children() if name not in ("avgpool", "fc")]
-        self.layers = fuse(nn.Sequential(*layers).eval())  # the norms into the convolutions: 5 % faster
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
