@@ -21,6 +21,8 @@ NO_EFFECT = {
     "dali_cache",
     "config",
     "skip_bad_files",
+    "compile",
+    "graph",
 }
 
 
