@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-PATCHES = 2
 OVERLAP = 16  # windows overlap by at least a patch's side divided by this
 BATCH = 1 << 18  # pixels of the windows that go through the network at once
 PROBE = 64  # side of the picture that tells the size of a cell, pixels
