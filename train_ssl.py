@@ -148,7 +148,6 @@ def main(argv: list[str] | None = None) -> None:
             plan = make_plan(args, images, rank, ranks)
             args.loader, why = choose_loader(args.loader, device, source.size, images.nbytes())
             loader = make_loader(args.loader, images, plan, device, source, loader_options(args))
-        steps = plan.steps()
 
         # Model, optimiser, precision
         method, model = build_model(args, device, ranks)
@@ -171,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
         save = Saver(out, parts, config, about, images.digest, found) if lead else silent
         if lead:
             write_beginning(out, config | common.about(device), about, loader, images)
-        stop, warmup = StopFlag(ranks), round(args.warmup_epochs * steps)
+        stop, steps, warmup = StopFlag(ranks), plan.steps(), round(args.warmup_epochs * plan.steps())
         bar = make_bar(args.epochs, plan.images, progress, steps, lead)
         for epoch in range(progress.epoch, stop_epoch):
             loader.size = size_at(args.size, epoch, args.epochs)

@@ -50,8 +50,8 @@ class Progress:
 class Saver:
     """Writes out/checkpoint.pt; the one that was there becomes checkpoint.prev.pt, if it is a good one.
 
-    config: resolved flags; about: mean, std, size and maxpool of the backbone; digest: of the data; found: the
-    file that the run goes on from, "" for none.
+    config: resolved flags; about: mean, std, size and maxpool of the backbone; digest: of the data;
+    found: the file that the run goes on from, "" for none.
     """
 
     def __init__(self, out: Path, parts: Parts, config: dict, about: dict, digest: str, found: str):
