@@ -138,13 +138,13 @@ def images_below(folder: Path, recursive: bool = True) -> list[Path]:
 
 
 def real_paths(files: list[Path], walk: Scan) -> list[str]:
-    """Where each image really lies; two names of one image get the same answer. Asks the disk once a
-    folder."""
+    """Where each image really lies; two names of one image get the same answer, and a broken link, which is
+    to be listed as missing, its own place. Asks the disk once a folder."""
     folders: dict[Path, str] = {}
     real = []
     for file in files:
         if file.parent not in folders:
             folders[file.parent] = os.path.realpath(file.parent)
         place = os.path.join(folders[file.parent], file.name)
-        real.append(os.path.realpath(place) if file in walk.linked else place)
+        real.append(os.path.realpath(place) if file in walk.linked and file.exists() else place)
     return real

@@ -28,7 +28,16 @@ FILLERS = {
     "jpegimages",
     "rgb",
 }
-SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+SYSTEM = {
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "__pycache__",
+}
 
 PURE_NAMES = {  # Sentinel2GlobalLULC: short name of the archive's folders -> the paper's name
     "BarrenLands": "Barren Lands",

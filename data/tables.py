@@ -194,7 +194,13 @@ def split_folders(folder: Folder) -> dict[str, Folder]:
 
 def refuse_datasets(folder: Folder, kids: list[Folder]) -> None:
     """DataError where folders side by side are datasets rather than classes: they hold splits, or the same
-    classes."""
+    classes, or are called `images`."""
+    fillers = [kid.name for kid in kids if is_filler(kid.name)]
+    if fillers and len(kids) > 1:
+        raise DataError(
+            f"{folder.path}: {', '.join(kid.name for kid in kids[:6])} lie side by side, and {fillers[0]} is "
+            "the name of no class: name one of them with --data, or rename it"
+        )
     datasets = [kid for kid in kids if is_dataset(kid)]
     inside: Counter = Counter()
     for kid in kids:

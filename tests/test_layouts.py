@@ -113,6 +113,7 @@ LITTER = [
     "test/__MACOSX/A/0.jpg",
     "README.md",
     "train/.DS_Store",
+    "train/A/#recycle/0.jpg",
 ]
 
 
@@ -120,7 +121,7 @@ def test_what_tools_leave_behind_is_no_class_and_no_image(tmp_path):
     plant(tmp_path, "train/A/{}.jpg", "train/B/{}.jpg", "test/A/{}.jpg", *LITTER)
     table = load_table(tmp_path)
     assert table.classes == ["A", "B"] and counted(table) == {"train": 6, "val": 0, "test": 3}
-    assert not any(part in file for file in table.files for part in ("/.", "@", "MACOSX"))
+    assert not any(part in file for file in table.files for part in ("/.", "@", "#", "MACOSX"))
 
 
 def test_litter_beside_class_folders(tmp_path):
@@ -188,6 +189,8 @@ COPY = "Sentinel2GlobalLULC-ratio=(0.{}00,0.0250,0.0750)-seed=42"
         (["train/A/{}.jpg", "test/A/{}.jpg", "stray.png"], "beside, images in stray.png"),
         (["A/{}.jpg", "stray.png"], "stray.png"),
         (["Forest/{}.jpg", "forest/{}.jpg"], "Forest and forest spell one class"),
+        (["images/{}.jpg", "masks/{}.png"], "images is the name of no class"),
+        (["train/images/{}.jpg", "train/masks/{}.png"], "images is the name of no class"),
         (["notes/{}.jp2"], "holds no images .*3 .jp2"),
     ],
 )
@@ -232,10 +235,11 @@ def test_links_are_followed_once(tmp_path):
 
 def test_broken_links_stay_for_the_check_to_name(tmp_path):
     plant(tmp_path, "A/{}.jpg", "B/{}.jpg", each=4)
-    (tmp_path / "A" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    for name in ("gone.jpg", "gone too.jpg"):
+        (tmp_path / "A" / name).symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "A" / "self.jpg").symlink_to(tmp_path / "A" / "self.jpg")
     table = load_table(tmp_path)
-    assert len(table) == 10 and {"A/gone.jpg", "A/self.jpg"} <= set(table.files)
+    assert len(table) == 11 and {"A/gone.jpg", "A/gone too.jpg", "A/self.jpg"} <= set(table.files)
     (tmp_path / "C").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match="C .a link to .*nowhere"):
         load_table(tmp_path)
