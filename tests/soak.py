@@ -10,7 +10,6 @@ OUT/failures.txt. Exit code 1: something failed.
 """
 
 import contextlib
-import functools
 import hashlib
 import importlib
 import io
@@ -20,9 +19,11 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,7 @@ from data.tables import load_table  # noqa: E402
 from models import METHODS  # noqa: E402
 
 SHARES = {"flags": 0.14, "trainings": 0.16, "pictures": 0.1, "tables": 0.06, "epochs": 0.14, "kills": 0.4}
+COMMANDS = ["train_ssl", "transfer", "tune", "predict", "plot", "paper", "bench", "data.check"]
 FULL = 20  # minutes, in which 2,000 pictures are tried and 500 epochs run
 MEMORY = 6 << 30  # bytes of private memory of one process
 Try = tuple[str, str]  # (kind of attack, what went wrong: '' where nothing did)
@@ -78,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"seed {seed}, {args.minutes:g} minutes, {common.cpu_name()}, torch {torch.__version__}", flush=True
     )
+    for name in COMMANDS:  # before the parts begin, so that none has to
+        importlib.import_module(name)
     out = args.out.resolve()
     with common.hold(out, "soak.py"):
         rows, failures = [], []
@@ -307,9 +311,12 @@ def flags(bout: Bout) -> Iterator[Try]:
 def prepare_commands() -> None:
     """Leave out what takes seconds and has nothing to do with flags."""
     import paper
+    import train_ssl
     import tune
 
-    tune.script_options = functools.cache(tune.script_options)
+    text = train_ssl.build_parser().format_help()
+    answer = subprocess.CompletedProcess([], 0, stdout=text, stderr="")
+    tune.subprocess = types.SimpleNamespace(run=lambda *words, **options: answer)
     paper.images_per_second = lambda size: (100.0, "cpu")
     paper.resolved_recipes = lambda study: dict.fromkeys(METHODS, {"epochs": 3, "subset": 1.0})
 
@@ -827,10 +834,9 @@ def traces(run: Path) -> dict[str, str]:
 
 
 def add_tensors(value: object, digest) -> None:
+    """The bytes of all tensors in a nest of dicts and lists; other values, such as times, are left out."""
     if isinstance(value, torch.Tensor):
-        digest.update(
-            value.contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else str(value).encode()
-        )
+        digest.update(value.reshape(-1).numpy().tobytes())
     elif isinstance(value, dict):
         for key, inside in value.items():
             digest.update(str(key).encode())
