@@ -463,6 +463,9 @@ def take_lock(file: Path) -> int | None:
             return None
         except FileNotFoundError:
             pass
+        except OSError as error:  # a network drive without locks
+            os.close(lock)
+            raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(file)) from None
         os.close(lock)
 
 

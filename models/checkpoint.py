@@ -24,6 +24,7 @@ NO_EFFECT = {
     "compile",
     "graph",
 }
+KEPT = {"model", "optimizer", "scaler", "rng", "progress", "config", "digest"}  # in a whole checkpoint
 
 
 class Parts(NamedTuple):
@@ -50,8 +51,8 @@ class Progress:
 class Saver:
     """Writes out/checkpoint.pt; the one that was there becomes checkpoint.prev.pt, if it is a good one.
 
-    config: resolved flags; about: mean, std, size and maxpool of the backbone; digest: of the data;
-    found: the file that the run goes on from, "" for none.
+    config: resolved flags; about: mean, std, size and maxpool of the backbone; digest: of the data; found:
+    the file that the run goes on from, "" for none.
     """
 
     def __init__(self, out: Path, parts: Parts, config: dict, about: dict, digest: str, found: str):
@@ -121,14 +122,14 @@ def read_checkpoint(out: Path) -> tuple[Path, dict | None]:
             continue
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict) or not {"model", "config", "progress", "digest"} <= state.keys():
+            if not isinstance(state, dict) or not state.keys() >= KEPT:
                 raise ValueError("holds no checkpoint of train_ssl.py")
         except OSError:
             raise
         except Exception as error:  # torch.load raises whatever the damaged bytes lead to
             damage = damage or f"{file}: damaged ({first_line(error)})"
             continue
-        if file != newest:
+        if file != newest and int(os.environ.get("RANK", 0)) == 0:
             print(f"{damage or f'{newest} is missing'}: going back to {file.name}", flush=True)
         return file, state
     if damage:

@@ -20,7 +20,7 @@ from PIL import Image
 import common
 import train_ssl
 from models.backbone import build_backbone, read_weights
-from models.checkpoint import Parts, Progress, load_checkpoint
+from models.checkpoint import KEPT, Parts, Progress, load_checkpoint, read_checkpoint
 from models.diagnostics import diagnose
 from models.optimisers import LARS, make_optimizer
 from models.step import Learner
@@ -109,6 +109,30 @@ def test_the_checkpoint_before_is_used_where_the_newest_is_damaged(simclr, tmp_p
     train_ssl.main([*simclr, "--epochs", "3", "--knn-every", "1"])
     a, b = (torch.load(tmp_path / d / "backbone.pth") for d in ("whole", "run"))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_checkpoint_that_lacks_a_part_is_damaged(tmp_path, capsys, monkeypatch):
+    torch.save(dict.fromkeys(KEPT, {}), tmp_path / "checkpoint.prev.pt")
+    for lacking in sorted(KEPT):
+        torch.save(dict.fromkeys(KEPT - {lacking}, {}), tmp_path / "checkpoint.pt")
+        assert read_checkpoint(tmp_path)[0].name == "checkpoint.prev.pt"
+        assert "going back to checkpoint.prev.pt" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")  # what all ranks have to say, rank 0 says
+    assert read_checkpoint(tmp_path)[0].name == "checkpoint.prev.pt" and not capsys.readouterr().out
+
+
+def test_a_drive_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(common.fcntl, "flock", flock)
+
+    def main(words):
+        with common.hold(tmp_path / "run", "train_ssl.py"):
+            pass
+
+    error = refused(capsys, main)
+    assert ".running: cannot be locked (No locks available)" in error
 
 
 def test_files_that_others_read_are_written_again(simclr, tmp_path):
