@@ -5,7 +5,6 @@ import contextlib
 import html.parser
 import importlib
 import io
-import multiprocessing
 import re
 import shlex
 import signal
@@ -22,7 +21,6 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from test_readme import options
 
-import common
 import paper
 from data.synthetic import write_scenes
 from models import METHODS
@@ -278,34 +276,9 @@ def test_report_holds_everything_itself(tmp_path):
 # The whole road
 
 
-class Forked:
-    """`paper.start` without the seconds of imports: the command's main in a fork of this process."""
-
-    def __init__(self, step, copy):
-        script, *words = step.command
-        if script == "-m":
-            script, *words = words
-        context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=self.call, args=(script.removesuffix(".py"), words))
-        self.process.start()
-
-    @staticmethod
-    def call(script, words):
-        with common.one_line_errors():
-            sys.exit(importlib.import_module(script).main(words))
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
-
-    def terminate(self):
-        self.process.terminate()
-
-
 def test_whole_paper_on_tiny_images(both, tmp_path, quick, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(paper, "start", Forked)
     monkeypatch.setitem(style.RC, "savefig.dpi", 100)
     paper.main(["--small", "--data", str(both), "--epochs", "1", "--out", "small"])
     printed = capfd.readouterr().out
