@@ -221,6 +221,8 @@ def read_embeddings(paths: list[Path], problems: list[str]) -> list[dict]:
 
 def read_npz(path: Path) -> dict:
     """One file of embeddings; raises one of UNREADABLE where it holds anything else."""
+    if not zipfile.is_zipfile(path):  # numpy takes it for pickled objects, and tells how to run them
+        raise ValueError("is no .npz file, or a damaged one")
     with np.load(path, allow_pickle=False) as arrays:
         features, labels = arrays["features"].astype(np.float64), arrays["labels"].astype(int)
         classes = [str(name) for name in arrays["classes"]]

@@ -200,7 +200,7 @@ def judged(code: int | None, said: str, codes: tuple[int, ...] = (0, 1, 2)) -> s
         return f"traceback: {said.strip().splitlines()[-1][:200]}"
     if code not in codes:
         return f"exit code {code}: {said.strip()[-200:]}"
-    lines = said.strip().splitlines()
+    lines = [line for line in said.strip().splitlines() if not line.startswith("warning: ")]
     if code == 2 and (not lines or not lines[-1].startswith("error: ") or len(lines) > 1):
         return f"exit code 2 with {len(lines)} lines: {said.strip()[:300]}"
     return ""
@@ -678,6 +678,7 @@ def epochs(bout: Bout) -> Iterator[Try]:
     count = max(25, int(500 * bout.scale))
     words = "--data data --size 24 --batch-size 9 --hidden 8 --out-dim 8 --device cpu --workers 1 --lr 0.01"
     words += f" --method simclr --precision fp32 --loader torch --out run --cache cache --epochs {count}"
+    words += " --knn-every 25"  # a checkpoint each time
     child = fork(lambda: command("train_ssl", words.split()), bout.place / "epochs.txt")
     sizes, code = [], None
     while code is None:

@@ -323,6 +323,7 @@ def test_what_was_found_is_said_though_the_manifest_cannot_be_written(root, comm
     assert err.count("cannot be written") == 1
     (root / "b.jpg").unlink()
     assert command("--manifest", tmp_path / "file" / "files.csv")[0] == 0
+    assert command("--manifest", tmp_path / ("long" * 99))[0] == 0
 
 
 def test_several_sizes_are_said(root, command):
