@@ -49,6 +49,7 @@ from models import METHODS  # noqa: E402
 SHARES = {"flags": 0.14, "trainings": 0.16, "pictures": 0.1, "tables": 0.06, "epochs": 0.14, "kills": 0.4}
 COMMANDS = ["train_ssl", "transfer", "tune", "predict", "plot", "paper", "bench", "data.check"]
 FULL = 20  # minutes, in which 2,000 pictures are tried and 500 epochs run
+PATIENCE = 1800  # seconds after its end that a part may take for what it has begun
 MEMORY = 6 << 30  # bytes of private memory of one process
 Try = tuple[str, str]  # (kind of attack, what went wrong: '' where nothing did)
 
@@ -116,11 +117,14 @@ def fought(name: str, bout: Bout) -> list[Try]:
     """All tries of a part, which runs in a process of its own and tells of each at once."""
     log, begun = bout.place / "tries.jsonl", time.time()
     child = fork(lambda: fight(name, bout, log), bout.place / "printed.txt")
-    _, status = os.waitpid(child, 0)
+    code = ended(child, bout.end - begun + PATIENCE)
+    if code is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     found = [tuple(json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
-    if status:
+    if code != 0:
         last = (bout.place / "printed.txt").read_text(errors="replace").strip().splitlines()[-1:]
-        found.append((name, f"the part ended with {os.waitstatus_to_exitcode(status)}: {last}"))
+        found.append((name, "the part hangs" if code is None else f"the part ended with {code}: {last}"))
     for kind, problem in found:
         if problem:
             print(f"FAILED {name}: {kind}: {problem}".encode(errors="backslashreplace").decode(), flush=True)
