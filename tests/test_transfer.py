@@ -359,8 +359,8 @@ def test_bad_weights_names_and_settings(land, folders, snapshot, tmp_path, capsy
 
     run(land, out, "--init", "channels")
     before = (out / "results.csv").read_bytes()
-    error = bad(capsys, land, out, "--init", "channels", "--loss", "bce", "--size", 16)
-    assert "fraction linear: loss was softmax, is bce; fraction linear: size was 32, is 16" in error
+    error = bad(capsys, land, out, "--init", "channels", "--loss", "bce", "--size", 24)
+    assert "fraction linear: loss was softmax, is bce; fraction linear: size was 32, is 24" in error
     assert (out / "results.csv").read_bytes() == before
     (out / "results.csv").write_text("a,b\n1,2\n")
     assert "results.csv" in bad(capsys, land, out, "--init", "channels")
@@ -631,7 +631,7 @@ def test_data_that_does_not_do(tmp_path, capsys, counts, parts):
 
 
 def test_one_training_image_cannot_be_fine_tuned_on():
-    args = transfer.read_flags(transfer.build_parser(), ["--size", "16", "--precision", "fp32"])
+    args = transfer.read_flags(transfer.build_parser(), ["--size", "24", "--precision", "fp32"])
     study = transfer.study_of(args, torch.device("cpu"))
     pixels, rows = torch.zeros(3, 3, 16, 16, dtype=torch.uint8), {"train": [0], "val": [1], "test": [2]}
     rows = {split: np.array(which) for split, which in rows.items()}
