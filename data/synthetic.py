@@ -627,6 +627,7 @@ def main(argv: list[str] | None = None) -> None:
         write_scenes(flags.out, flags.layout, count, flags.size, flags.seed, flags.quality)
     except (FileExistsError, ValueError) as error:
         raise common.ConfigError(str(error)) from None
+    print(f"{count} scenes of {flags.size} px, layout {flags.layout}: {flags.out}", flush=True)
 
 
 if __name__ == "__main__":

@@ -315,3 +315,10 @@ def report(each=100):
 
 if __name__ == "__main__":
     report()
+
+
+def test_the_command_says_what_it_wrote(tmp_path, capsys):
+    out = tmp_path / "out"
+    synthetic.main([str(out), "--count", "29", "--size", "16"])
+    assert capsys.readouterr().out == f"29 scenes of 16 px, layout pure: {out}\n"
+    assert len(list(out.rglob("*.jpg"))) == 29
