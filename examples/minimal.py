@@ -23,6 +23,8 @@ FORMATS = {".jpg", ".jpeg", ".png", ".tif"}
 def read(folder: Path) -> torch.Tensor:
     """uint8 (n, 3, SIZE, SIZE) of all images below `folder`."""
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in FORMATS)
+    if not files:
+        sys.exit(f"{folder}: no .jpg, .png or .tif there; python minimal.py FOLDER reads another folder")
     arrays = [np.asarray(Image.open(f).convert("RGB").resize((SIZE, SIZE))) for f in files]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
@@ -42,7 +44,7 @@ def projector(width: int) -> nn.Sequential:
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 generator = torch.Generator().manual_seed(0)
-images = read(Path(sys.argv[1]))
+images = read(Path(sys.argv[1] if sys.argv[1:] else "PATCHES"))
 mean, std = ((images / 255).mean((0, 2, 3)).tolist(), (images / 255).std((0, 2, 3)).tolist())
 
 backbone = torchvision.models.resnet18()
