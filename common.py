@@ -119,9 +119,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the examples as they are written, and names a default only where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        silent = action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool)
-        return text if silent or not action.option_strings else f"{text} (default: %(default)s)".strip()
+        text, default = action.help or "", action.default
+        silent = default in (None, argparse.SUPPRESS, []) or isinstance(default, bool)
+        if silent or not action.option_strings:
+            return text
+        if isinstance(default, list):
+            return f"{text} (default: {' '.join(map(str, default))})"
+        return f"{text} (default: %(default)s)".strip()
 
 
 class Parser(argparse.ArgumentParser):
@@ -178,7 +182,7 @@ def common_flags(parser: Parser, size: Callable = side) -> None:
     """The flags of train_ssl.py, transfer.py and bench.py alike. `size`: argparse type of --size."""
     data_flags(parser.add_argument_group("data and output"), size)
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=number(int, 1, 10**6), default=100)
+    group.add_argument("--epochs", type=number(int, 1, 10**6), default=100, help="times through the images")
     group.add_argument(
         "--batch-size", type=number(int, 2, 2**16), default=256, help="images per step, of all ranks together"
     )

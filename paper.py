@@ -1,8 +1,7 @@
-"""The whole paper in one command: four pretrainings, their linear probes, transfer of the best, one
-report.html.
+"""The whole paper in one command: four pretrainings, linear probes, transfer of the best, a report.html.
 
-    python paper.py --data FOLDER              # FOLDER holds Sentinel2GlobalLULC and Land-1.0, under any
-    names python paper.py --data PATCHES --land LAND --recipes yaml --epochs 100
+    python paper.py --data FOLDER              # FOLDER holds Sentinel2GlobalLULC and Land-1.0, by any name
+    python paper.py --data PATCHES --land LAND --recipes yaml --epochs 100
     python paper.py --small                    # built-in scenes of 64 px: minutes on two CPU cores
     python paper.py --small --data FOLDER      # the same small settings on real images
     python paper.py --data FOLDER --dry-run    # the plan, with the hours it takes here; writes nothing

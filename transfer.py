@@ -141,10 +141,16 @@ def build_parser() -> common.Parser:
 def cell_flags(group: argparse._ArgumentGroup) -> None:
     add, percent, seed = group.add_argument, number(float, above=0, high=100), number(int, 0, 2**31)
     names = "random, imagenet, channels, or files of weights, named in results.csv by their run directory"
-    add("--task", choices=list(TASKS), default="fraction")
+    add("--task", choices=list(TASKS), default="fraction", help="land-cover fractions, or classes of scenes")
     add("--init", nargs="+", default=["random"], metavar="NAME_OR_FILE", help=names)
     add("--arch", choices=list(backbones.ARCHITECTURES), default="resnet18")
-    add("--mode", nargs="+", choices=["linear", "finetune"], default=["linear"])
+    add(
+        "--mode",
+        nargs="+",
+        choices=["linear", "finetune"],
+        default=["linear"],
+        help="a linear head on frozen features, or the whole network",
+    )
     add(
         "--ratios",
         nargs="*",
@@ -789,7 +795,7 @@ class Work:
     def finish(self) -> str:
         self.bar.close()
         took = f"{len(self.keys) - self.before} cells in {time.perf_counter() - self.began:.0f} s"
-        return f"{took}, {self.before} were there: {self.results.file}"
+        return f"{took}, {self.before} were there already: {self.results.file}"
 
 
 @contextlib.contextmanager

@@ -1093,6 +1093,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsH
     """Shows the docstring as it is written, and defaults where there is one."""
 
     def _get_help_string(self, action):
+        if isinstance(action.default, Path) and action.default.is_absolute():
+            return f"{action.help} (default: {action.default.name})"
         nothing = action.default is None or action.default is False
         return action.help if nothing else super()._get_help_string(action)
 

@@ -116,6 +116,8 @@ def test_the_idea_on_one_screen_runs_in_an_empty_folder(tmp_path, folder):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0 and "epoch 2/2" in done.stdout, done.stderr
     state = torch.load(tmp_path / "backbone.pth")
+    none = subprocess.run(command[:2], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert none.returncode == 1 and none.stderr.startswith("PATCHES: no .jpg"), none.stderr
     missing = torchvision.models.resnet18().load_state_dict(state, strict=False)
     assert missing.missing_keys == ["fc.weight", "fc.bias"] and not missing.unexpected_keys
 
@@ -140,7 +142,10 @@ def test_a_saved_configuration_gives_every_flag_back(name, tmp_path):
 
 def test_help_shows_the_examples_and_no_empty_default():
     for name in COMMANDS:
-        text = importlib.import_module(name).build_parser().format_help()
+        parser = importlib.import_module(name).build_parser()
+        text = parser.format_help()
+        assert parser.description.endswith("."), f"{name}: the docstring's first line is no whole sentence"
+        assert "(default: [" not in text and str(ROOT) not in text, f"{name}: a default as Python has it"
         assert f"python {name}.py" in text and "(default: None)" not in text, name
         assert len(text.split("\n\n")[0].splitlines()) <= 2, f"{name}: the usage line lists the flags"
 
