@@ -302,9 +302,11 @@ def test_whole_paper_on_tiny_images(both, tmp_path, quick, capfd, monkeypatch):
 KILLED = """
 import sys; sys.path.insert(0, {root!r})
 import paper
+paper.SMALL = paper.SMALL._replace(size=32, seen=100, ratios=[50, 100], seeds=[0, 1], epochs=1)
 paper.images_per_second = lambda *_: (100.0, "cpu")
 paper.without_imagenet = lambda: "no network"
 paper.resolved_recipes = lambda study: dict.fromkeys(paper.METHODS, dict(epochs=1, subset=1.0))
+paper.first_steps = lambda study, recipes, imagenet: list(paper.pretraining(study, recipes))  # no checks
 paper.main(sys.argv[1:])
 """
 
@@ -312,20 +314,24 @@ paper.main(sys.argv[1:])
 def test_a_killed_call_takes_its_step_with_it(both, tmp_path):
     """SIGKILL of paper.py: the training it began saves and ends; the next call finds no other at work."""
     words = ["--small", "--data", str(both), "--epochs", "5000", "--out", "small"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED.format(root=str(ROOT)), *words],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    log, until = tmp_path / "small" / "barlow" / "log.csv", time.time() + 300
-    while not log.exists():
-        assert process.poll() is None and time.time() < until
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    lines, until = None, time.time() + 120
+    said = tmp_path / "said.txt"
+    with open(said, "wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED.format(root=str(ROOT)), *words],
+            cwd=tmp_path,
+            stdout=file,
+            stderr=file,
+        )
+    log, until = tmp_path / "small" / "barlow" / "log.csv", time.time() + 900
+    try:
+        while not log.exists():
+            assert process.poll() is None and time.time() < until, said.read_text()
+            time.sleep(0.2)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    lines, until = None, time.time() + 300
     while lines != (lines := len(log.read_text().splitlines())):  # stands still once the training has ended
         assert time.time() < until
-        time.sleep(2)
+        time.sleep(5)
     assert 1 < lines < 5000 and (tmp_path / "small" / "barlow" / "checkpoint.pt").exists()
