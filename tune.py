@@ -665,8 +665,7 @@ def judge(search: Search, job: Job) -> dict | None:
         check_metric(search, log, directory)
         epoch, job.reason = collapse(log, collapsed_below(directory))
         if epoch and (search.metric != "loss" or job.reason.startswith("loss")):
-            job.process.kill()
-            job.process.wait()
+            stop([job])  # not killed: half a checkpoint would stay
             return row | {"epochs": epoch, "status": "collapsed", "reason": job.reason}
     row["reason"] = job.reason
     if code is None and row["total_seconds"] <= search.budget:

@@ -731,8 +731,8 @@ def jobs() -> list[Job]:
         if loader == "torch" or importlib.util.find_spec("nvidia")
     ]
     probes = "--init random channels --ratios 50 100 --seeds 2 --epochs 2 --batch-size 8 --precision fp32"
-    probes += f" --data ../land --save-model --save-embeddings --out run {tiny}"
-    found.append(Job("transfer.py linear", "transfer", f"{probes} --mode linear"))
+    probes += f" --data ../land --save-model --out run {tiny}"
+    found.append(Job("transfer.py linear", "transfer", f"{probes} --mode linear --save-embeddings"))
     found.append(Job("transfer.py finetune", "transfer", f"{probes} --mode finetune"))
     search = "--grid ../grid.yaml --out run --min-epochs 1 --max-epochs 3 --method simclr --data ../data"
     search += f" {tiny} --batch-size 9 --hidden 16 --out-dim 8 --precision fp32".replace("--workers 1", "")
@@ -745,7 +745,7 @@ def kills(bout: Bout) -> Iterator[Try]:
     """SIGKILL at random moments, start again: the same weights and tables as without."""
     write_classes(bout.place / "data", 9)
     write_land(bout.place / "land", 12)
-    (bout.place / "grid.yaml").write_text("lr: [0.1, 0.01, 0.001]\n")
+    (bout.place / "grid.yaml").write_text("lr: [0.001, 0.0003, 0.0001]\n")
     write_recipes(bout.place / "recipes")
     shrink_paper()
     waiting = jobs()
@@ -827,7 +827,7 @@ def tail(file: Path) -> str:
     return file.read_text(errors="replace").strip()[-300:] if file.exists() else ""
 
 
-TIMED = {"seconds", "commit", "images_per_s", "data_wait", "front", "hours", "duration"}
+TIMED = {"seconds", "total_seconds", "commit", "images_per_s", "data_wait", "front", "hours", "duration"}
 UNLIKE = {"steps.csv", "plan.yaml", "importance.csv"}  # of times, or of what is known at the moment
 
 
