@@ -37,6 +37,7 @@ try:
 except ImportError:  # Windows has no POSIX locks: there, nothing keeps two processes apart
     fcntl = None
 
+ORPHANS = 20  # seconds: the worker processes of a killed process have noticed by then, and let its lock go
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ["torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "scikit-learn"]
 ABOUT = {
@@ -437,7 +438,10 @@ def hold(folder: Path, what: str) -> Iterator[None]:
         yield
         return
     file = folder / ".running"
-    lock = take_lock(file)
+    lock, until = take_lock(file), time.monotonic() + ORPHANS
+    while lock is None and is_orphaned(file) and time.monotonic() < until:
+        time.sleep(0.2)
+        lock = take_lock(file)
     if lock is None:
         holder = file.read_text(errors="replace").strip() if file.exists() else "another process"
         raise ConfigError(
@@ -451,6 +455,15 @@ def hold(folder: Path, what: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             file.unlink()
         os.close(lock)
+
+
+def is_orphaned(file: Path) -> bool:
+    """Whether the holder that a lock file names was on this machine and is no more: its workers still have
+    the lock."""
+    with contextlib.suppress(OSError, ValueError):
+        host, _, pid = file.read_text(errors="replace").strip().rpartition(", process ")
+        return host == socket.gethostname() and not is_alive(int(pid))
+    return False
 
 
 def take_lock(file: Path) -> int | None:

@@ -64,6 +64,28 @@ with common.hold(pathlib.Path("."), "it"):
         assert str(os.getpid()) in (tmp_path / ".running").read_text()
 
 
+def test_the_lock_of_a_dead_process_that_its_child_still_has_is_waited_for(tmp_path):
+    code = """
+import common, os, pathlib, signal, time
+with common.hold(pathlib.Path("."), "it"):
+    if os.fork() == 0:
+        print("held", flush=True)
+        time.sleep(3)
+        os._exit(0)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, env=environment
+    )
+    assert parent.stdout.readline() == b"held\n"
+    parent.wait()
+    began = time.monotonic()
+    with common.hold(tmp_path, "it"):
+        assert time.monotonic() - began > 0.5, "the child had it for a while"
+
+
 def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
