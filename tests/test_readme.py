@@ -14,6 +14,7 @@ import train_ssl
 SCRIPTS = ["train_ssl", "transfer", "predict", "bench", "tune", "plot", "paper"]
 SOURCES = [
     "README.md",
+    *(str(f.relative_to(ROOT)) for f in sorted((ROOT / "docs").glob("*.md"))),
     *(f"{s}.py" for s in SCRIPTS if (ROOT / f"{s}.py").exists()),
     *(str(f.relative_to(ROOT)) for f in sorted((ROOT / "yaml").rglob("*.yaml"))),
 ]
