@@ -345,7 +345,7 @@ def test_lists_split_by_names_and_paths(tmp_path):
     root = plant(tmp_path / "root", "A/a{}.jpg", "B/b{}.tif", "C/b0.tif", each=4)
     lists = lists_of(
         tmp_path / "lists",
-        train=["a0.jpg", "A/a1.jpg", "/other/machine/root/A/a2.jpg", "a0.jpg", "# comment", ""],
+        train=["a0.jpg", "A/a1.jpg", "/other/machine/tiles/A/a2.jpg", "a0.jpg", "# comment", ""],
         val=["b1.jpg", "gone.jpg"],
         test=["B\\b0.tif"],
     )
