@@ -266,8 +266,8 @@ METHOD_FLAGS = [
     "key_momentum",
     "bn_splits",
     "symmetric",
+    "predictor_hidden",
 ]
-METHOD_FLAGS.append("predictor_hidden")
 FLAG_OF = {"out": "out_dim", "splits": "bn_splits"}  # where a constructor's argument has another name
 
 
