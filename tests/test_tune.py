@@ -508,7 +508,7 @@ def test_the_directory_of_another_search_is_refused_and_left_alone(workplace, mo
     "name, plan",
     [
         ("tune_ssl", "10 trials to epoch 1 (1 epochs each), 2 trials to epoch 5 (4 epochs each): 18 epochs"),
-        ("tune_transfer", "8 trials to epoch 30 (30 epochs each): 240 epochs"),
+        ("tune_transfer", "4 trials to epoch 15 (15 epochs each): 60 epochs"),
         (
             "paper/tune_ssl",
             "270 trials to epoch 4 (4 epochs each), 67 trials to epoch 12 (8 epochs each): 1616 epochs",
