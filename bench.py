@@ -612,6 +612,7 @@ def train_usual(case: Case, learn: Callable) -> Timed:
         case.setting.batch_size,
         sampler=torch.utils.data.RandomSampler(data, replacement=True, num_samples=many),
         num_workers=case.workers,
+        multiprocessing_context="forkserver",  # a fork beside DALI's threads can hang for good
         pin_memory=cuda,
         drop_last=True,
     )
