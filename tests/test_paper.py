@@ -211,14 +211,14 @@ def test_the_rate_is_measured():
     assert rate > 0 and device in ("cpu", "cuda")
 
 
-def test_best_is_by_macro_f1_on_test_among_the_methods(tmp_path):
+def test_best_is_by_macro_f1_on_val_among_the_methods(tmp_path):
     rows = [
-        ("barlow", "test", "f1_macro", 0.5),
-        ("moco", "test", "f1_macro", 0.6),
-        ("simclr", "test", "f1_macro", 0.4),
-        ("simclr", "val", "f1_macro", 0.9),
-        ("barlow", "test", "f1_micro", 0.9),
-        ("imagenet", "test", "f1_macro", 0.8),
+        ("barlow", "val", "f1_macro", 0.5),
+        ("moco", "val", "f1_macro", 0.6),
+        ("simclr", "val", "f1_macro", 0.4),
+        ("simclr", "test", "f1_macro", 0.9),
+        ("barlow", "val", "f1_micro", 0.9),
+        ("imagenet", "val", "f1_macro", 0.8),
     ]
     pd.DataFrame(rows, columns=["init", "split", "metric", "value"]).to_csv(tmp_path / "r.csv")
     assert paper.best_method(tmp_path / "r.csv") == "moco"
