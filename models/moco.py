@@ -1,5 +1,7 @@
+import contextlib
 import copy
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -9,6 +11,8 @@ from torch import nn
 from losses.moco import info_nce_loss
 from models.backbone import backbone_width
 from models.heads import mlp
+
+CAST = (nn.Conv2d, nn.Linear)  # layers whose weights autocast casts
 
 
 class MoCo(nn.Module):
@@ -49,15 +53,18 @@ class MoCo(nn.Module):
         )  # next row of the queue to be replaced
 
     def forward(self, view1, view2):
-        q1, queue = self.projector(self.backbone(view1)), self.queue.clone()
+        queue = self.queue.clone()
         with torch.no_grad():
             if self.training:
                 self.move_key_encoder()
-            k2 = self.keys(view2)
+            with cast_once(self.key_backbone, self.key_projector):
+                k2 = self.keys(view2)
+                k1 = self.keys(view1) if self.symmetric else None
+        q1 = self.projector(self.backbone(view1))
         if not self.symmetric:
             self.enqueue(k2)
             return info_nce_loss(q1, k2, queue, temperature=self.temperature)
-        q2, k1 = self.projector(self.backbone(view2)), self.keys(view1)
+        q2 = self.projector(self.backbone(view2))
         self.enqueue(k2)
         self.enqueue(k1)
         return 0.5 * (
@@ -97,3 +104,26 @@ class MoCo(nn.Module):
     def chance_loss(self, batch_size):
         """Cross-entropy of a uniform guess among the positive and the queue."""
         return math.log(len(self.queue) + 1)
+
+
+@contextlib.contextmanager
+def cast_once(*modules: nn.Module) -> Iterator[None]:
+    """Under autocast, the weights of the modules' convolutions and linear layers in its dtype until the block
+    ends. Autocast keeps its casts of weights that train; those of a key encoder it makes anew at every
+    call."""
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, CAST)]
+    weights = [p for layer in layers for p in layer.parameters(recurse=False)]
+    device = weights[0].device.type
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    singles, dtype = [p.data for p in weights], torch.get_autocast_dtype(device)
+    halves = [torch.empty_like(single, dtype=dtype) for single in singles]
+    torch._foreach_copy_(halves, singles)
+    try:
+        for p, half in zip(weights, halves, strict=True):
+            p.data = half
+        yield
+    finally:
+        for p, single in zip(weights, singles, strict=True):
+            p.data = single

@@ -1,6 +1,7 @@
 """Each loss against a literal transcription of its paper in float64, and the properties the papers rely
 on."""
 
+import contextlib
 import math
 import shutil
 import subprocess
@@ -9,12 +10,13 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from losses.barlow import barlow_twins_loss
 from losses.moco import info_nce_loss
 from losses.simclr import nt_xent_loss
 from losses.simsiam import negative_cosine_loss
-from models import METHODS
+from models import METHODS, moco
 from models.backbone import build_backbone
 
 LOSSES = {
@@ -193,6 +195,33 @@ def test_moco_keys_are_normalised_in_groups_and_follow_slowly(views):
         weight += 1
     model.move_key_encoder()
     assert torch.allclose(next(model.key_backbone.parameters()), old + 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moco_casts_its_key_weights_once_a_step_and_to_the_same_loss(dtype, views, monkeypatch):
+    class Casts(TorchDispatchMode):
+        """Shapes of what operators copied into another dtype."""
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default:
+                shapes.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    losses, casts, states = [], [], []
+    for once in (moco.cast_once, lambda *modules: contextlib.nullcontext()):
+        monkeypatch.setattr(moco, "cast_once", once)
+        model, shapes = method("moco", splits=4), []
+        for _ in range(2):
+            enabled = dtype != torch.float32
+            with torch.autocast("cpu", dtype, enabled=enabled), Casts():
+                losses.append(model(*views).detach())
+        casts.append(shapes.count(tuple(model.backbone.conv1.weight.shape)))
+        states.append(model.state_dict())
+    assert torch.equal(losses[0], losses[2]) and torch.equal(losses[1], losses[3])
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]) and value.dtype == states[1][key].dtype, key
+    # of two steps: the query's one cast serves both views; the key's would be made for 4 groups of 2 views
+    assert casts == ([0, 0] if dtype == torch.float32 else [2, 2 * (1 + 8)])
 
 
 def test_simsiam_predictor_is_a_bottleneck():
