@@ -15,13 +15,14 @@ The table is printed and replaces results/bench-DEVICE.csv; docs/performance.md 
 import argparse
 import functools
 import itertools
+import math
 import os
 import re
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,11 @@ SHARE = (0.55, 0.74)  # of the roofline: what good implementations of ResNet rea
 PROFILED = 3  # steps
 RESERVED = {"cuda": 60, "cpu": 0}  # seconds of the whole for the tests on a GPU
 TRAINING = ("both", "usual")  # parts that wait for a loader
+HANDED = 16  # images that a worker of the usual stack hands over at once, at most
+WARM = 10  # seconds that the usual stack may warm up, after its first step
+STUCK = 60  # seconds without images from a worker of the usual stack, after which it counts as failed
+QUICK_STEP = 3.0  # seconds of a step of --quick, at most
+QUICK_FILES = 256  # of --data that --quick reads, at most
 TORCH_BYTES = 817  # that torch's operators move for a pixel of one view, see docs/performance.md
 
 
@@ -215,15 +221,11 @@ def crowded() -> str:
     """What to know of the load: two threads that wait for others are many times slower than one."""
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, common.cores()
     if load < 1.5 * cores:
-        return f"load {load:.1f} on {cores} cores"
-    return (
-        f"busy: {load:.0f} threads compete for {cores} cores, so nothing here holds for an idle machine, and "
-        + (
-            "one thread is best"
-            if torch.get_num_threads() == 1
-            else "OMP_NUM_THREADS=1 may be many times faster"
-        )
-    )
+        return f"load {load:.1f} on {common.counted(cores, 'core')}"
+    one = torch.get_num_threads() == 1
+    best = "one thread is best" if one else "OMP_NUM_THREADS=1 may be many times faster"
+    crowd = f"{load:.0f} threads compete for {common.counted(cores, 'core')}"
+    return f"busy: {crowd}, so nothing here holds for an idle machine, and {best}"
 
 
 class Clock:
@@ -300,7 +302,7 @@ def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
     """`count` images of --data, or built-in scenes of `size` px, some of them several times."""
     root = Path(args.data) if args.data else built_in(Path(args.cache), size)
     table = load_table(root)
-    step = -(-len(table.files) // MOST_FILES)
+    step = -(-len(table.files) // (QUICK_FILES if args.quick else MOST_FILES))
     files = list(table.files[::step])
     manifest = Path(args.cache) / "bench-manifest.csv"
     checked = check_files(table.root, files, manifest, args.workers)
@@ -402,8 +404,14 @@ def row_of(contender: Contender, setting: Setting, results: list[Timed | Excepti
     )
 
 
-def timed(stream: Iterator, step: Callable, device: torch.device, warmup: int | None = None) -> Timed:
-    """Time a step over a stream, after steps that warm up."""
+def timed(
+    stream: Iterator,
+    step: Callable,
+    device: torch.device,
+    warmup: int | None = None,
+    patience: float = float("inf"),
+) -> Timed:
+    """Time a step over a stream, after steps that warm up, or as many of them as `patience` seconds allow."""
     effort = EFFORTS[device.type]
     return timed_steps(
         stream,
@@ -412,6 +420,7 @@ def timed(stream: Iterator, step: Callable, device: torch.device, warmup: int | 
         steps=effort.steps,
         seconds=effort.seconds,
         warmup=effort.warmup if warmup is None else warmup,
+        patience=patience,
         name="measuring",
     )
 
@@ -600,28 +609,40 @@ def usual_learner(case: Case, precision: str) -> Learner:
 def train_usual(case: Case, learn: Callable) -> Timed:
     """Time the usual stack.
 
-    On a GPU the loader limits it, so the batches that wait at the start are used up first; on a CPU the model
-    does, and they are there again after a step.
+    On a GPU the loader limits it, so the images that wait at the start are used up first; on a CPU the model
+    does, and they are there again after a step. Workers that hand over a whole batch would all be done with
+    it in the same seconds, and half a minute later again: they hand over small parts.
     """
     cuda, step, device = case.device.type == "cuda", learn(), case.device
-    in_flight = 2 * case.workers
-    data = TwoViews([case.images.root / file for file in case.images.files], case.setting.size)
-    many = case.setting.batch_size * (in_flight + 100)
-    batches = torch.utils.data.DataLoader(
+    size, batch_size = case.setting
+    part = math.gcd(batch_size, HANDED)
+    waiting = 2 * case.workers * part  # images
+    data = TwoViews([case.images.root / file for file in case.images.files], size)
+    parts = torch.utils.data.DataLoader(
         data,
-        case.setting.batch_size,
-        sampler=torch.utils.data.RandomSampler(data, replacement=True, num_samples=many),
+        part,
+        sampler=torch.utils.data.RandomSampler(
+            data, replacement=True, num_samples=waiting + 100 * batch_size
+        ),
         num_workers=case.workers,
-        multiprocessing_context="forkserver",  # a fork beside DALI's threads can hang for good
         pin_memory=cuda,
         drop_last=True,
+        timeout=STUCK,
     )
     return timed(
-        iter(batches),
-        lambda batch: step([view.to(device, non_blocking=True) for view in batch]),
+        together(parts, batch_size // part, device),
+        step,
         device,
-        warmup=in_flight if cuda else 1,
+        warmup=1 + -(-waiting // batch_size) if cuda else 1,
+        patience=WARM,
     )
+
+
+def together(parts: Iterable, many: int, device: torch.device) -> Iterator[list[torch.Tensor]]:
+    """Batches on the device, each of them of `many` parts."""
+    stream = iter(parts)
+    while batch := list(itertools.islice(stream, many)):
+        yield [torch.cat([view.to(device, non_blocking=True) for view in views]) for views in zip(*batch)]
 
 
 # What it comes to
@@ -709,10 +730,12 @@ def summary(table: pd.DataFrame, settings: list[Setting]) -> Iterator[str]:
 def quick(case: Case, images: int, epochs: int) -> str:
     """The sentence a user wants: images a second, hours, and what limits them."""
     precision, kind = precisions_of(case.device)[0], best_kind(case)
-    loader = make_loader(case, kind, common.DTYPES[precision])
     learn = make_learner(case, precision, "eager")
+    asked, case = case.setting.batch_size, shortened(case, learn)
     size, batch_size = case.setting
-    say(f"{size} px, batches of {batch_size}, {precision}, views by {kind}")
+    fewer = f" ({asked} would take more than {QUICK_STEP:g} seconds a step)" * (batch_size < asked)
+    say(f"{size} px, batches of {batch_size}{fewer}, {precision}, views by {kind}")
+    loader = make_loader(case, kind, common.DTYPES[precision])
     parts = {
         "loader alone": (endless(loader), lambda batch: None),
         "model alone": (first_again(loader), learn),
@@ -723,6 +746,17 @@ def quick(case: Case, images: int, epochs: int) -> str:
         rates[name] = timed(stream, step, case.device).images_per_s
         say(f"  {name}: {rates[name]:,.0f} images/s")
     return sentence(rates, images, epochs)
+
+
+def shortened(case: Case, learn: Callable) -> Case:
+    """The case with no more images a step than QUICK_STEP allows, as nothing can end a step before its
+    end."""
+    size, asked = case.setting
+    few = min(asked, 64 if case.device.type == "cuda" else 8)
+    views = [torch.rand(few, 3, size, size, device=case.device) for _ in range(2)]
+    again = itertools.repeat([view.to(memory_format=torch.channels_last) for view in views])
+    rate = timed_steps(again, learn, case.device, steps=1, warmup=1).images_per_s
+    return case._replace(setting=Setting(size, min(asked, max(few, int(QUICK_STEP * rate)))))
 
 
 def sentence(rates: dict[str, float], images: int, epochs: int) -> str:

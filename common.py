@@ -348,8 +348,13 @@ def about(device: torch.device) -> dict:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{cpu_name()}, {torch.get_num_threads()} threads"
+        name = f"{cpu_name()}, {counted(torch.get_num_threads(), 'thread')}"
     return {"versions": versions, "commit": git_commit(), "device_name": name}
+
+
+def counted(number: int, word: str) -> str:
+    """`1 core`, `2 cores`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def cpu_name() -> str:

@@ -472,7 +472,8 @@ def crowded() -> str:
     load = os.getloadavg()[0]
     if load < 1.5 * common.cores():
         return ""
-    return f"\nhint: {load:.0f} threads compete for {common.cores()} cores: OMP_NUM_THREADS=1 may be faster"
+    crowd = f"{load:.0f} threads compete for {common.counted(common.cores(), 'core')}"
+    return f"\nhint: {crowd}: OMP_NUM_THREADS=1 may be faster"
 
 
 def tell(say, config: dict, images: Images, args: argparse.Namespace, why: str) -> None:

@@ -65,17 +65,21 @@ def timed_steps(
     steps: int,
     seconds: float = float("inf"),
     warmup: int = 0,
+    patience: float = float("inf"),
     name: str = "",
 ) -> Timed:
     """Run step(batch) for `steps` batches or until `seconds` are over, after `warmup` steps that are not
-    timed.
+    timed, or fewer when `patience` seconds are over.
 
     A batch is a sequence whose first item has a row for each image. The clock starts and stops with an idle
     device. A bar called `name` follows the steps on a terminal.
     """
     stream: Iterator = iter(batches)
+    patient_until = time.perf_counter() + patience
     for _ in range(warmup):
         step(next(stream))
+        if time.perf_counter() > patient_until:
+            break
     wait_for(device)
     images = count = 0
     waited, began = 0.0, time.perf_counter()

@@ -1,5 +1,6 @@
 """The benchmark: its sentence, its turns, its roofline; and the whole of it on tiny images."""
 
+import itertools
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ import bench
 from bench import Clock, Contender, Effort, Row, Setting
 from models.backbone import build_backbone
 from models.roofline import GPUS, images_per_second, training_operations
-from models.timing import Timed
+from models.timing import Timed, timed_steps
 from plots.profile import group_of
 
 SETTING = Setting(32, 8)
@@ -171,6 +172,53 @@ def test_quick_says_one_sentence_and_writes_nothing(tiny, tmp_path, capsys):
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert re.fullmatch(r"[\d,]+ images/s: 40 images in 7 epochs take [\d.]+ hours; .*(limits|share).*", last)
     assert not (tmp_path / "out").exists()
+
+
+def test_quick_takes_fewer_images_a_step_where_a_step_takes_long(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "QUICK_STEP", 1e-9)
+    bench.main([*tiny, "--quick", "--batch-size", "16"])
+    assert "batches of 8 (16 would take more than 1e-09 seconds a step)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rate, batch", [(0.1, 8), (20, 60), (1000, 256)])
+def test_a_quick_step_ends_in_seconds(rate, batch, monkeypatch):
+    monkeypatch.setattr(bench, "timed_steps", lambda *words, **more: at(rate))
+    case = bench.Case(Setting(32, 256), None, torch.device("cpu"), "barlow", "resnet18", 1)
+    assert bench.shortened(case, None).setting == Setting(32, batch)
+
+
+def test_the_usual_stack_gets_batches_from_workers_that_hand_over_small_parts(tiny, monkeypatch):
+    handed, seen = [], []
+    loader = torch.utils.data.DataLoader
+
+    def listening(data, batch_size, **more):
+        handed.append((batch_size, more["timeout"]))
+        return loader(data, batch_size, **more)
+
+    monkeypatch.setattr(torch.utils.data, "DataLoader", listening)
+    args = bench.build_parser().parse_args([*tiny, "--batch-size", "24"])
+    case = bench.make_case(Setting(32, 24), args, torch.device("cpu"))
+    found = bench.train_usual(case, lambda: lambda views: seen.append([view.shape for view in views]))
+    assert handed == [(8, bench.STUCK)] and seen == (1 + found.steps) * [2 * [(24, 3, 32, 32)]]
+
+
+def test_a_warm_up_ends_when_patience_does():
+    def steps(**patience):
+        seen = []
+        timed_steps(itertools.repeat([[0]]), seen.append, torch.device("cpu"), steps=2, warmup=5, **patience)
+        return len(seen)
+
+    assert steps() == 7 and steps(patience=0) == 3, "one step always comes first: it compiles"
+
+
+def test_one_thread_is_not_said_to_be_many(monkeypatch):
+    cpu = torch.device("cpu")
+    for threads, said in ((1, "1 thread"), (3, "3 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert bench.common.about(cpu)["device_name"].endswith(f", {said}")
+    monkeypatch.setattr(bench.common, "cores", lambda: 1)
+    monkeypatch.setattr(bench.os, "getloadavg", lambda: (4.0, 0, 0))
+    assert "4 threads compete for 1 core, so" in bench.crowded()
 
 
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path, capsys):
