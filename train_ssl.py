@@ -452,6 +452,7 @@ def describe(row: dict, epochs: int) -> str:
     """A line on an epoch, for people."""
     shown = {name: f"  {name} {row[name]:.3g}" if row[name] is not None else "" for name in COLLAPSED}
     knn = "" if row["knn_macro_f1"] is None else f"  k-NN macro F1 {row['knn_macro_f1']:.3f}"
+    knn += "" if row["knn5_accuracy"] is None else f", 5-NN accuracy {row['knn5_accuracy']:.3f}"
     text = (
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} (chance {row['chance_loss']:.4f})"
         f"{shown['feature_std']}{shown['effective_rank']}{knn}  "

@@ -16,6 +16,8 @@ import torch
 import yaml
 from conftest import ROOT, refused, script
 from PIL import Image
+from sklearn.metrics import f1_score
+from sklearn.neighbors import KNeighborsClassifier
 
 import common
 import train_ssl
@@ -328,7 +330,20 @@ def test_features_that_are_not_finite_are_not_judged():
     features = torch.randn(20, 8)
     features[3, 2] = float("inf")
     row = diagnose(features, np.zeros(20, int), 10, True)
-    assert row == {"feature_std": None, "effective_rank": None, "knn_macro_f1": None}
+    assert row == dict.fromkeys(["feature_std", "effective_rank", "knn_macro_f1", "knn5_accuracy"])
+
+
+def test_nearest_neighbours_vote_as_scikit_learns_classifier():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 300)
+    features = torch.from_numpy(rng.normal(size=(300, 6)) + np.eye(6)[labels]).float()
+    row = diagnose(features, labels, 200, True)
+    votes = {
+        k: KNeighborsClassifier(k, metric="cosine").fit(features[:200], labels[:200]).predict(features[200:])
+        for k in (5, 20)
+    }
+    assert row["knn_macro_f1"] == f1_score(labels[200:], votes[20], average="macro")
+    assert row["knn5_accuracy"] == (votes[5] == labels[200:]).mean()
 
 
 def test_epoch_lines_reach_a_file_when_they_are_made(simclr, tmp_path):
