@@ -60,7 +60,7 @@ RESERVED = {"cuda": 60, "cpu": 0}  # seconds of the whole for the tests on a GPU
 TRAINING = ("both", "usual")  # parts that wait for a loader
 HANDED = 16  # images that a worker of the usual stack hands over at once, at most
 WARM = 10  # seconds that the usual stack may warm up, after its first step
-STUCK = 60  # seconds without images from a worker of the usual stack, after which it counts as failed
+STUCK = 120  # seconds without images from the usual stack's workers, which import torch first, till it fails
 QUICK_STEP = 3.0  # seconds of a step of --quick, at most
 QUICK_FILES = 256  # of --data that --quick reads, at most
 TORCH_BYTES = 817  # that torch's operators move for a pixel of one view, see docs/performance.md
@@ -625,6 +625,7 @@ def train_usual(case: Case, learn: Callable) -> Timed:
             data, replacement=True, num_samples=waiting + 100 * batch_size
         ),
         num_workers=case.workers,
+        multiprocessing_context="forkserver",  # a fork beside DALI's threads can hang for good
         pin_memory=cuda,
         drop_last=True,
         timeout=STUCK,

@@ -69,16 +69,17 @@ def timed_steps(
     name: str = "",
 ) -> Timed:
     """Run step(batch) for `steps` batches or until `seconds` are over, after `warmup` steps that are not
-    timed, or fewer when `patience` seconds are over.
+    timed, or fewer when `patience` seconds are over after the first, which starts workers and compiles.
 
     A batch is a sequence whose first item has a row for each image. The clock starts and stops with an idle
     device. A bar called `name` follows the steps on a terminal.
     """
     stream: Iterator = iter(batches)
-    patient_until = time.perf_counter() + patience
+    warm_since = float("inf")
     for _ in range(warmup):
         step(next(stream))
-        if time.perf_counter() > patient_until:
+        warm_since = min(warm_since, time.perf_counter())
+        if time.perf_counter() - warm_since >= patience:
             break
     wait_for(device)
     images = count = 0

@@ -192,14 +192,14 @@ def test_the_usual_stack_gets_batches_from_workers_that_hand_over_small_parts(ti
     loader = torch.utils.data.DataLoader
 
     def listening(data, batch_size, **more):
-        handed.append((batch_size, more["timeout"]))
+        handed.append((batch_size, more["timeout"], more["multiprocessing_context"]))
         return loader(data, batch_size, **more)
 
     monkeypatch.setattr(torch.utils.data, "DataLoader", listening)
     args = bench.build_parser().parse_args([*tiny, "--batch-size", "24"])
     case = bench.make_case(Setting(32, 24), args, torch.device("cpu"))
     found = bench.train_usual(case, lambda: lambda views: seen.append([view.shape for view in views]))
-    assert handed == [(8, bench.STUCK)] and seen == (1 + found.steps) * [2 * [(24, 3, 32, 32)]]
+    assert handed == [(8, bench.STUCK, "forkserver")] and seen == (1 + found.steps) * [2 * [(24, 3, 32, 32)]]
 
 
 def test_a_warm_up_ends_when_patience_does():
@@ -208,7 +208,7 @@ def test_a_warm_up_ends_when_patience_does():
         timed_steps(itertools.repeat([[0]]), seen.append, torch.device("cpu"), steps=2, warmup=5, **patience)
         return len(seen)
 
-    assert steps() == 7 and steps(patience=0) == 3, "one step always comes first: it compiles"
+    assert steps() == 7 and steps(patience=0) == 3, "the first step starts workers and compiles"
 
 
 def test_one_thread_is_not_said_to_be_many(monkeypatch):
