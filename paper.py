@@ -504,8 +504,14 @@ def shown(hours: float) -> str:
 
 
 def text_of(step: Step) -> str:
+    """The command as a shell takes it in the folder where this one was started."""
     start = "python" if step.ranks == 1 else f"torchrun --nproc_per_node={step.ranks}"
-    return f"{start} {shlex.join(step.command)}"
+    home = os.path.relpath(common.ROOT)
+    first, *rest = step.command
+    if first.endswith(".py"):
+        return f"{start} {shlex.join([os.path.normpath(os.path.join(home, first)), *rest])}"
+    path = "" if home == "." else f"PYTHONPATH={shlex.quote(home)} "
+    return f"{path}{start} {shlex.join(step.command)}"
 
 
 def run(step: Step, spent: Path | None = None) -> None:

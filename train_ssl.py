@@ -49,6 +49,7 @@ from models.step import Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
 from plots.run import draw_curve, save_views
+from scores.choice import FEW
 
 LARGE_FROM = 0.8  # --size SMALL:LARGE trains at LARGE from this share of the epochs on
 HALF_A_MINUTE = 30  # seconds: a checkpoint is 150 MB, so epochs that end faster share one
@@ -489,7 +490,7 @@ def tell(say, config: dict, images: Images, args: argparse.Namespace, why: str) 
     )
     say(size_line(args.size, images))
     if images.knn:
-        few = ": few, so their F1 is a rough number" if held_out < 100 else ""
+        few = ": few, so their F1 is a rough number" if held_out < FEW else ""
         say(f"k-NN checks: {images.bank} training images vote on {held_out} labelled ones held out{few}")
     else:
         say(f"k-NN checks: off: {why_no_votes(images.table)}")

@@ -42,7 +42,7 @@ from models.backbone import backbone_width, build_backbone, extract_features, pr
 from models.optimisers import make_optimizer
 from models.probe import Axes, linear_heads, nearest, principal_axes, probabilities
 from scores import TASKS, Metrics, Task, measure
-from scores.choice import SETTING, ratio_name
+from scores.choice import FEW, SETTING, ratio_name
 from scores.metrics import ALL, rows_of_a_cell
 from scores.printed import table
 from scores.results import CELL, COLUMNS, Key, Results, exact, harmless, write_confusion, write_embeddings
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     work = Work(results, units, data, study, out, show=rank == 0)
     images = ", ".join(f"{len(data.rows[split])} {split}" for split in SPLITS)
     place = f"{args.size} px, {device}, {args.precision}"
-    say(f"{args.task}: {work.left()} on {data.name} ({images} images), {place}")
+    say(f"{args.task}: {work.left()} on {data.name} ({images} images), {place}{chosen_by_few(study, data)}")
     embedded = args.seed_list[0] if args.save_embeddings else None
     # First what no other process is at, then what others have left
     for wait, unit in itertools.product((False, True), units):
@@ -254,6 +254,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def silent(message: str) -> None:
     """What the ranks other than 0 say."""
+
+
+def chosen_by_few(study: Study, data: Data) -> str:
+    """A line where the models that are to be kept are chosen on few images; else blank."""
+    count = len(data.rows["val"])
+    if not study.save_model or count >= FEW:
+        return ""
+    few = f"val has {common.counted(count, 'image')}, which is few"
+    return f"\n--save-model: {few}: which epoch or penalty is best there, and of which cell, is largely luck"
 
 
 # What goes in

@@ -191,6 +191,25 @@ def test_a_dry_run_of_the_built_in_scenes_writes_nothing(tmp_path, monkeypatch, 
     assert "ImageNet-1k takes part if its weights can be had" in printed and " imagenet " in printed
     assert printed.count("data.synthetic") == 2 and "BEST/backbone.pth" in printed
     assert list(tmp_path.iterdir()) == []
+    lines = [line.strip() for line in printed.splitlines() if " python " in line]
+    modules = [line for line in lines if " -m " in line]
+    assert modules and all(line.startswith("PYTHONPATH=") for line in modules)
+    command = (
+        modules[0].split(" --layout")[0].replace(" python ", f" {shlex.quote(sys.executable)} ") + " --help"
+    )
+    said = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 0 and "usage" in said.stdout, said.stderr
+    scripts = [line.split()[1] for line in lines if line.startswith("python ")]
+    assert len(scripts) == 8 and all(
+        (tmp_path / script).samefile(ROOT / Path(script).name) for script in scripts
+    )
+
+
+def test_commands_are_plain_in_the_folder_of_the_scripts(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert paper.text_of(paper.Step("", ["tune.py", "a b"])) == "python tune.py 'a b'"
+    assert paper.text_of(paper.Step("", ["-m", "data.check"], ranks=2)).startswith("torchrun --nproc")
+    assert paper.text_of(paper.Step("", ["-m", "data.check", "x"])) == "python -m data.check x"
 
 
 def test_the_built_in_scenes_are_as_many_as_the_plan_says(tmp_path):

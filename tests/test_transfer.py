@@ -1,6 +1,7 @@
 """transfer.py: frozen backbones, tables that survive kills and ranks, and input that is wrong."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -193,6 +194,18 @@ def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_
         "2_sand",
         "10_wood",
     ]
+
+
+def test_a_model_that_few_images_choose_is_said_to_be_luck(land, tmp_path, capsys, monkeypatch):
+    flags = "--task scene --ratios 100 --seeds 1 --init random --mode linear"
+    run(land, tmp_path / "not", flags)
+    assert "luck" not in capsys.readouterr().out
+    run(land, tmp_path / "few", flags, "--save-model")
+    said = [line for line in capsys.readouterr().out.splitlines() if "luck" in line]
+    assert len(said) == 1 and re.match(r"--save-model: val has \d+ images, which is few: ", said[0])
+    monkeypatch.setattr(transfer, "FEW", 2)
+    run(land, tmp_path / "many", flags, "--save-model")
+    assert "luck" not in capsys.readouterr().out
 
 
 def test_scenes_with_neighbours_confusion_and_embeddings(folders, tmp_path):
