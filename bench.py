@@ -734,7 +734,7 @@ def quick(case: Case, images: int, epochs: int) -> str:
     learn = make_learner(case, precision, "eager")
     asked, case = case.setting.batch_size, shortened(case, learn)
     size, batch_size = case.setting
-    fewer = f" ({asked} would take more than {QUICK_STEP:g} seconds a step)" * (batch_size < asked)
+    fewer = f" ({asked} would take more than {QUICK_STEP:g} seconds a step)" if batch_size < asked else ""
     say(f"{size} px, batches of {batch_size}{fewer}, {precision}, views by {kind}")
     loader = make_loader(case, kind, common.DTYPES[precision])
     parts = {

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from scipy.stats import mode
 from sklearn.metrics import f1_score
-from sklearn.neighbors import NearestNeighbors
+
+from models.probe import nearest
 
 COLLAPSED = {"feature_std": 0.02, "effective_rank": 2.0}  # below either, every image looks the same
 DIAGNOSED = 1024  # images at most: the singular values of more change little and take long
@@ -32,14 +33,6 @@ def effective_rank(features: torch.Tensor) -> float:
     return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
 
 
-def nearest_votes(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels (m,) that the 20 and the 5 nearest of bank (n, D), by cosine, with labels (n,), vote for
-    queries (m, D). Of equals the smallest wins."""
-    index = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(bank)), metric="cosine").fit(bank)
-    voters = labels[index.kneighbors(queries, return_distance=False)]  # (m, 20), the nearest first
-    return mode(voters, axis=1).mode, mode(voters[:, :FEW], axis=1).mode
-
-
 def diagnose(features: torch.Tensor, labels: np.ndarray, bank: int, knn: bool) -> dict[str, float | None]:
     """feature_std and effective_rank of the first `bank` features (n, D), and with `knn` how well these vote
     for the others. labels (n,). A number that cannot be had is None: features that are not finite, or a bank
@@ -51,7 +44,8 @@ def diagnose(features: torch.Tensor, labels: np.ndarray, bank: int, knn: bool) -
     row["feature_std"], row["effective_rank"] = feature_std(some), effective_rank(some)
     if knn:
         truth = labels[bank:]
-        many, few = nearest_votes(features[:bank].numpy(), labels[:bank], features[bank:].numpy())
+        voters = labels[:bank][nearest(features[:bank], features[bank:], NEIGHBOURS).numpy()]  # (m, 20)
+        many, few = mode(voters, axis=1).mode, mode(voters[:, :FEW], axis=1).mode  # of equals the smallest
         row["knn_macro_f1"] = float(f1_score(truth, many, average="macro"))
         row["knn5_accuracy"] = float((few == truth).mean())
     return row
