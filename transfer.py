@@ -40,7 +40,7 @@ from data.tables import Table, training_subsets
 from models import backbone as backbones
 from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
 from models.optimisers import make_optimizer
-from models.probe import Axes, linear_heads, nearest, principal_axes, probabilities
+from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from scores import TASKS, Metrics, Task, measure
 from scores.choice import FEW, SETTING, ratio_name
 from scores.metrics import ALL, rows_of_a_cell
@@ -50,7 +50,6 @@ from scores.results import CELL, COLUMNS, Key, Results, exact, harmless, write_c
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
 SPLITS = ("train", "val", "test")
 EVAL_BATCH = 256
-VOTERS = (20, 5)  # nearest neighbours of knn_f1_macro and of knn5_accuracy
 
 
 class Init(NamedTuple):

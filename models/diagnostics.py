@@ -8,11 +8,10 @@ import torch
 from scipy.stats import mode
 from sklearn.metrics import f1_score
 
-from models.probe import nearest
+from models.probe import VOTERS, nearest
 
 COLLAPSED = {"feature_std": 0.02, "effective_rank": 2.0}  # below either, every image looks the same
 DIAGNOSED = 1024  # images at most: the singular values of more change little and take long
-NEIGHBOURS, FEW = 20, 5  # that vote: for macro F1, and for the accuracy that others publish
 
 
 def feature_std(features: torch.Tensor) -> float:
@@ -44,8 +43,9 @@ def diagnose(features: torch.Tensor, labels: np.ndarray, bank: int, knn: bool) -
     row["feature_std"], row["effective_rank"] = feature_std(some), effective_rank(some)
     if knn:
         truth = labels[bank:]
-        voters = labels[:bank][nearest(features[:bank], features[bank:], NEIGHBOURS).numpy()]  # (m, 20)
-        many, few = mode(voters, axis=1).mode, mode(voters[:, :FEW], axis=1).mode  # of equals the smallest
+        rows = nearest(features[:bank], features[bank:], max(VOTERS)).numpy()
+        votes = labels[:bank][rows]  # (m, 20), the nearest first
+        many, few = (mode(votes[:, :k], axis=1).mode for k in VOTERS)  # of equals the smallest
         row["knn_macro_f1"] = float(f1_score(truth, many, average="macro"))
         row["knn5_accuracy"] = float((few == truth).mean())
     return row

@@ -13,6 +13,7 @@ PENALTIES = (
     10,
     1,
 )  # on the sum of the losses of standardised features: 1 / C as scikit-learn has it
+VOTERS = (20, 5)  # nearest neighbours of the k-NN macro F1 and of the 5-NN accuracy
 
 
 class Axes(NamedTuple):
