@@ -129,6 +129,11 @@ def build_parser() -> common.Parser:
     group.add_argument(
         "--predictor-hidden", type=number(int, 1, 2**16), help="simsiam: width of the bottleneck"
     )
+    group.add_argument(
+        "--predictor-rate",
+        type=number(float, above=0, high=1e4),
+        help="simsiam: constant rate of the predictor, times --lr",
+    )
     return parser
 
 
@@ -268,6 +273,7 @@ METHOD_FLAGS = [
     "bn_splits",
     "symmetric",
     "predictor_hidden",
+    "predictor_rate",
 ]
 FLAG_OF = {"out": "out_dim", "splits": "bn_splits"}  # where a constructor's argument has another name
 

@@ -65,13 +65,15 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Optimiser `name` (a key of OPTIMISERS) over the trainable weights; `momentum` is Adam's beta1.
 
-    Norms and biases do not decay. A `predictor` has groups of its own, marked `constant`: its rate does not
-    follow the schedule (X. Chen and K. He, SimSiam, section 4.2).
+    Norms and biases do not decay. A `predictor` has groups of its own, `constant`: their rate does not follow
+    the schedule (X. Chen and K. He, SimSiam, section 4.2) and stays at the model's `predictor_rate` times lr.
     """
+    predictor_rate = getattr(model, "predictor_rate", 1.0)
     groups: dict[tuple[bool, bool], list] = {}
     for key, p in model.named_parameters():
         if p.requires_grad:
-            groups.setdefault((p.ndim > 1, key.startswith("predictor.")), []).append(p)
+            constant = predictor_rate if key.startswith("predictor.") else 0.0
+            groups.setdefault((p.ndim > 1, constant), []).append(p)
     described = [
         {"params": params, "weight_decay": weight_decay if decays else 0.0, "constant": constant}
         for (decays, constant), params in groups.items()
@@ -82,6 +84,7 @@ def make_optimizer(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, peak: float) -> None:
-    """The rate of a step: `rate` by the schedule, `peak` for the groups that stay constant."""
+    """The rate of a step: `rate` by the schedule; where a group's `constant` is above 0, that many times
+    `peak`."""
     for group in optimizer.param_groups:
-        group["lr"] = peak if group["constant"] else rate
+        group["lr"] = group["constant"] * peak or rate

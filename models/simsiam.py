@@ -8,15 +8,18 @@ from models.heads import mlp
 class SimSiam(nn.Module):
     """SimSiam (Chen and He, 2021): a projector of three layers, and a predictor with a bottleneck.
 
-    The paper trains `predictor` at a constant learning rate (section 4.2); the training script does so by its
-    name.
+    The paper trains `predictor` at a constant learning rate (section 4.2). The optimiser knows it by its
+    name, and keeps it at `predictor_rate` times the peak of the others. A slow predictor follows one
+    direction of its targets, and the features lose the rest; a fast one keeps up, as does BYOL's without a
+    target network (J.-B. Grill et al. 2020, on near-optimal predictors).
     """
 
-    def __init__(self, backbone, hidden=1024, out=1024, predictor_hidden=256):
+    def __init__(self, backbone, hidden=1024, out=1024, predictor_hidden=256, predictor_rate=1.0):
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone_width(backbone), hidden, hidden, out], last_norm=True)
         self.predictor = mlp([out, predictor_hidden, out])
+        self.predictor_rate = predictor_rate
 
     def forward(self, view1, view2):
         z1, z2 = self.projector(self.backbone(view1)), self.projector(self.backbone(view2))  # (N, out)

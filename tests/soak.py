@@ -440,7 +440,8 @@ SETTINGS = {
         "--bn-splits": "1 2 8", "--min-area": "1e-6 0.2 1", "--weight-decay": "0 10",
         "--profile": "2", "--blur": "0 1", "--jitter": "0 1", "--save-minutes": "1e-9",
         "--quarter-turns": "", "--no-maxpool": "", "--symmetric": "", "--skip-bad-files": "",
-        "--lambda": "0 1000", "--predictor-hidden": "1 8", "--key-momentum": "0 1",
+        "--lambda": "0 1000", "--predictor-hidden": "1 8", "--predictor-rate": "1 30",
+        "--key-momentum": "0 1",
         "--data": "few flat one-class half-bad land no-train",
     },
     "transfer": {

@@ -21,7 +21,7 @@ import train_ssl
 from data import images
 from models import METHODS
 from models.backbone import WeightsError, build_backbone, read_weights
-from models.optimisers import LARS, learning_rate, make_optimizer
+from models.optimisers import LARS, learning_rate, make_optimizer, set_rate
 
 CHECKED = "feature_std,effective_rank,knn_macro_f1,knn5_accuracy"
 COLUMNS = f"epoch,loss,chance_loss,lr,{CHECKED},images_per_s,data_wait,seconds"
@@ -114,9 +114,19 @@ def test_predictor_keeps_its_rate_and_norms_do_not_decay():
     groups = make_optimizer("sgd", model, 0.1, 0.9, 1e-2).param_groups
     predictor = {id(p) for p in model.predictor.parameters()}
     for group in groups:
-        assert all((id(p) in predictor) == group["constant"] for p in group["params"])
+        assert all((id(p) in predictor) == (group["constant"] > 0) for p in group["params"])
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+def test_predictor_rate_is_a_multiple_of_the_peak_and_stays_there():
+    model = METHODS["simsiam"](build_backbone(), hidden=8, out=8, predictor_rate=30.0)
+    optimizer = make_optimizer("sgd", model, 0.1, 0.9, 1e-2)
+    set_rate(optimizer, 0.01, 0.1)
+    predictor = {id(p) for p in model.predictor.parameters()}
+    for group in optimizer.param_groups:
+        expected = 3.0 if id(group["params"][0]) in predictor else 0.01
+        assert group["lr"] == pytest.approx(expected)
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_path, capsys, monkeypatch):
