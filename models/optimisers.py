@@ -69,7 +69,7 @@ def make_optimizer(
     the schedule (X. Chen and K. He, SimSiam, section 4.2) and stays at the model's `predictor_rate` times lr.
     """
     predictor_rate = getattr(model, "predictor_rate", 1.0)
-    groups: dict[tuple[bool, bool], list] = {}
+    groups: dict[tuple[bool, float], list] = {}
     for key, p in model.named_parameters():
         if p.requires_grad:
             constant = predictor_rate if key.startswith("predictor.") else 0.0
@@ -87,4 +87,4 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, peak: float) -> None
     """The rate of a step: `rate` by the schedule; where a group's `constant` is above 0, that many times
     `peak`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["constant"] * peak or rate
+        group["lr"] = group["constant"] * peak if group["constant"] else rate
