@@ -94,6 +94,7 @@ class Study(NamedTuple):
     head: Training | None  # of --mode linear; None: solved for
     whole: Training  # of --mode finetune
     augment: bool
+    start: str  # where the head of --mode finetune starts: random, or the linear probe
     every_epoch: bool  # in results.csv, so that the seeds can share one; else each seed's best
     save_model: bool
     device: torch.device
@@ -203,6 +204,12 @@ def training_flags(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=False,
         help="fine-tune on random flips and quarter turns and, for scenes, crops",
+    )
+    add(
+        "--start-head",
+        choices=["random", "probe"],
+        default="random",
+        help="fine-tune from a random head, or from the one that --mode linear solves for",
     )
 
 
@@ -314,6 +321,7 @@ def study_of(args: argparse.Namespace, device: torch.device) -> Study:
         head=head,
         whole=whole,
         augment=args.augment,
+        start=args.start_head,
         every_epoch=args.epoch_choice == "common",
         save_model=args.save_model,
         device=device,
@@ -406,6 +414,8 @@ def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> d
     choice = "common" if study.every_epoch else "seed"
     shared = {"size": study.size, "arch": study.arch, "loss": study.loss, "epoch_choice": choice}
     extra = {"linear": {}, "finetune": {"augment": study.augment}}
+    if study.start != "random":
+        extra["finetune"]["start_head"] = study.start
     parts = {f"{study.task} {mode}": shared | extra[mode] for mode in modes}
     parts[f"data {data.name}"] = {"content": data.digest}
     for init in inits:
@@ -467,7 +477,7 @@ def probe_all(unit: Unit, data: Data, study: Study, work: "Work", embedded: int 
     if not cells and not wanted:
         return
     began = time.perf_counter()
-    frozen = freeze(unit, data, study)
+    frozen = freeze(unit.init, unit.drawn, data, study)
     if wanted:
         test = data.rows["test"]
         labels = data.targets[test].argmax(1).numpy()
@@ -482,19 +492,19 @@ def probe_all(unit: Unit, data: Data, study: Study, work: "Work", embedded: int 
         work.add(cell, outcome, share + time.perf_counter() - began)
 
 
-def freeze(unit: Unit, data: Data, study: Study) -> Frozen:
-    """The features of all images."""
-    torch.manual_seed(unit.drawn or 0)
+def freeze(init: Init, drawn: int | None, data: Data, study: Study) -> Frozen:
+    """The features of all images; `drawn`: seed of random weights."""
+    torch.manual_seed(drawn or 0)
     backbone = None
-    if unit.init.source == "channels":
+    if init.source == "channels":
         features = channel_features(data.pixels)
     else:
-        backbone = build_backbone(study.arch, unit.init.source)
+        backbone = build_backbone(study.arch, init.source)
         backbone = backbone.to(study.device, memory_format=torch.channels_last)
-        mean, std = statistics(unit.init, data)
+        mean, std = statistics(init, data)
         features = extract_features(backbone, data.pixels, study.size, mean, std, dtype=study.dtype)
     if not features.isfinite().all():
-        raise ConfigError(f"--init {unit.init.source}: its features are not finite: try --precision fp32")
+        raise ConfigError(f"--init {init.source}: its features are not finite: try --precision fp32")
     features, targets = features.to(study.device), data.targets.to(study.device)
     return Frozen(backbone, features, targets, principal_axes(features[data.rows["train"]]), {})
 
@@ -583,7 +593,7 @@ def finetune_all(unit: Unit, data: Data, study: Study, work: "Work") -> None:
 
 
 def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None]) -> Outcome:
-    """Backbone and head train together on the decoded images."""
+    """Backbone and head train together on the decoded images, the head from `study.start` on."""
     place = data.pixels.device
     recipe = random_views(study.task, *data.pixels.shape[-2:]) if study.augment else None
     generator = torch.Generator().manual_seed(cell.seed)
@@ -592,6 +602,8 @@ def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None
     torch.manual_seed(cell.seed)
     backbone = build_backbone(study.arch, cell.init.source)
     model = nn.Sequential(backbone, nn.Linear(backbone_width(backbone), len(data.classes)))
+    if study.start == "probe":
+        model.load_state_dict(probed_state(cell, data, study))
     model = model.to(study.device, memory_format=torch.channels_last)
     subset = data.subsets[cell.ratio, cell.seed]
     if len(subset) < 2:
@@ -599,6 +611,13 @@ def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None
     epochs = train(model, pictures, subset, study.whole, seed=cell.seed, dtype=study.dtype, advance=advance)
     judge = Judge(pictures, data, study.task, study.loss, study.dtype)
     return choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
+
+
+def probed_state(cell: Cell, data: Data, study: Study) -> dict[str, torch.Tensor]:
+    """The backbone and its linear probe. A random head's first gradients distort good features, which costs
+    most on images from elsewhere (A. Kumar et al., ICLR 2022, LP-FT)."""
+    solved = study._replace(head=None, save_model=True)
+    return probe(cell, freeze(cell.init, cell.seed, data, study), data, solved).state
 
 
 def random_views(task: str, height: int, width: int) -> Recipe:

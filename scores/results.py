@@ -132,9 +132,10 @@ class Results:
             then = read_settings(file) if file.exists() else {}
             differ = []
             for part in now.keys() & then.keys():
-                for name, value in now[part].items():
-                    if then[part].get(name) != value:
-                        differ.append(f"{part}: {name} was {then[part].get(name)}, is {value}")
+                for name in now[part].keys() | then[part].keys():
+                    was, now_is = then[part].get(name), now[part].get(name)
+                    if was != now_is:
+                        differ.append(f"{part}: {name} was {was}, is {now_is}")
             if differ:
                 listed = "; ".join(sorted(differ))
                 raise ConfigError(f"{self.file} is of other settings ({listed}): choose another --out")

@@ -196,6 +196,26 @@ def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_
     ]
 
 
+def test_fine_tuning_starts_at_the_linear_probe(folders, snapshot, tmp_path, capsys, monkeypatch):
+    """Before its first step it says what the linear probe says; a folder does not mix the two starts."""
+    monkeypatch.setattr(transfer, "train", lambda model, *_, **__: iter([(1, model)]))
+    weights = str(snapshot / "barlow" / "backbone.pth")
+    flags = ("--task scene --ratios 50 --seeds 1 --epochs 1 --precision fp32", "--init", weights)
+    start = "--start-head probe"
+
+    def confusion(name: str, mode: str, *more: str) -> bytes:
+        run(folders, tmp_path / name, *flags, f"--mode {mode}", *more)
+        return (tmp_path / name / "confusion" / f"folders-barlow-{mode}-50-0.csv").read_bytes()
+
+    linear = confusion("linear", "linear")
+    assert confusion("probed", "finetune", start) == linear
+    assert confusion("afresh", "finetune") != linear
+    error = bad(capsys, folders, tmp_path / "afresh", *flags, "--mode finetune", start)
+    assert "start_head was None, is probe" in error
+    error = bad(capsys, folders, tmp_path / "probed", *flags, "--mode finetune")
+    assert "start_head was probe, is None" in error
+
+
 def test_a_model_that_few_images_choose_is_said_to_be_luck(land, tmp_path, capsys, monkeypatch):
     flags = "--task scene --ratios 100 --seeds 1 --init random --mode linear"
     run(land, tmp_path / "not", flags)
@@ -435,6 +455,7 @@ probe: sgd
 linear_lr: 0.3
 epoch_choice: common
 augment: true
+start_head: probe
 save_model: true
 share_pixels: true
 save_embeddings: true
