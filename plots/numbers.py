@@ -192,14 +192,16 @@ def training_times(logs: pd.DataFrame, configs: dict[str, dict], images: int) ->
 def quality_over_time(logs: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """(column, rows run, epoch, seconds, quality): how good each run's backbone was after how many seconds.
 
-    The column is the first of QUALITY that some run has; `seconds` sums those of all epochs so far. A run in
+    The column is the one of QUALITY that most runs have; `seconds` sums those of all epochs so far. A run in
     which an epoch has none is left out, as its time is not known.
     """
-    column = next((name for name in QUALITY if logs[name].notna().any()), QUALITY[-1])
+    having = logs.groupby("run")[QUALITY].count().gt(0).sum()  # runs of each column
+    column = max(QUALITY, key=having.get)
     parts = [pd.DataFrame(columns=["run", "epoch", "seconds", "quality"])]
     for run, log in logs.groupby("run", sort=False):
         log = log.sort_values("epoch")
         if log[column].isna().all():
+            note(f"{run}: log.csv has no {column}: left out of the time to quality")
             continue
         if log.seconds.isna().any():
             note(f"{run}: an epoch without seconds: left out of the time to quality")

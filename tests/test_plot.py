@@ -422,6 +422,18 @@ def test_time_to_quality_by_hand(tmp_path):
     assert (tmp_path / "figures" / "time_to_quality.png").exists()
 
 
+def test_time_to_quality_shows_what_most_runs_have(capsys):
+    """Logs of before 5-NN was written stand beside newer ones by what both have."""
+    logs = pd.DataFrame({"run": ["old", "new", "bare"], "epoch": 1, "seconds": 10.0})
+    logs["knn_macro_f1"] = [0.5, 0.6, float("nan")]
+    logs["knn5_accuracy"] = [float("nan"), 0.7, float("nan")]
+    column, timed = numbers.quality_over_time(logs)
+    assert column == "knn_macro_f1" and timed.set_index("run").quality.to_dict() == {"old": 0.5, "new": 0.6}
+    assert "bare: log.csv has no knn_macro_f1" in capsys.readouterr().err
+    column, timed = numbers.quality_over_time(logs[logs.run == "new"])
+    assert column == "knn5_accuracy" and timed.quality.tolist() == [0.7]
+
+
 @pytest.mark.parametrize("longest", [500, 500_000])
 def test_logarithmic_axes_have_numbers_that_people_read(longest):
     timed = pd.DataFrame({"run": "barlow", "seconds": [100.0, longest], "quality": [0.5, 0.75]})
