@@ -78,8 +78,8 @@ class Losses:
             else "there is no checkpoint yet"
         )
         raise ConfigError(
-            f"the loss is not finite at epoch {self.epoch + 1}, step {step + 1}: lower --lr or raise "
-            f"--warmup-epochs; {kept} in {self.out}"
+            f"the loss is not finite at epoch {self.epoch + 1}, step {step + 1}: lower --lr (or, of SimSiam, "
+            f"--predictor-rate) or raise --warmup-epochs; {kept} in {self.out}"
         )
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from plots.reading import read_quietly
 from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
 from scores.choice import SETTING
 from scores.results import exact
@@ -172,12 +172,3 @@ def data_flags(out: Path, data: str) -> list[str]:
         if config.get(name):
             words += [f"--{name}", str(config[name])]
     return words
-
-
-def read_quietly(file: Path) -> dict:
-    """The values of a YAML file; empty where it is not there or not readable."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -146,7 +146,8 @@ def as_numbers(column: pd.Series) -> tuple[pd.Series, dict[int, str]]:
 
 
 def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
-    """All rows of the results files; `out` is their folder, `setting` numbers the ways a cell was trained.
+    """All rows of the results files; `out` is their folder, `setting` numbers the ways a cell was trained,
+    by its columns and by the settings.yaml of its folder.
 
     Of a repeated row the last one counts. Rows of unknown tasks are left out.
     """
@@ -156,9 +157,10 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     files = [pd.DataFrame(columns=columns)]
     for path in paths:
         rows = read_csv(path, text, numbers, optional, problems)
-        files.append(rows.reindex(columns=columns).assign(out=path.parent.as_posix()))
+        rows = rows.reindex(columns=columns).assign(out=path.parent.as_posix())
+        files.append(rows.assign(made_by=settings_of(rows, path.parent)))
     rows = pd.concat([file for file in files if len(file)] or files)
-    rows = rows.reindex(columns=[*columns, "out"]).astype(dict.fromkeys(numbers + optional, float))
+    rows = rows.reindex(columns=[*columns, "out", "made_by"]).astype(dict.fromkeys(numbers + optional, float))
     strange = sorted(set(rows.task) - set(TASKS))
     if strange:
         warn(f"rows of unknown tasks left out: {', '.join(strange)}", problems)
@@ -167,13 +169,19 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     rows["epoch"] = rows.epoch.fillna(0)
     solved = rows.lr == 0  # a head that was solved for: its penalty is an outcome, no setting
     rows["weight_decay"] = rows.weight_decay.mask(solved, 0)
-    rows["setting"] = rows.groupby(SETTING, dropna=False).ngroup()
+    rows["setting"] = rows.groupby([*SETTING, "made_by"], dropna=False).ngroup()
     once = rows.drop_duplicates(
         [*MEAN_OVER, "seed", "setting", "epoch", "split", "metric", "class"], keep="last"
     )
     if len(once) < len(rows):
         note(f"{len(rows) - len(once)} results stand more than once: the last one counts")
     return once
+
+
+def settings_of(rows: pd.DataFrame, folder: Path) -> list[str]:
+    """What settings.yaml says of each row's task and mode, as text; blank where there is none."""
+    parts = read_quietly(folder / "settings.yaml")
+    return [str(parts.get(f"{task} {mode}", "")) for task, mode in zip(rows.task, rows["mode"], strict=True)]
 
 
 def read_runs(folders: list[Path], problems: list[str]) -> tuple[dict[str, dict], pd.DataFrame]:
@@ -204,6 +212,15 @@ def read_config(file: Path) -> dict:
         note(f"{file}: holds no `key: value` lines: flags unknown")
         return {}
     return values
+
+
+def read_quietly(file: Path) -> dict:
+    """The values of a YAML file; empty where it is not there or not readable."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def read_embeddings(paths: list[Path], problems: list[str]) -> list[dict]:

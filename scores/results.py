@@ -133,9 +133,9 @@ class Results:
             differ = []
             for part in now.keys() & then.keys():
                 for name in now[part].keys() | then[part].keys():
-                    was, now_is = then[part].get(name), now[part].get(name)
-                    if was != now_is:
-                        differ.append(f"{part}: {name} was {was}, is {now_is}")
+                    was, is_now = (side[part].get(name, "not set") for side in (then, now))
+                    if was != is_now:
+                        differ.append(f"{part}: {name} was {was}, is {is_now}")
             if differ:
                 listed = "; ".join(sorted(differ))
                 raise ConfigError(f"{self.file} is of other settings ({listed}): choose another --out")

@@ -706,6 +706,20 @@ def test_the_command_of_a_missing_probe_says_how_heads_were_found(tmp_path):
         assert probe == "lbfgs" or args.lr == 0.02
 
 
+def test_folders_of_other_settings_are_not_averaged(tmp_path, capsys):
+    """Two seeds of one start of the head and three of another: the three count, and it is said."""
+    paths = []
+    for start, seeds, value in (("probe", (0, 1), 0.9), ("random", (2, 3, 4), 0.5)):
+        out = tmp_path / start
+        out.mkdir()
+        (out / "settings.yaml").write_text(yaml.safe_dump({"scene finetune": {"start_head": start}}))
+        rows = [row("scene", "moco", "finetune", 5, seed, "f1_macro", "all", value) for seed in seeds]
+        paths.append(write_rows(out / "results.csv", rows))
+    kept = numbers.at_chosen_epoch(reading.read_results(paths, []))
+    assert sorted(kept.seed) == [2, 3, 4] and set(kept.value) == {0.5}
+    assert "1 cells were run with several settings" in capsys.readouterr().err
+
+
 def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
     rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", 0.5) for seed in range(6)]
     rows[1][10] = "oops"
