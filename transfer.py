@@ -209,7 +209,8 @@ def training_flags(group: argparse._ArgumentGroup) -> None:
         "--start-head",
         choices=["random", "probe"],
         default="random",
-        help="fine-tune from a random head, or from the one that --mode linear solves for",
+        help="fine-tune from a random head, or from the one that --mode linear solves for; pretrained "
+        "BatchNorm statistics then stay",
     )
 
 
@@ -593,7 +594,14 @@ def finetune_all(unit: Unit, data: Data, study: Study, work: "Work") -> None:
 
 
 def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None]) -> Outcome:
-    """Backbone and head train together on the decoded images, the head from `study.start` on."""
+    """Backbone and head train together on the decoded images, the head from `study.start` on.
+
+    From the probe on, pretrained weights keep their BatchNorm statistics: a probe weighs directions in which
+    features hardly vary, and the noise of a batch's statistics costs it ten points from epoch to epoch.
+    """
+    subset = data.subsets[cell.ratio, cell.seed]
+    if len(subset) < 2:
+        raise ConfigError("BatchNorm cannot train on one image: raise --ratios or use --mode linear")
     place = data.pixels.device
     recipe = random_views(study.task, *data.pixels.shape[-2:]) if study.augment else None
     generator = torch.Generator().manual_seed(cell.seed)
@@ -605,10 +613,17 @@ def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None
     if study.start == "probe":
         model.load_state_dict(probed_state(cell, data, study))
     model = model.to(study.device, memory_format=torch.channels_last)
-    subset = data.subsets[cell.ratio, cell.seed]
-    if len(subset) < 2:
-        raise ConfigError("BatchNorm cannot train on one image: raise --ratios or use --mode linear")
-    epochs = train(model, pictures, subset, study.whole, seed=cell.seed, dtype=study.dtype, advance=advance)
+    keep_statistics = study.start == "probe" and cell.init.source != "random"
+    epochs = train(
+        model,
+        pictures,
+        subset,
+        study.whole,
+        seed=cell.seed,
+        dtype=study.dtype,
+        keep_statistics=keep_statistics,
+        advance=advance,
+    )
     judge = Judge(pictures, data, study.task, study.loss, study.dtype)
     return choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
 
@@ -643,12 +658,14 @@ def train(
     *,
     seed: int,
     dtype: torch.dtype = torch.float32,
+    keep_statistics: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, nn.Module]]:
     """SGD at a constant rate on the rows `subset` of samples; (epoch, model) after every epoch.
 
     The model is the same object each time. The order of the images is drawn from `seed`, `dtype` is
-    autocast's. Nothing in a step waits for a GPU. ConfigError where the loss of an epoch is not finite.
+    autocast's; with `keep_statistics` BatchNorm normalises by the statistics it came with, as in eval mode.
+    Nothing in a step waits for a GPU. ConfigError where the loss of an epoch is not finite.
     """
     device, place = next(model.parameters()).device, samples.targets.device
     optimizer = make_optimizer("sgd", model, training.lr, training.momentum, training.weight_decay)
@@ -658,6 +675,8 @@ def train(
     steps = max(1, min(steps, len(subset) // 2))  # BatchNorm cannot train on one image
     for epoch in range(1, training.epochs + 1):
         model.train()
+        if keep_statistics:
+            fix_statistics(model)
         total = torch.zeros((), device=device)
         shuffled = upload(torch.from_numpy(order.permutation(subset)), place)
         for rows in shuffled.tensor_split(steps):
@@ -676,6 +695,13 @@ def train(
         if advance:
             advance(3 * len(subset))
         yield epoch, model
+
+
+def fix_statistics(model: nn.Module) -> None:
+    """Put every BatchNorm into eval mode; its weights still train."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 @torch.no_grad()
@@ -860,7 +886,9 @@ def cost_of(cell: Cell, study: Study, data: Data, sharing: int) -> int:
     1 %. `sharing`: cells that share one pass of all images."""
     training = trained_by(cell, study)
     seen = 3 * training.epochs * len(data.subsets[cell.ratio, cell.seed]) if training else 0
-    return seen if cell.mode == "finetune" else len(data.targets) // sharing + seen // 100
+    if cell.mode == "linear":
+        return len(data.targets) // sharing + seen // 100
+    return seen + len(data.targets) * (study.start == "probe")
 
 
 def rows_of(key: Key, outcome: Outcome, images: int, seconds: float, commit: str) -> pd.DataFrame:

@@ -211,9 +211,29 @@ def test_fine_tuning_starts_at_the_linear_probe(folders, snapshot, tmp_path, cap
     assert confusion("probed", "finetune", start) == linear
     assert confusion("afresh", "finetune") != linear
     error = bad(capsys, folders, tmp_path / "afresh", *flags, "--mode finetune", start)
-    assert "start_head was None, is probe" in error
+    assert "start_head was not set, is probe" in error
     error = bad(capsys, folders, tmp_path / "probed", *flags, "--mode finetune")
-    assert "start_head was probe, is None" in error
+    assert "start_head was probe, is not set" in error
+
+
+@pytest.mark.parametrize(
+    ("init", "start", "kept"),
+    [("file", "probe", True), ("file", "random", False), ("random", "probe", False)],
+)
+def test_the_statistics_of_a_pretraining_stay_from_the_probe_on(
+    folders, snapshot, tmp_path, init, start, kept
+):
+    weights = snapshot / "barlow" / "backbone.pth"
+    flags = "--task scene --mode finetune --ratios 50 --seeds 1 --epochs 1 --lr 0.01 --save-model"
+    run(folders, tmp_path, flags, f"--start-head {start}", "--init", weights if init == "file" else "random")
+    (file,) = tmp_path.glob("model-*.pth")
+    state = torch.load(file, weights_only=True)["state"]
+    torch.manual_seed(0)
+    drawn = transfer.build_backbone("resnet18").state_dict()
+    before = torch.load(weights) if init == "file" else drawn
+    assert torch.equal(state["0.bn1.running_mean"], before["bn1.running_mean"]) == kept
+    assert not torch.equal(state["0.conv1.weight"], before["conv1.weight"])
+    assert not torch.equal(state["0.bn1.weight"], before["bn1.weight"])
 
 
 def test_a_model_that_few_images_choose_is_said_to_be_luck(land, tmp_path, capsys, monkeypatch):
