@@ -210,7 +210,7 @@ def training_flags(group: argparse._ArgumentGroup) -> None:
         choices=["random", "probe"],
         default="random",
         help="fine-tune from a random head, or from the one that --mode linear solves for; pretrained "
-        "BatchNorm statistics then stay",
+        "BatchNorm statistics then stay, and --lr is best low (0.0001)",
     )
 
 
