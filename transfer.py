@@ -596,8 +596,8 @@ def finetune_all(unit: Unit, data: Data, study: Study, work: "Work") -> None:
 def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None]) -> Outcome:
     """Backbone and head train together on the decoded images, the head from `study.start` on.
 
-    From the probe on, pretrained weights keep their BatchNorm statistics: a probe weighs directions in which
-    features hardly vary, and the noise of a batch's statistics costs it ten points from epoch to epoch.
+    From the probe on, pretrained weights keep their BatchNorm statistics: with those of each batch the
+    accuracy swung by ten points from epoch to epoch (results/finetune_statistics.csv).
     """
     subset = data.subsets[cell.ratio, cell.seed]
     if len(subset) < 2:
