@@ -59,8 +59,6 @@ def available(device: torch.device) -> bool:
         return False
     return True
 
-    """RuntimeError if the driver lacks the call that Triton makes unchecked, and crashes in without it."""
-
 
 def check_driver() -> None:
     """RuntimeError if the driver lacks a call that Triton makes unchecked, and would crash in."""
