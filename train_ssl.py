@@ -442,6 +442,7 @@ def check_features(
     features = extract_features(
         backbone, images.pixels, size, images.mean, images.std, dtype=dtype, rows=rows
     )
+    features = features.to(next(backbone.parameters()).device)  # a GPU does the rest sooner as well
     return diagnose(features, images.table.labels[images.sample], images.bank, knn)
 
 

@@ -27,15 +27,18 @@ def feature_std(features: torch.Tensor) -> float:
 def effective_rank(features: torch.Tensor) -> float:
     """exp of the entropy of the normalised singular values of the centred features (n, D), from 1 to min(n,
     D) (O. Roy and M. Vetterli, "The effective rank", 2007)."""
-    p = torch.linalg.svdvals(features - features.mean(0))
+    centred = (features - features.mean(0)).double()
+    n, d = centred.shape
+    products = centred.T @ centred if d < n else centred @ centred.T  # whose eigenvalues are their squares
+    p = torch.linalg.eigvalsh(products).clamp_min(0).sqrt()
     p = p / p.sum().clamp_min(1e-12)
     return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
 
 
 def diagnose(features: torch.Tensor, labels: np.ndarray, bank: int, knn: bool) -> dict[str, float | None]:
     """feature_std and effective_rank of the first `bank` features (n, D), and with `knn` how well these vote
-    for the others. labels (n,). A number that cannot be had is None: features that are not finite, or a bank
-    without labels."""
+    for the others. labels (n,), on the CPU. A number that cannot be had is None: features that are not
+    finite, or a bank without labels."""
     row = dict.fromkeys(["feature_std", "effective_rank", "knn_macro_f1", "knn5_accuracy"])
     if not features.isfinite().all():
         return row
@@ -43,7 +46,7 @@ def diagnose(features: torch.Tensor, labels: np.ndarray, bank: int, knn: bool) -
     row["feature_std"], row["effective_rank"] = feature_std(some), effective_rank(some)
     if knn:
         truth = labels[bank:]
-        rows = nearest(features[:bank], features[bank:], max(VOTERS)).numpy()
+        rows = nearest(features[:bank], features[bank:], max(VOTERS)).cpu().numpy()
         votes = labels[:bank][rows]  # (m, 20), the nearest first
         many, few = (mode(votes[:, :k], axis=1).mode for k in VOTERS)  # of equals the smallest
         row["knn_macro_f1"] = float(f1_score(truth, many, average="macro"))
