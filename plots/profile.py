@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 # The first pattern that an operator's or a kernel's name holds decides
 GROUPS = {
     "convolutions, backward": "convolution_backward|dgrad|wgrad|convolve_backward",
-    "convolutions, forward": "convolution|conv2d|cudnn|implicit_gemm|xmma_fprop|fprop",
+    "convolutions, forward": "convolution|conv2d|cudnn|implicit_gemm|xmma_fprop|fprop|nhwcAddPadding",
     "norms": "batch_norm|bn_|norm",
-    "ReLU and pooling": "relu|threshold|clamp_min|pool",
+    "ReLU and pooling": "relu|threshold|clamp|pool",
     "matrix products": r"addmm|\bmm\b|bmm|matmul|gemm|linear",
     "copies and casts": "copy|_to_copy|memcpy|memset|cat\b|clone|contiguous",
-    "sums and optimiser": r"\badd\b|add_|AccumulateGrad|\bmul_|_foreach|multi_tensor|optimizer",
+    "sums and optimiser": r"\badd\b|add_|_add<|AccumulateGrad|\bmul_|_foreach|multi_tensor|optimizer",
 }
 OTHER = "other"
 

@@ -244,6 +244,8 @@ def test_picture_shows_where_the_time_goes(tiny, tmp_path, capsys):
         ("aten::addmm", "matrix products"),
         ("aten::_foreach_add_", "sums and optimiser"),
         ("aten::add_", "sums and optimiser"),
+        ("vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::BFloat16>", "sums and optimiser"),
+        ("at::native::(anonymous namespace)::launch_clamp_scalar", "ReLU and pooling"),
         ("aten::log", "other"),
     ],
 )
