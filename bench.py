@@ -13,6 +13,7 @@ The table is printed and replaces results/bench-DEVICE.csv; docs/performance.md 
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import math
@@ -193,7 +194,8 @@ def main(argv: list[str] | None = None) -> None:
         return say(quick(case, args.images or case.images.of_all, args.epochs))
 
     if args.picture:
-        return say(picture(make_case(settings[0], args, device), Path(args.picture)))
+        mode = "compiled" if args.compile else "eager"
+        return say(picture(make_case(settings[0], args, device), mode, Path(args.picture)))
 
     ceilings = measure_ceilings(device)
     rows = rows_of_ceilings(ceilings)
@@ -260,9 +262,21 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     side, flops = 8192 if cuda else 1024, {}
     for precision in precisions_of(device):
         a = torch.randn(side, side, device=device).to(common.DTYPES[precision])
-        out = torch.empty_like(a)
-        flops[precision] = 2 * side**3 / best_seconds(functools.partial(torch.mm, a, a, out=out), device)
+        multiply = functools.partial(torch.mm, a, a, out=torch.empty_like(a))
+        with as_convolutions_do():
+            flops[precision] = 2 * side**3 / best_seconds(multiply, device)
     return Ceilings(copy, flops)
+
+
+@contextlib.contextmanager
+def as_convolutions_do() -> Iterator[None]:
+    """Matrix products of float32 in TF32 where a GPU has it, as cuDNN's convolutions are by default."""
+    usual = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = usual
 
 
 def best_seconds(call: Callable[[], object], device: torch.device, times: int = 10) -> float:
@@ -375,18 +389,23 @@ def told(contender: Contender, result: Timed | Exception) -> str:
     name = " ".join(filter(None, [contender.part, contender.what, contender.precision, contender.mode]))
     if isinstance(result, Exception):
         return f"{name}: failed: {common.first_line(result)}"
-    waiting = f", {100 * result.data_wait:.1f} % waiting" if contender.part in TRAINING else ""
-    return f"{name}: {result.images_per_s:,.0f} images/s{waiting}"
+    return f"{name}: {result.images_per_s:,.0f} images/s" + ", ".join(["", *waiting(contender, [result])])
+
+
+def waiting(contender: Contender, results: list[Timed]) -> list[str]:
+    """The share of the time spent waiting for data; nothing on a GPU, whose host may well wait while it
+    computes."""
+    share = np.median([result.data_wait for result in results])
+    return [f"{100 * share:.1f} % waiting"] if contender.part in TRAINING and np.isfinite(share) else []
 
 
 def row_of(contender: Contender, setting: Setting, results: list[Timed | Exception]) -> Row:
     """The row of a contender's turns."""
     good = [r for r in results if isinstance(r, Timed)]
     rates = [r.images_per_s for r in good]
-    note = "" if results else "no time was left"
-    note += "".join(f"failed: {common.first_line(r)}" for r in results if isinstance(r, Exception))
-    if contender.part in TRAINING and good:
-        note = f"{100 * np.median([r.data_wait for r in good]):.1f} % waiting{note and '; ' + note}"
+    notes = waiting(contender, good) if good else []
+    notes += [f"failed: {common.first_line(r)}" for r in results if isinstance(r, Exception)]
+    notes += [] if results else ["no time was left"]
     return Row(
         part=contender.part,
         what=contender.what,
@@ -400,7 +419,7 @@ def row_of(contender: Contender, setting: Setting, results: list[Timed | Excepti
         high=max(rates, default=None),
         n=len(rates),
         expected=contender.expected,
-        note=note,
+        note="; ".join(notes),
     )
 
 
@@ -413,7 +432,7 @@ def timed(
 ) -> Timed:
     """Time a step over a stream, after steps that warm up, or as many of them as `patience` seconds allow."""
     effort = EFFORTS[device.type]
-    return timed_steps(
+    found = timed_steps(
         stream,
         step,
         device,
@@ -423,6 +442,7 @@ def timed(
         patience=patience,
         name="measuring",
     )
+    return found._replace(data_wait=float("nan")) if device.type == "cuda" else found
 
 
 # Loaders
@@ -485,7 +505,7 @@ def training_contenders(case: Case, ceilings: Ceilings, compiled: bool) -> list[
     auto, *others = precisions_of(case.device)
     ways = [(auto, "eager"), *((other, "eager") for other in others)] + [(auto, "compiled")] * compiled
     if case.device.type == "cuda" and auto != "fp16":
-        ways.append((auto, "graph"))
+        ways += [(auto, "graph")] + [(auto, "compiled graph")] * compiled
     contenders = []
     for precision, mode in ways:
         learn = functools.cache(functools.partial(make_learner, case, precision, mode))
@@ -504,12 +524,12 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLear
     torch.manual_seed(0)
     method = METHODS[case.method](build_backbone(case.arch))
     method.to(case.device, memory_format=torch.channels_last)
-    if mode == "compiled":
+    if "compiled" in mode:
         method.backbone.compile()
     optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5)
     scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
     learn = Learner(method, optimizer, scaler, common.DTYPES[precision])
-    return GraphedLearner(learn) if mode == "graph" else learn
+    return GraphedLearner(learn) if "graph" in mode else learn
 
 
 def train(stream: Callable, loader: Callable, learn: Callable, device: torch.device) -> Timed:
@@ -717,7 +737,8 @@ def summary(table: pd.DataFrame, settings: list[Setting]) -> Iterator[str]:
             yield f"{setting.size} px: nothing was measured"
             continue
         best = both.loc[both.value.idxmax()]
-        text = f"{setting.size} px: {best.value:,.0f} images/s ({best.precision} {best['mode']}, {best.note})"
+        how = ", ".join(filter(None, [f"{best.precision} {best['mode']}", best.note]))
+        text = f"{setting.size} px: {best.value:,.0f} images/s ({how})"
         same_way = (own.precision == best.precision) & (own["mode"] == best["mode"])
         for row in own[(own.part == "ratio") & same_way].itertuples():
             text += f"; {row.value:.2f} times the {row.what.removeprefix('both / ')}"
@@ -731,11 +752,12 @@ def summary(table: pd.DataFrame, settings: list[Setting]) -> Iterator[str]:
 def quick(case: Case, images: int, epochs: int) -> str:
     """The sentence a user wants: images a second, hours, and what limits them."""
     precision, kind = precisions_of(case.device)[0], best_kind(case)
-    learn = make_learner(case, precision, "eager")
+    mode = "graph" if case.device.type == "cuda" and precision != "fp16" else "eager"
+    learn = make_learner(case, precision, mode)
     asked, case = case.setting.batch_size, shortened(case, learn)
     size, batch_size = case.setting
     fewer = f" ({asked} would take more than {QUICK_STEP:g} seconds a step)" if batch_size < asked else ""
-    say(f"{size} px, batches of {batch_size}{fewer}, {precision}, views by {kind}")
+    say(f"{size} px, batches of {batch_size}{fewer}, {precision}, {mode}, views by {kind}")
     loader = make_loader(case, kind, common.DTYPES[precision])
     parts = {
         "loader alone": (endless(loader), lambda batch: None),
@@ -774,13 +796,14 @@ def sentence(rates: dict[str, float], images: int, epochs: int) -> str:
 # Where the time goes
 
 
-def picture(case: Case, file: Path) -> str:
+def picture(case: Case, mode: str, file: Path) -> str:
     """Profile the views and the step, each alone, and draw their operators in groups; what was drawn."""
     precision, kind = precisions_of(case.device)[0], best_kind(case)
     loader = make_loader(case, kind, common.DTYPES[precision])
-    learn = make_learner(case, precision, "eager")
+    learn = make_learner(case, precision, mode)
     views = next(loader.epoch(0))
-    learn(views)
+    for _ in range(EFFORTS[case.device.type].warmup):
+        learn(views)
     wait_for(case.device)
     loaded = profiled(lambda: [next(loader.epoch(0)) for _ in range(PROFILED)], case.device)
     trained = profiled(lambda: [learn(views) for _ in range(PROFILED)], case.device)
@@ -788,7 +811,7 @@ def picture(case: Case, file: Path) -> str:
     seconds = {name: value / PROFILED for name, value in seconds.items()}
     size, batch_size = case.setting
     device = common.about(case.device)["device_name"]
-    title = f"{case.method}, {size} px, batch {batch_size}, {precision}\n{device}"
+    title = f"{case.method}, {size} px, batch {batch_size}, {precision}, {mode}\n{device}"
     draw_times(seconds, title, file)
     largest = ", ".join(
         f"{k} {1e3 * v:.0f} ms" for k, v in sorted(seconds.items(), key=lambda item: -item[1])
