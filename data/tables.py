@@ -245,7 +245,7 @@ def class_table(folder: Folder, kids: list[Folder]) -> Table:
     classes = {class_key(kid.name): class_name(kid.name) for kid in kids}
     files, labels = class_rows(folder, kids, list(classes))
     table = Table(folder.path, files, labels, split_classes(labels), list(classes.values()))
-    return replace(table, notes=tuple(notes_on_empty(folder)))
+    return replace(table, notes=(*notes_on_empty(folder), *notes_on_depth(folder)))
 
 
 def split_table(folder: Folder, splits: dict[str, Folder]) -> Table:
@@ -263,7 +263,7 @@ def split_table(folder: Folder, splits: dict[str, Folder]) -> Table:
         files += [found, loose]
         labels += [label, np.full(len(loose), -1)]
         split.append(np.full(len(found) + len(loose), name))
-        notes += notes_on_empty(inside)
+        notes += notes_on_empty(inside) + notes_on_depth(inside)
     labels = np.concatenate(labels)
     names = [class_name(name) for name in classes.values()]
     table = Table(folder.path, np.concatenate(files), labels, np.concatenate(split), names, rule="folders")
@@ -309,6 +309,21 @@ def notes_on_empty(folder: Folder) -> list[str]:
         return []
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     return [f"{folder.path}: no images in {', '.join(empty[:5])}{more}"]
+
+
+def notes_on_depth(folder: Folder) -> list[str]:
+    """What to say where the folders that are taken for classes hold none but named folders: these may be the
+    classes."""
+    kids = folder.kids()
+    named = [kid for kid in kids if not kid.images and len(class_names_in(kid)) > 1]
+    if not named:
+        return []
+    found = ", ".join(kid.name for kid in kids[:5]) + (", …" if len(kids) > 5 else "")
+    deeper = ", ".join(class_names_in(named[0])[:3])
+    return [
+        f"{folder.path}: the classes are {found}, as ImageFolder reads them; the folders in {named[0].name} "
+        f"({deeper}) are no classes: where they should be, move them up"
+    ]
 
 
 def notes_on_splits(table: Table) -> list[str]:

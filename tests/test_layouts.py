@@ -131,6 +131,24 @@ def test_litter_beside_class_folders(tmp_path):
     assert table.notes == (f"{tmp_path}: no images in annotations",)
 
 
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_named_folders_inside_of_classes_are_told(above, tmp_path):
+    plant(
+        tmp_path,
+        f"{above}north/forest/{{}}.jpg",
+        f"{above}north/sea/{{}}.jpg",
+        f"{above}south/river/{{}}.jpg",
+    )
+    table = load_table(tmp_path)
+    assert table.classes == ["north", "south"] and len(table) == 9
+    assert "folders in north (forest, sea) are no classes" in table.notes[0]
+
+
+def test_numbered_parts_of_a_class_are_not_told(tmp_path):
+    table = load_table(plant(tmp_path, "A/2019/{}.jpg", "A/2020/{}.jpg", "B/{}.jpg"))
+    assert table.classes == ["A", "B"] and len(table) == 9 and table.notes == ()
+
+
 def test_train_alone_trains_and_is_told(tmp_path):
     table = load_table(plant(tmp_path, "train/A/{}.jpg", "train/B/{}.jpg", "labels/a.txt", each=50))
     assert counted(table) == {"train": 100, "val": 0, "test": 0}
