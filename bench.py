@@ -183,6 +183,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = common.parse(parser, argv)
     common.print_config(args, parser)
+    for flag, file in (("--out", args.out), ("--picture", args.picture)):
+        if file:
+            common.refuse_special(Path(file), flag)
     clock = Clock(60 * args.minutes)
     device, *_ = common.start_ranks(args.device)
     about = common.about(device)

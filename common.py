@@ -375,13 +375,26 @@ def git_commit() -> str:
 # Files written whole or not at all, and directories that belong to one process
 
 
+def refuse_special(path: Path, flag: str) -> None:
+    """ConfigError if `flag` names a folder, a device or a pipe: a file would be put in its place."""
+    if is_special(path):
+        raise ConfigError(f"{flag} {path} is a folder or a device: name a file")
+
+
+def is_special(path: Path) -> bool:
+    """Also for `/dev/stdout`, a link that may lead to a file."""
+    return (path.exists() and not path.is_file()) or str(path.absolute().parent) in ("/dev", "/dev/fd")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder that becomes `path` when the block ends well.
 
     What a killed process left of the same file is removed first. A full disk is an OSError that names the
-    file.
+    file, and so is a `path` that is a folder or a device.
     """
+    if is_special(path):
+        raise OSError(errno.EINVAL, "is a folder or a device, not a file", str(path))
     sweep(path.parent, path.name)
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:

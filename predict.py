@@ -213,6 +213,8 @@ def refuse_overwriting(out: Path, targets: list[Path], read: list[Path]) -> None
         raise ConfigError(f"--out {out} is a folder: name a file in it, .csv, .tif or .png")
     if out.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".webp"):
         raise ConfigError(f"--out {out}: name a .csv, a .tif (GeoTIFF) or a .png")
+    for file in (out, *targets):
+        common.refuse_special(file, "--out")
     same = {file.resolve() for file in read} & {file.resolve() for file in (out, *targets)}
     if same:
         raise ConfigError(f"--out {out} would overwrite {same.pop()}: choose another name or folder")

@@ -1,6 +1,8 @@
 """predict.py: the numbers of transfer.py on the same images, and a map of a built-in scene against its
 truth."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -183,6 +185,12 @@ def test_bad_input(world, tmp_path, capsys):
     )
     assert "is a folder" in refused(capsys, predict.main, model, image, "--out", tmp_path, "--device", "cpu")
     assert all(f.read_bytes() == content for f, content in kept.items())
+    os.mkfifo(tmp_path / "pipe")  # stands for a device: root would have put a file in its place
+    os.mkfifo(tmp_path / "y-map.png")
+    for name, what in (("pipe", "pipe"), ("y.csv", "y-map.png")):
+        words = refused(capsys, predict.main, model, image, "--out", tmp_path / name, "--device", "cpu")
+        assert f"{what} is a folder or a device" in words
+    assert (tmp_path / "pipe").is_fifo() and not (tmp_path / "y.csv").exists()
     assert "one scene, not of 2" in refused(
         capsys, predict.main, model, image, image, "--truth", image, "--out", tmp_path / "p.csv"
     )

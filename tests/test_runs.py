@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -86,6 +87,18 @@ with common.hold(pathlib.Path("."), "it"):
     began = time.monotonic()
     with common.hold(tmp_path, "it"):
         assert time.monotonic() - began > 0.5, "the child had it for a while"
+
+
+def test_no_file_takes_the_place_of_a_device_or_a_folder(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "pipe")
+    for path in tmp_path.iterdir():
+        with pytest.raises(OSError, match="folder or a device"), common.replacing(path) as partial:
+            partial.write_text("whole")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link.csv").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert common.is_special(Path("/dev/stdout")) and not common.is_special(tmp_path / "new.csv")
 
 
 def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
