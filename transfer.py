@@ -18,6 +18,8 @@ import argparse
 import contextlib
 import hashlib
 import itertools
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -245,6 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     place = f"{args.size} px, {device}, {args.precision}"
     say(f"{args.task}: {work.left()} on {data.name} ({images} images), {place}{chosen_by_few(study, data)}")
     embedded = args.seed_list[0] if args.save_embeddings else None
+    exit_on_signals(work)
     # First what no other process is at, then what others have left
     for wait, unit in itertools.product((False, True), units):
         with results.claim(work.name(unit), wait) as mine:
@@ -257,6 +260,19 @@ def main(argv: list[str] | None = None) -> None:
         results.write_summary()
         print(table(work.rows(), args.task))
     common.end_ranks(ranks)
+
+
+def exit_on_signals(work: "Work") -> None:
+    """SIGTERM, Ctrl-C and SLURM's SIGUSR1 end the process at once, and say what stays."""
+
+    def leave(number: int, frame: object) -> None:
+        work.bar.close()
+        print(f"{signal.Signals(number).name}: {work.kept()}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), leave)
 
 
 def silent(message: str) -> None:
@@ -812,6 +828,10 @@ class Work:
     def left(self) -> str:
         again = f", {self.damaged} of them again, as results.csv was cut inside them" if self.damaged else ""
         return f"{len(self.keys)} cells{again}"
+
+    def kept(self) -> str:
+        cells = f"{len(self.done)} of {len(self.keys)} cells"
+        return f"{cells} are in {self.results.file}; the same command goes on"
 
     def missing(self, unit: Unit) -> list[Cell]:
         """The unit's cells that no process has done."""

@@ -319,14 +319,18 @@ def start(land, out, *launcher):
     )
 
 
-def test_killed_and_started_again(land, whole, tmp_path, monkeypatch):
-    process = start(land, tmp_path)
-    file, deadline = tmp_path / "results.csv", time.monotonic() + 300
+def wait_for_rows(process, file):
+    deadline = time.monotonic() + 300
     while not file.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def test_killed_and_started_again(land, whole, tmp_path, monkeypatch):
+    process = start(land, tmp_path)
+    wait_for_rows(process, tmp_path / "results.csv")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = pd.read_csv(file)
+    kept = pd.read_csv(tmp_path / "results.csv")
     cells = len(kept.drop_duplicates(CELL))
     assert 0 < cells < 8, "the kill came too early or too late to show anything"
     ran, finetune = [], transfer.finetune
@@ -335,6 +339,17 @@ def test_killed_and_started_again(land, whole, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again[: len(kept)], kept)
     assert len(ran) == 4 - len(kept[kept["mode"] == "finetune"].drop_duplicates(CELL))
     pd.testing.assert_frame_equal(values(again), whole)
+
+
+def test_a_signal_ends_it_with_one_line_that_counts_the_cells(land, tmp_path):
+    process = start(land, tmp_path)
+    wait_for_rows(process, tmp_path / "results.csv")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    kept = len(pd.read_csv(tmp_path / "results.csv").drop_duplicates(CELL))
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said == f"SIGTERM: {kept} of 8 cells are in {tmp_path / 'results.csv'}; the same command goes on\n"
+    assert not list(tmp_path.glob(".*.csv.*")), "a half-written file stayed"
 
 
 def test_two_ranks_equal_one_process(land, whole, tmp_path):
