@@ -1,7 +1,7 @@
 """How fast pretraining is on this machine, what limits it, and what the data path gains.
 
     python bench.py                                                      # the whole table, under 8 minutes
-    python bench.py --quick --size 224 --images 194877 --epochs 500      # one sentence, within a minute
+    python bench.py --quick --size 224 --images 136414 --epochs 500      # one sentence, within a minute
     python bench.py --data PATCHES --size 64 --batch-size 256 --repeats 5
     python bench.py --size 64 --batch-size 64 --picture time.png         # where the time of a step goes
 
@@ -151,8 +151,10 @@ def build_parser() -> common.Parser:
     parser = common.Parser(__doc__)
     group = parser.add_argument_group("what is measured")
     group.add_argument("--quick", action="store_true", help="one setting, one sentence, within a minute")
-    group.add_argument("--images", type=number(int, 1), help="to tell hours for: as many as --data holds")
-    group.add_argument("--epochs", type=number(int, 1), default=100, help="to tell hours for")
+    images = "to tell hours for: as many as --data holds, without it the paper's"
+    group.add_argument("--images", type=number(int, 1), help=images)
+    epochs = "to tell hours for: 100, without --data the paper's"
+    group.add_argument("--epochs", type=number(int, 1), help=epochs)
     group.add_argument("--data", help="folder of images; the built-in scenes if left out")
     group.add_argument(
         "--size", type=number(int, 16, 2048), help="of the views, pixels: 64 and 224 if left out"
@@ -194,7 +196,8 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(args, device)
     if args.quick:
         case = make_case(settings[0], args, device)
-        return say(quick(case, args.images or case.images.of_all, args.epochs))
+        images, epochs = (case.images.of_all, 100) if args.data else PAPER
+        return say(quick(case, args.images or images, args.epochs or epochs))
 
     if args.picture:
         mode = "compiled" if args.compile else "eager"

@@ -174,6 +174,12 @@ def test_quick_says_one_sentence_and_writes_nothing(tiny, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_quick_without_data_tells_the_hours_of_the_paper(tiny, capsys):
+    places = tiny.index("--data")
+    bench.main([*tiny[:places], *tiny[places + 2 :], "--quick"])
+    assert ": 136,414 images in 500 epochs take" in capsys.readouterr().out.strip().splitlines()[-1]
+
+
 def test_quick_takes_fewer_images_a_step_where_a_step_takes_long(tiny, capsys, monkeypatch):
     monkeypatch.setattr(bench, "QUICK_STEP", 1e-9)
     bench.main([*tiny, "--quick", "--batch-size", "16"])
