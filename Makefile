@@ -1,5 +1,6 @@
 # make demo | make lint test | make test-oldest | make soak | make paper DATA=FOLDER | make paper-small
-# An active virtual environment is used, else .venv is made. ARGS goes to paper.py: make paper DATA=FOLDER ARGS=--dry-run
+# An active virtual environment is used, else .venv is made. ARGS goes to paper.py, or to the demo's
+# train_ssl.py: make paper DATA=FOLDER ARGS=--dry-run, make demo ARGS="--epochs 2"
 VENV := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(VENV)/bin/python
 REQUIREMENTS := requirements.txt
@@ -17,7 +18,7 @@ $(VENV)/.installed: $(REQUIREMENTS) requirements-dev.txt $(if $(filter $(REQUIRE
 	@echo $(REQUIREMENTS) > $@
 
 demo: install
-	$(PYTHON) train_ssl.py --method simclr --out runs/demo
+	$(PYTHON) train_ssl.py --method simclr --out runs/demo $(ARGS)
 	$(PYTHON) transfer.py --task scene --mode linear --init random channels runs/demo/backbone.pth \
 	    --data runs/cache/scenes-pure-2900-64 --size 64 --ratios 100 --seeds 1 --out runs/demo/transfer
 	@echo "The log is runs/demo/log.csv, the views are runs/demo/views.png, the curve is runs/demo/curve.png."
