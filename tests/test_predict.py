@@ -185,13 +185,18 @@ def test_bad_input(world, tmp_path, capsys):
     )
     assert "is a folder" in refused(capsys, predict.main, model, image, "--out", tmp_path, "--device", "cpu")
     assert all(f.read_bytes() == content for f, content in kept.items())
-    os.mkfifo(tmp_path / "pipe")  # stands for a device: root would have put a file in its place
-    os.mkfifo(tmp_path / "y-map.png")
-    for name, what in (("pipe", "pipe"), ("y.csv", "y-map.png")):
-        words = refused(capsys, predict.main, model, image, "--out", tmp_path / name, "--device", "cpu")
-        assert f"{what} is a folder or a device" in words
-    assert (tmp_path / "pipe").is_fifo() and not (tmp_path / "y.csv").exists()
     assert "one scene, not of 2" in refused(
         capsys, predict.main, model, image, image, "--truth", image, "--out", tmp_path / "p.csv"
     )
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_no_file_takes_the_place_of_a_device(world, tmp_path, capsys):
+    folder, _ = world
+    model = folder / "out" / "model-fraction-land-random.pth"
+    os.mkfifo(tmp_path / "pipe")  # stands for a device: root would have put a file in its place
+    os.mkfifo(tmp_path / "y-map.png")
+    for name, what in (("pipe", "pipe"), ("y.csv", "y-map.png")):
+        words = refused(capsys, predict.main, model, folder / "scene.png", "--out", tmp_path / name)
+        assert f"{what} is a folder or a device" in words
+    assert (tmp_path / "pipe").is_fifo() and not (tmp_path / "y.csv").exists()
