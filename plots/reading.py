@@ -21,6 +21,7 @@ from scores.choice import GROUP, SETTING
 
 MEAN_OVER = [*GROUP, "unit"]  # what the seeds are averaged over
 SHOWN_FAULTS = 20  # of one file
+VISIBLE = 1e-3  # a difference that tables show
 LOG_COLUMNS = [
     "loss",
     "chance_loss",
@@ -170,9 +171,23 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     solved = rows.lr == 0  # a head that was solved for: its penalty is an outcome, no setting
     rows["weight_decay"] = rows.weight_decay.mask(solved, 0)
     rows["setting"] = rows.groupby([*SETTING, "made_by"], dropna=False).ngroup()
-    once = rows.drop_duplicates(
-        [*MEAN_OVER, "seed", "setting", "epoch", "split", "metric", "class"], keep="last"
-    )
+    return without_repeats(rows, problems)
+
+
+def without_repeats(rows: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """The last of the rows that say the same, and a warning where they say different things."""
+    key = [*MEAN_OVER, "seed", "setting", "epoch", "split", "metric", "class"]
+    values = rows.groupby(key, dropna=False).value
+    differ = rows[values.transform("max") - values.transform("min") > VISIBLE]
+    if len(differ):
+        last = differ.iloc[-1]
+        cell = f"{last.task} {last['data']} {last.init} {last['mode']} {last.ratio:g} % {last.metric}"
+        folders = " and ".join(sorted(differ.out.unique()))
+        warn(
+            f"{len(differ)} rows in {folders} differ in nothing but the value, as {cell}: the last counts",
+            problems,
+        )
+    once = rows.drop_duplicates(key, keep="last")
     if len(once) < len(rows):
         note(f"{len(rows) - len(once)} results stand more than once: the last one counts")
     return once

@@ -792,9 +792,12 @@ def test_csv_files_that_other_programs_have_saved(tmp_path, kind):
 
 def test_repeated_rows_count_once(tmp_path, capsys):
     rows = [row("scene", "random", "linear", 5, 1, "f1_macro", "all", v) for v in (0.5, 0.7)]
+    assert results(tmp_path, [rows[1], rows[1]]).value.tolist() == [0.7]
+    assert capsys.readouterr().err == "note: 1 results stand more than once: the last one counts\n"
+    assert results(tmp_path, rows).value.tolist() == [0.7]
     assert (
-        results(tmp_path, rows).value.tolist() == [0.7]
-        and "1 results stand more than once" in capsys.readouterr().err
+        f"warning: 2 rows in {tmp_path.as_posix()} differ in nothing but the value, as scene "
+        in capsys.readouterr().err
     )
 
 
