@@ -35,7 +35,7 @@ from tqdm import tqdm
 import common
 from common import ConfigError, DataError, WeightsError, number
 from data.augment import Recipe, draw, view
-from data.opening import Source, digest_of, open_table
+from data.opening import Source, digest_of, open_table, stamp_of
 from data.pixels import channel_statistics, common_size, load_pixels
 from data.splits import explain_empty
 from data.tables import Table, training_subsets
@@ -405,7 +405,7 @@ def open_data(source: Source, task: str, amounts: dict[str, list], report: Path,
         width,
         cache=source.cache,
         workers=source.workers,
-        stamp=str(checked.mtime_ns.max()),
+        stamp=stamp_of(checked),
         share=share,
     )
     mean, std = channel_statistics(pixels[rows["train"]])

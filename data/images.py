@@ -13,7 +13,7 @@ import torch
 import common
 from common import ConfigError, DataError
 from data.loader import DecodedLoader, Plan, TorchLoader, dali_loader
-from data.opening import Source, digest_of, open_table
+from data.opening import Source, digest_of, open_table, stamp_of
 from data.pixels import channel_statistics, common_size, load_pixels
 from data.splits import stratified_subset
 from data.tables import Table
@@ -62,7 +62,7 @@ def open_images(source: Source, subset: float, seed: int, batch_size: int, repor
             "lower --batch-size"
         )
     bank, queries = knn_sample(table, train)
-    stamp = str(checked.mtime_ns.max())
+    stamp = stamp_of(checked)
     sample = np.concatenate([bank, queries])
     files = table.files[sample]
     pixels = load_pixels(

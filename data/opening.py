@@ -152,6 +152,12 @@ def digest_of(table: Table, checked: pd.DataFrame) -> str:
     return digest.hexdigest()[:16]
 
 
+def stamp_of(checked: pd.DataFrame) -> str:
+    """16 hex digits that change with any size or date, an older date too, as `cp -p` and `rsync -t` leave
+    it."""
+    return hashlib.sha256(checked[["bytes", "mtime_ns"]].to_numpy().tobytes()).hexdigest()[:16]
+
+
 def manifest_of(root: Path, cache: Path) -> Path:
     """The check's manifest of the images below `root`: one file a folder, by its resolved path."""
     name = str(root.resolve()).encode(errors="surrogateescape")

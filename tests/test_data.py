@@ -9,6 +9,7 @@ import torch
 from conftest import picture
 from PIL import Image
 
+from data.opening import stamp_of
 from data.pixels import channel_statistics, common_size, decode, load_pixels
 from data.splits import split_classes, split_counts, stratified_subset
 from data.tables import DataError, load_table
@@ -186,6 +187,18 @@ def test_pixels_are_the_decoded_files_in_memory_and_on_disk(folder, tmp_path):
     assert written[0].stat().st_mtime_ns == stamp, "mapped again, not decoded again"
     load_pixels(table.root, table.files, 32, 32, cache=tmp_path, in_memory=0, stamp="changed")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_files_replaced_by_older_ones_are_decoded_anew(tmp_path):
+    """`cp -p` and `rsync -t` bring dates that are older than those of the files they replace."""
+    checked = pd.DataFrame({"bytes": [7, 9, 9], "mtime_ns": [50, 60, 70]})
+    stamps = {stamp_of(checked)}
+    for column, row, value in (("mtime_ns", 0, 40), ("bytes", 1, 8), ("mtime_ns", 2, 65)):
+        other = checked.copy()
+        other.loc[row, column] = value
+        stamps.add(stamp_of(other))
+    assert len(stamps) == 4
+    assert stamp_of(checked) in stamps
 
 
 def test_a_failed_build_leaves_no_cache(folder, tmp_path):
