@@ -99,11 +99,14 @@ def grid_in(look: Look, size: int, stride: int) -> Grid:
 
 
 def names_of(files: list[Path]) -> list[str]:
-    """A name for each scene: its file's, with a number where several are called so."""
-    names = []
+    """A name for each scene, no two alike: its file's, with a number where that is taken."""
+    names: list[str] = []
     for file in files:
-        same = sum(name == file.stem or name.startswith(f"{file.stem}-") for name in names)
-        names.append(f"{file.stem}-{same + 1}" if same else file.stem)
+        name, number = file.stem, 1
+        while name.lower() in (other.lower() for other in names):
+            number += 1
+            name = f"{file.stem}-{number}"
+        names.append(name)
     return names
 
 

@@ -1,5 +1,7 @@
 """Scenes against rasterio: what is read, where it lies, what is written, and the patches cut from them."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -273,6 +275,13 @@ def test_tiles_of_several_scenes_in_metres(tmp_path):
         "s-2_r0000_c0000_(500450.00,4999550.00).png",
         "s_r0000_c0000_(500450.00,4999550.00).png",
     ]
+
+
+@pytest.mark.parametrize("order", [["s-2", "s", "b/s"], ["s", "b/s", "s-2"], ["S", "b/s", "s-2"]])
+def test_no_two_scenes_share_a_name(order):
+    """`s-2` may be a scene's own name, and the number that the second `s` gets; some disks know no case."""
+    names = tiles.names_of([Path(f"{name}.tif") for name in order])
+    assert len({name.lower() for name in names}) == 3
 
 
 # Maps
