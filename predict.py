@@ -63,6 +63,7 @@ from plots.maps import Drawn, draw_classes, draw_map
 BATCH = 256  # patches a step
 BAND = 1 << 24  # pixels of a scene that are read at once
 OVERVIEW = 1000  # longest side of the scene in pictures, pixels
+PLACE_COLUMNS = ("file", "row", "column", "x", "y", "class")  # of the CSV, before the classes
 
 
 class Model(NamedTuple):
@@ -420,7 +421,10 @@ def compare(found: np.ndarray, truth: np.ndarray) -> str:
 
 
 def rows_of(mapped: Mapped, classes: list[str]) -> pd.DataFrame:
-    """A row a patch with data: where it begins, its centre in the scene's coordinates, class and shares."""
+    """A row a patch with data: where it begins, its centre in the scene's coordinates, class and shares.
+
+    A class that is called as one of the other columns has its shares in `NAME (share)`.
+    """
     grid, scene = mapped.grid, mapped.look.scene
     i, j = np.nonzero(np.isfinite(mapped.shares).all(2))
     rows, columns = np.array(grid.tops)[i], np.array(grid.lefts)[j]
@@ -429,8 +433,9 @@ def rows_of(mapped: Mapped, classes: list[str]) -> pd.DataFrame:
     if scene.place:
         table["x"], table["y"] = scene.place.at(columns + grid.width / 2, rows + grid.height / 2)
     table["class"] = np.array(classes, object)[shares.argmax(1)]
-    for name, share in zip(classes, shares.T):
-        table[name] = [f"{value:.4f}" for value in share]
+    named = {f"{name} (share)" if name in PLACE_COLUMNS else name: k for k, name in enumerate(classes)}
+    for name, k in named.items():
+        table[name] = [f"{value:.4f}" for value in shares[:, k]]
     return pd.DataFrame(table)
 
 
