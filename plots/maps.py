@@ -17,6 +17,7 @@ COLOURS = (  # Okabe and Ito's, and two more
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442",
     "#000000", "#999999", "#882255",
 )  # fmt: skip
+OTHER = "#dddddd"  # of patches whose largest class has no panel
 
 
 class Drawn(NamedTuple):
@@ -77,9 +78,16 @@ def draw_scene(axis: Axes, drawn: Drawn) -> None:
 
 def draw_largest(axis: Axes, drawn: Drawn, shares: np.ndarray, shown: np.ndarray, title: str) -> None:
     empty = ~np.isfinite(drawn.found).all(2)
-    largest = np.ma.array(np.nan_to_num(shares[..., shown]).argmax(2), mask=empty)
-    axis.pcolormesh(*edges(drawn), largest, cmap=ListedColormap(COLOURS), vmin=0, vmax=PANELS - 1)
+    colours = np.ma.array(colour_numbers(shares, shown), mask=empty)
+    axis.pcolormesh(*edges(drawn), colours, cmap=ListedColormap([*COLOURS, OTHER]), vmin=0, vmax=PANELS)
     tidy(axis, drawn, title)
+
+
+def colour_numbers(shares: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """The place in `shown` of the largest of all classes (..., K); PANELS where it is not among them."""
+    place = np.full(shares.shape[-1], PANELS)
+    place[shown] = np.arange(len(shown))
+    return place[np.nan_to_num(shares).argmax(-1)]
 
 
 def draw_share(axis: Axes, drawn: Drawn, k: int):
@@ -104,6 +112,8 @@ def tidy(axis: Axes, drawn: Drawn, title: str) -> None:
 
 def save(figure: Figure, file: Path, drawn: Drawn, shown: np.ndarray, dpi: int = 110) -> None:
     handles = [Patch(color=colour, label=drawn.classes[k]) for colour, k in zip(COLOURS, shown)]
+    if len(drawn.classes) > len(shown):
+        handles.append(Patch(color=OTHER, label="another class"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
     with common.replacing(file) as partial:
         figure.savefig(partial, format="png", dpi=dpi)

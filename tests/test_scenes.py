@@ -16,6 +16,7 @@ from data.geotiff import Tiff
 from data.scenes import choose_look, far, grid_of, open_scene, places, read_scale, values_of
 from models import dense
 from models.backbone import build_backbone
+from plots.maps import PANELS, colour_numbers
 
 rasterio = pytest.importorskip(
     "rasterio", reason="rasterio, which the reader is tested against, is not installed"
@@ -405,6 +406,27 @@ def test_bands_of_rows_do_not_show(model, tmp_path, monkeypatch, flags):
     run(model, file, *flags, "--stride", 9, "--out", tmp_path / "b.tif")
     with rasterio.open(tmp_path / "a.tif") as a, rasterio.open(tmp_path / "b.tif") as b:
         assert np.allclose(a.read(), b.read(), atol=1e-6)
+
+
+def test_classes_called_as_columns_keep_both(model, tmp_path):
+    about = torch.load(model, weights_only=True) | {"classes": ["row", "class", "Rock"]}
+    torch.save(about, tmp_path / "model.pth")
+    file = write(tmp_path / "s.tif", values("uint8", 3))
+    run(model, file, "--out", tmp_path / "plain.csv")
+    run(tmp_path / "model.pth", file, "--out", tmp_path / "odd.csv")
+    plain, odd = read_csv(tmp_path / "plain.csv"), read_csv(tmp_path / "odd.csv")
+    assert list(odd.columns[-3:]) == ["row (share)", "class (share)", "Rock"]
+    assert (odd.row == plain.row).all() and (odd["row (share)"] == plain["Water"]).all()
+    renamed = {"Water": "row", "Forest & wood": "class", "Rock": "Rock"}
+    assert (odd["class"] == plain["class"].map(renamed)).all()
+
+
+def test_a_map_paints_no_class_in_the_colour_of_another():
+    """Of twelve classes ten have a colour; a patch of one of the other two shows as neither."""
+    shares = np.full((1, 3, 12), 0.01)
+    shares[0, 0, 4] = shares[0, 1, 11] = shares[0, 2, 10] = 0.5
+    shown = np.array([4, 0, 1, 2, 3, 5, 6, 7, 8, 11])
+    assert colour_numbers(shares, shown).tolist() == [[0, 9, PANELS]]
 
 
 def test_several_scenes_do_not_meet(model, tmp_path):
