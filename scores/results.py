@@ -69,7 +69,8 @@ class Results:
             fcntl.lockf(self.lock, fcntl.LOCK_UN, 1, place)
 
     def read(self) -> pd.DataFrame:
-        """All whole rows, as text; a file of other columns is refused with ConfigError."""
+        """All whole rows, as text, of a repeated one the last; a file of other columns is refused with
+        ConfigError."""
         content = self.whole_lines()
         if not content:
             return pd.DataFrame(columns=COLUMNS, dtype=str)
@@ -82,7 +83,9 @@ class Results:
             odd = ", ".join((sorted(set(rows) ^ set(COLUMNS)) or ["the order"])[:4])
             message = f"{self.file}: its columns are not transfer.py's ({odd})"
             raise ConfigError(f"{message}: move it away or choose another --out")
-        return rows[is_whole(rows)]
+        rows = rows[is_whole(rows)]
+        key = rows[RESULT].assign(cell=self.keys(rows))
+        return rows[~key.duplicated(keep="last")]
 
     def whole_lines(self) -> bytes:
         """The bytes of results.csv up to its last line end: what follows was cut."""
@@ -101,8 +104,7 @@ class Results:
     def done(self, wanted: dict[Key, int]) -> set[Key]:
         """Which of the wanted cells have the wanted number of rows; those with fewer are noted as damaged."""
         rows = self.read()
-        once = rows.assign(key=self.keys(rows)).drop_duplicates(["key", *RESULT])
-        counts = once.key.value_counts()
+        counts = self.keys(rows).value_counts()
         there = {key: counts[key] for key in wanted.keys() & set(counts.index)}
         whole = {key for key, count in there.items() if count >= wanted[key]}
         self.damaged = there.keys() - whole

@@ -200,6 +200,18 @@ def test_a_cut_cell_is_not_done_and_is_written_again(tmp_path):
             assert results.file.read_bytes() == whole
 
 
+def test_a_table_that_holds_rows_twice_is_summed_up_once(tmp_path):
+    """As where the tables of two machines were appended: the last of equal rows counts."""
+    results = Results(tmp_path)
+    rows = pd.DataFrame(lines({(1, 1): 0.1, (2, 1): 0.3}), columns=COLUMNS)
+    for values in (rows, rows.assign(value="0.5")):
+        results.add(results.keys(rows).iloc[0], values)
+    assert len(results.read()) == len(rows)
+    results.write_summary()
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    assert set(summary["mean"]) == {0.5} and (summary.n == 2).all()
+
+
 @pytest.mark.parametrize("text", ["fraction linear:\n", "- 1\n", "a: {b: [\n", "a: 3\n", "\0"])
 def test_damaged_settings_are_named(tmp_path, text):
     (tmp_path / "settings.yaml").write_text(text)
