@@ -134,7 +134,8 @@ def versus(pair: Pair, ratios: list[float], sign: int) -> dict:
     b = pair.theirs[overall].dropna().mean(axis=1)
     seeds = a.index.intersection(b.index)
     a, b = a[seeds], b[seeds]  # NaN means where no seed is common
-    gap = (pair.ours[ratios].mean() - pair.theirs[ratios].mean()).drop("all", level=1).dropna()
+    gap = pair.ours.loc[seeds][ratios].mean() - pair.theirs.loc[seeds][ratios].mean()
+    gap = gap.drop("all", level=1).dropna()
     return {
         "value": a.mean(),
         "baseline_value": b.mean(),
