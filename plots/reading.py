@@ -148,7 +148,7 @@ def as_numbers(column: pd.Series) -> tuple[pd.Series, dict[int, str]]:
 
 def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     """All rows of the results files; `out` is their folder, `setting` numbers the ways a cell was trained,
-    by its columns and by the settings.yaml of its folder.
+    by its columns and by what the settings.yaml of its folder says of its mode and its weights.
 
     Of a repeated row the last one counts. Rows of unknown tasks are left out.
     """
@@ -160,6 +160,7 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
         rows = read_csv(path, text, numbers, optional, problems)
         rows = rows.reindex(columns=columns).assign(out=path.parent.as_posix())
         files.append(rows.assign(made_by=settings_of(rows, path.parent)))
+    note_other_data([path.parent for path in paths])
     rows = pd.concat([file for file in files if len(file)] or files)
     rows = rows.reindex(columns=[*columns, "out", "made_by"]).astype(dict.fromkeys(numbers + optional, float))
     strange = sorted(set(rows.task) - set(TASKS))
@@ -194,9 +195,27 @@ def without_repeats(rows: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
 
 
 def settings_of(rows: pd.DataFrame, folder: Path) -> list[str]:
-    """What settings.yaml says of each row's task and mode, as text; blank where there is none."""
+    """What settings.yaml says of each row's task and mode, and of the weights of its initialisation, as
+    text; blank where there is none."""
     parts = read_quietly(folder / "settings.yaml")
-    return [str(parts.get(f"{task} {mode}", "")) for task, mode in zip(rows.task, rows["mode"], strict=True)]
+
+    def text(task: str, mode: str, init: str) -> str:
+        return "".join(str(parts.get(part, "")) for part in (f"{task} {mode}", f"init {init}"))
+
+    return [text(*row) for row in zip(rows.task, rows["mode"], rows.init, strict=True)]
+
+
+def note_other_data(folders: list[Path]) -> None:
+    """Say where a name of data stands for different files in several folders."""
+    contents: dict[str, dict[str, str]] = {}
+    for folder in folders:
+        for part, values in read_quietly(folder / "settings.yaml").items():
+            if str(part).startswith("data "):
+                contents.setdefault(str(part)[5:], {}).setdefault(str(values), folder.as_posix())
+    for name, places in contents.items():
+        if len(places) > 1:
+            where = " and ".join(places.values())
+            note(f"{name} differs in files, dates, splits or labels between {where}: taken for one data set")
 
 
 def read_runs(folders: list[Path], problems: list[str]) -> tuple[dict[str, dict], pd.DataFrame]:

@@ -332,7 +332,8 @@ def test_comparison_by_hand(tmp_path):
     assert five.p == pytest.approx(1 - 2 / math.pi * math.atan(t))
     assert (mean.n, mean.cells) == (2, 4)
     assert mean.difference == pytest.approx(((0.12 - 0.14) + (0.135 - 0.17)) / 2)
-    assert mean.wins == 1  # class means: 5 % x and y lose to seed 3, 10 % x ties, 10 % y wins
+    assert mean.wins == 2  # class means of the common seeds: 5 % x and 10 % y win, the others tie
+    assert mean.class_difference == pytest.approx((0.06 + 0 + 0 + 0.05) / 4)
 
 
 @pytest.mark.parametrize("a, b", [([0.1], [0.2]), ([0.1, 0.2], [0.2, 0.3])])
@@ -718,6 +719,24 @@ def test_folders_of_other_settings_are_not_averaged(tmp_path, capsys):
     kept = numbers.at_chosen_epoch(reading.read_results(paths, []))
     assert sorted(kept.seed) == [2, 3, 4] and set(kept.value) == {0.5}
     assert "1 cells were run with several settings" in capsys.readouterr().err
+
+
+def test_backbones_of_one_name_and_other_weights_are_not_averaged(tmp_path, capsys):
+    """Of two runs both called moco the one with more seeds counts; other data of one name is told."""
+    paths = []
+    for folder, seeds, value in (("a", (0, 1), 0.9), ("b", (2, 3, 4), 0.5)):
+        out = tmp_path / folder
+        out.mkdir()
+        made = {"scene linear": {"size": 64}, "data d": {"content": folder}, "init moco": {"weights": folder}}
+        (out / "settings.yaml").write_text(yaml.safe_dump(made))
+        rows = [row("scene", "moco", "linear", 5, seed, "f1_macro", "all", value) for seed in seeds]
+        rows += [row("scene", "random", "linear", 5, seed, "f1_macro", "all", value) for seed in seeds]
+        paths.append(write_rows(out / "results.csv", rows))
+    kept = numbers.at_chosen_epoch(reading.read_results(paths, []))
+    assert sorted(kept[kept.init == "moco"].seed) == [2, 3, 4]
+    assert sorted(kept[kept.init == "random"].seed) == [0, 1, 2, 3, 4]
+    said = capsys.readouterr().err
+    assert "1 cells were run with several settings" in said and "d differs in files" in said
 
 
 def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
