@@ -774,6 +774,8 @@ def quick(case: Case, images: int, epochs: int) -> str:
     for name, (stream, step) in parts.items():
         rates[name] = timed(stream, step, case.device).images_per_s
         say(f"  {name}: {rates[name]:,.0f} images/s")
+    if mode == "graph":
+        say("these steps are those of train_ssl.py --graph; --compile, a minute of it, makes them faster yet")
     return sentence(rates, images, epochs)
 
 
