@@ -41,6 +41,7 @@ FORMATS = {  # type of a tag's values -> struct's letter
 }  # fmt: skip
 KINDS = {1: "u", 2: "i", 3: "f"}  # sample format -> numpy's letter
 NONE, LZW, JPEG, ADOBE_DEFLATE, DEFLATE = 1, 5, 7, 8, 32946
+PREDICTED = {LZW, ADOBE_DEFLATE, DEFLATE, 34925, 50000}  # the others know no predictor
 BY_PILLOW = {LZW, 32773, 34925, 50000}  # LZW, PackBits, LZMA, Zstandard: as pictures of bytes
 NAMES = {2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "old JPEG", 34712: "JPEG 2000", 34887: "LERC", 50001: "WebP"}
 KEPT = 256 << 20  # bytes of decoded strips and tiles that are kept for the next window
@@ -90,7 +91,8 @@ class Tiff:
             self.order, self.tags = read_tags(stream, file)
         self.width, self.height = self.one(WIDTH), self.one(HEIGHT)
         self.bands = self.one(SAMPLES, 1)
-        self.compression, self.predictor = self.one(COMPRESSION, 1), self.one(PREDICTOR, 1)
+        self.compression = self.one(COMPRESSION, 1)
+        self.predictor = self.one(PREDICTOR, 1) if self.compression in PREDICTED else 1
         self.separate = self.one(PLANAR, 1) == 2 and self.bands > 1
         self.dtype = self.sample_type()
         self.tiled = TILE_WIDTH in self.tags
@@ -143,6 +145,10 @@ class Tiff:
             raise DataError(f"{self.file}: is compressed by {name}: {self.translate()}")
         if self.compression == JPEG and self.dtype != np.uint8:
             raise DataError(f"{self.file}: holds JPEG of {self.dtype}: {self.translate()}")
+        if self.predictor not in (1, 2) and (self.predictor, self.dtype.kind) != (3, "f"):
+            raise DataError(
+                f"{self.file}: has predictor {self.predictor} for {self.dtype}: {self.translate()}"
+            )
         down, across = self.chunks()
         expected = down * across * (self.bands if self.separate else 1)
         if not len(self.offsets) == len(self.sizes) == expected:
@@ -266,8 +272,9 @@ class Tiff:
         stored = self.dtype.newbyteorder(self.order)
         values = np.frombuffer(raw, stored, size // stored.itemsize).reshape(shape)
         values = values.astype(self.dtype, copy=False)
-        if self.predictor == 2 and self.compression != NONE:
-            return np.cumsum(values, 1, dtype=self.dtype)
+        if self.predictor == 2:  # differences of words, whatever they stand for
+            words = values.view(f"u{self.dtype.itemsize}")
+            return np.cumsum(words, 1, dtype=words.dtype).view(self.dtype)
         return values
 
     def nodata(self) -> float | None:

@@ -1,5 +1,6 @@
 """Scenes against rasterio: what is read, where it lies, what is written, and the patches cut from them."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,9 @@ LAYOUTS = {
         ("float32", 3, "deflate", 3, "pixel", "LITTLE", "YES"),
         ("float32", 3, "lzw", 3, "pixel", "BIG", "NO"),
         ("float64", 2, "lzma", 3, "band", "LITTLE", "NO"),
+        ("float32", 3, "deflate", 2, "pixel", "BIG", "NO"),
+        ("float64", 2, "zstd", 2, "band", "LITTLE", "NO"),
+        ("int8", 2, "lzw", 2, "pixel", "LITTLE", "NO"),
     ],
 )
 def test_windows_equal_rasterio(
@@ -77,6 +81,26 @@ def test_windows_equal_rasterio(
         window = tiff.read(top, left, height, width)
         assert window.dtype == dtype
         assert (window == array[:, top : top + height, left : left + width]).all()
+
+
+def with_tag(file, tag, value):
+    """The file with a short tag of its first directory changed in place."""
+    content = bytearray(file.read_bytes())
+    (start,) = struct.unpack_from("<I", content, 4)
+    (entries,) = struct.unpack_from("<H", content, start)
+    places = {
+        struct.unpack_from("<H", content, start + 2 + 12 * i)[0]: start + 2 + 12 * i for i in range(entries)
+    }
+    struct.pack_into("<H", content, places[tag] + 8, value)
+    file.write_bytes(content)
+
+
+def test_a_predictor_that_cannot_be_is_refused(tmp_path):
+    file = write(tmp_path / "s.tif", values("uint16", 3), compress="deflate", predictor=2)
+    for odd in (3, 7):
+        with_tag(file, 317, odd)
+        with pytest.raises(DataError, match=f"predictor {odd} for uint16"):
+            Tiff(file)
 
 
 def test_jpeg_in_a_tiff(tmp_path):
