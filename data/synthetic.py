@@ -572,13 +572,15 @@ def write_scenes(
 
     Or large mixed scenes as PNGs, each with its class map, whose grey values are indices into MIXED_CLASSES
     (`scene`); or the first two under the names of a real archive (the other layouts of the docstring
-    above). `root` appears whole or not at all. FileExistsError if it holds anything, ValueError for a
-    number out of range.
+    above). `root` appears whole or not at all. FileExistsError if it holds anything or is `.`, ValueError
+    for a number out of range.
     """
     root = Path(root)
     check_numbers(layout, count, size, seed, quality)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} is there already and not empty: name a new folder, or remove it first")
+    if not root.name or root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(
+            f"{root} is there already and not empty, or has no name of its own: name a new folder"
+        )
     part = root.with_name(f".{root.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:

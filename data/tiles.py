@@ -83,9 +83,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def refuse_filled(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not out.name or out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            f"--out {out} is there already and not empty: name a new folder, or remove it first"
+            f"--out {out} is there already and not empty, or has no name of its own: name a new folder"
         )
 
 

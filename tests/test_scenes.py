@@ -261,7 +261,8 @@ def test_grid():
     assert places(20, 20, 7) == [0]
 
 
-def test_tiles(tmp_path, capsys):
+def test_tiles(tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
     array = values("uint16", 3, 100, 130)
     array[:, :70, :60] = 0
     place = from_origin(17.25, 7.5, 0.001, 0.001)
@@ -288,6 +289,8 @@ def test_tiles(tmp_path, capsys):
     assert "hold no patch" in refused(
         capsys, tiles.main, file, "--size", 128, "--scale", 9, "--out", tmp_path / "x"
     )
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "no name of its own" in refused(capsys, tiles.main, file, "--size", 32, "--scale", 9, "--out", ".")
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x").exists()
 
 
