@@ -16,6 +16,7 @@ import errno
 import math
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -268,13 +269,42 @@ def flag_actions(parser: Parser) -> dict[str, argparse.Action]:
     return {action.option_strings[0].lstrip("-").replace("-", "_"): action for action in actions}
 
 
+class FlagLoader(yaml.SafeLoader):
+    """YAML as a command line has it: 010, 0x10, 32:48 and dates, which YAML 1.1 reads as 8, 16, 1968 and
+    dates, stay text, and a key that stands twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [str(key.value).replace("-", "_") for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+NUMBER = "tag:yaml.org,2002:int"
+ODD = {NUMBER, "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+FlagLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ODD]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+FlagLoader.add_implicit_resolver(NUMBER, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+FlagLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+][0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
 def read_yaml(file: Path, parser: Parser) -> dict:
     """Checked values of a YAML file of flags, by the parser's destinations."""
     try:
-        text = file.read_text(encoding="utf-8")
-        values, words = yaml.safe_load(text), yaml.load(text, Loader=yaml.BaseLoader)
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=FlagLoader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{file}: not readable as YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: not readable as YAML: nested too deep") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: holds no `key: value` lines")
     actions, checked = flag_actions(parser), {}
@@ -285,8 +315,6 @@ def read_yaml(file: Path, parser: Parser) -> dict:
         if name not in actions:
             near = difflib.get_close_matches(name, actions, 1, 0.0)
             raise ConfigError(f"{file}: unknown key {key!r} (the nearest valid key is {near[0]!r})")
-        if isinstance(value, int) and ":" in str(words.get(str(key))):
-            value = words[str(key)]  # YAML 1.1 reads 32:48 as minutes and seconds
         checked[actions[name].dest] = check_value(value, actions[name], f"{file}: {key}")
     return checked
 
@@ -312,7 +340,9 @@ def check_value(value: object, action: argparse.Action, where: str) -> object:
 def check_one(value: object, action: argparse.Action, where: str) -> object:
     kind = getattr(action.type, "kind", None)
     if kind and (isinstance(value, bool) or not isinstance(value, (int, kind))):
-        hint = f"; YAML reads {value} as text, write it as {float(value):.1e}" if looks_numeric(value) else ""
+        hint = (
+            f"; YAML reads {value} as text, write it as {plain(value, kind)}" if looks_numeric(value) else ""
+        )
         raise ConfigError(f"{where}: {value!r} is not a {'whole ' if kind is int else ''}number{hint}")
     if not kind and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
         raise ConfigError(f"{where}: {value!r} is not a name")
@@ -323,6 +353,12 @@ def check_one(value: object, action: argparse.Action, where: str) -> object:
     if action.choices and value not in action.choices:
         raise ConfigError(f"{where}: {value!r} is not one of {', '.join(action.choices)}")
     return value
+
+
+def plain(text: str, kind: type) -> str:
+    """A number as YAML and the command line both read it."""
+    number = float(text)
+    return f"{number:.0f}" if kind is int and number.is_integer() else f"{number:.1e}"
 
 
 def looks_numeric(value: object) -> bool:

@@ -1146,11 +1146,16 @@ def one_line_errors() -> Iterator[None]:
 
 def read_yaml(path: Path) -> dict:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {last_lines(str(error), 9)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold names and values")
+    names = [str(key.value).replace("-", "_") for key, _ in node.value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{path}: {name} stands twice")
     return content
 
 

@@ -485,6 +485,13 @@ def test_bad_input_is_one_line_and_exit_code_2(workplace, monkeypatch, capsys, g
     assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
 
 
+@pytest.mark.parametrize("second", ["lr: [3]", "l-r: [3]"])
+def test_a_flag_that_stands_twice_is_refused(workplace, second):
+    Path("twice.yaml").write_text(f"l_r: [1]\nlr: [1, 2]\n{second}\n")
+    with pytest.raises(tune.ConfigError, match="l_?r stands twice"):
+        tune.read_yaml(Path("twice.yaml"))
+
+
 def test_the_directory_of_another_search_is_refused_and_left_alone(workplace, monkeypatch, capsys):
     search(monkeypatch, {"lr": [1e-2, 1e-3]}, "--max-epochs", "1")
     before = Path("out/trials.csv").read_bytes()
