@@ -1,6 +1,6 @@
 # make demo | make lint test | make test-oldest | make soak | make paper DATA=FOLDER | make paper-small
 # An active virtual environment is used, else .venv is made. ARGS goes to paper.py, or to the demo's
-# train_ssl.py: make paper DATA=FOLDER ARGS=--dry-run, make demo ARGS="--epochs 2"
+# train_ssl.py: make paper DATA=FOLDER ARGS=--dry-run, make demo ARGS="--epochs 2 --scenes 600"
 VENV := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(VENV)/bin/python
 REQUIREMENTS := requirements.txt
@@ -17,10 +17,13 @@ $(VENV)/.installed: $(REQUIREMENTS) requirements-dev.txt $(if $(filter $(REQUIRE
 	$(PYTHON) -m pip install --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt
 	@echo $(REQUIREMENTS) > $@
 
+of_demo = $$(sed -n 's/^$(1):.*[: ]\([0-9]*\).*/\1/p' runs/demo/config.yaml)
+
 demo: install
 	$(PYTHON) train_ssl.py --method simclr --out runs/demo $(ARGS)
 	$(PYTHON) transfer.py --task scene --mode linear --init random channels runs/demo/backbone.pth \
-	    --data runs/cache/scenes-pure-2900-64 --size 64 --ratios 100 --seeds 1 --out runs/demo/transfer
+	    --data runs/cache/scenes-pure-$(call of_demo,scenes)-$(call of_demo,size) --size 64 --ratios 100 --seeds 1 \
+	    --out runs/demo/transfer
 	@echo "The log is runs/demo/log.csv, the views are runs/demo/views.png, the curve is runs/demo/curve.png."
 	@echo "Next: . $(VENV)/bin/activate && python train_ssl.py --method simclr --data YOUR_PATCHES --size 64"
 
