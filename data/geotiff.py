@@ -10,7 +10,9 @@ Sources: Adobe, TIFF 6.0 (1992); OGC 19-008r4, GeoTIFF 1.1, https://docs.ogc.org
 GDAL's tags, https://gdal.org/en/stable/drivers/raster/gtiff.html.
 """
 
+import contextlib
 import io
+import mmap
 import os
 import struct
 import warnings
@@ -24,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 import common
+from data import tiff
 from data.tables import DataError
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -153,6 +156,13 @@ class Tiff:
         expected = down * across * (self.bands if self.separate else 1)
         if not len(self.offsets) == len(self.sizes) == expected:
             raise DataError(f"{self.file}: a damaged TIFF: {len(self.offsets)} of {expected} strips or tiles")
+
+    def refuse_masks(self) -> None:
+        """What a mask hides would be mapped."""
+        if has_mask(self.file) or self.file.with_name(f"{self.file.name}.msk").exists():
+            bands = " ".join(f"-b {band + 1}" for band in range(self.bands))
+            alpha = f"{bands} -b mask -colorinterp_{self.bands + 1} alpha -co COMPRESS=DEFLATE"
+            raise DataError(f"{self.file}: has a mask, which is not read here: {self.translate(alpha)}")
 
     def refuse_large_chunks(self) -> None:
         """A compressed strip is unpacked whole."""
@@ -312,6 +322,17 @@ class Tiff:
 def memory() -> int:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def has_mask(file: Path) -> bool:
+    """Whether a page of the file masks another, as GDAL writes what holds no data."""
+    with (
+        contextlib.suppress(ValueError),  # damage after the first page
+        open(file, "rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        return any(page.mask for page in tiff.pages(data))
+    return False
 
 
 def is_tiff(file: Path) -> bool:

@@ -44,6 +44,7 @@ class Page(NamedTuple):
     planar: int  # 1: the bands of a pixel lie together, 2: one band after the other
     orientation: int  # 1 to 8, as in EXIF
     part: bool  # of another page: an overview or a mask
+    mask: bool
     pieces: int  # strips or tiles that the file holds
     needed: int  # strips or tiles that the size asks for
 
@@ -76,6 +77,7 @@ def page_of(tags: dict[int, tuple[int, ...]]) -> Page:
         planar=first(PLANAR, 1),
         orientation=first(ORIENTATION, 1),
         part=bool(first(SUBFILE, 0) & (REDUCED | MASK)),
+        mask=bool(first(SUBFILE, 0) & MASK),
         pieces=first(TILES, first(STRIPS, 0)),
         needed=across * down * planes,
     )
