@@ -46,6 +46,7 @@ from data.scenes import (
     Grid,
     Look,
     Scale,
+    Scene,
     Values,
     choose_look,
     far,
@@ -187,7 +188,7 @@ def find_files(images: list[str]) -> list[Path]:
         files += images_below(path) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{images[0]}: holds no images")
-    return files
+    return list({file.absolute(): file for file in files}.values())  # one named twice is one
 
 
 def name_targets(out: Path, files: list[Path]) -> list[Path]:
@@ -229,7 +230,7 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     scene = open_scene(file)
     look = choose_look(scene, job.bands, job.scale)
     height, width = model.tile
-    large = scene.height > 2 * height and scene.width > 2 * width
+    large = is_large(scene, model.tile)
     if job.truth is not None and not (large and job.truth.shape == (scene.height, scene.width)):
         raise DataError(
             f"--truth: has shape {job.truth.shape}, the picture {(scene.height, scene.width)}; it takes one "
@@ -250,6 +251,19 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     write_map(target, mapped, model.classes, job.suffix)
     say_map(target, mapped, seconds, bar)
     return rows_of(mapped, model.classes)
+
+
+def is_large(scene: Scene, tile: tuple[int, int]) -> bool:
+    """Whether it is a scene of many patches, and not one patch. DataError where it can be neither."""
+    down, across = scene.height / tile[0], scene.width / tile[1]
+    if max(down, across) <= 2:
+        return False
+    if min(down, across) < 1:
+        raise DataError(
+            f"{scene.file}: {scene.width} x {scene.height} px are too long for one patch of {tile[1]} x "
+            f"{tile[0]} px, and too narrow for several"
+        )
+    return True
 
 
 def one_image(look: Look, model: Model, job: Job, bar: tqdm) -> pd.DataFrame:
@@ -423,7 +437,7 @@ def compare(found: np.ndarray, truth: np.ndarray) -> str:
 def rows_of(mapped: Mapped, classes: list[str]) -> pd.DataFrame:
     """A row a patch with data: where it begins, its centre in the scene's coordinates, class and shares.
 
-    A class that is called as one of the other columns has its shares in `NAME (share)`.
+    The shares of a class that is called as another column stand in `NAME (share)`.
     """
     grid, scene = mapped.grid, mapped.look.scene
     i, j = np.nonzero(np.isfinite(mapped.shares).all(2))
@@ -433,10 +447,20 @@ def rows_of(mapped: Mapped, classes: list[str]) -> pd.DataFrame:
     if scene.place:
         table["x"], table["y"] = scene.place.at(columns + grid.width / 2, rows + grid.height / 2)
     table["class"] = np.array(classes, object)[shares.argmax(1)]
-    named = {f"{name} (share)" if name in PLACE_COLUMNS else name: k for k, name in enumerate(classes)}
-    for name, k in named.items():
-        table[name] = [f"{value:.4f}" for value in shares[:, k]]
+    for name, share in zip(columns_of(classes), shares.T, strict=True):
+        table[name] = [f"{value:.4f}" for value in share]
     return pd.DataFrame(table)
+
+
+def columns_of(classes: list[str]) -> list[str]:
+    """A column for each class, none called as another column or class."""
+    columns = []
+    for own in classes:
+        name = own
+        while name in PLACE_COLUMNS or name in columns or (name != own and name in classes):
+            name += " (share)"
+        columns.append(name)
+    return columns
 
 
 def write_map(target: Path, mapped: Mapped, classes: list[str], suffix: str) -> None:

@@ -150,9 +150,14 @@ def _from_other(data: bytes, largest: int | None) -> tuple[np.ndarray, int]:
     if image.format != "TIFF" and getattr(image, "n_frames", 1) > 1:
         raise DataError(f"{image.n_frames} pictures in one file, an animation; one picture a file is needed")
     pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    return pixels, orientation_of(image)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """1 to 8: how the pixels of a decoded picture are still to be turned, see `upright`."""
     if image.format == "TIFF":  # Pillow has turned it, and removed the tag, or has done neither
-        return pixels, image.tag_v2.get(ORIENTATION, 1)
-    return pixels, _exif_orientation(image)
+        return image.tag_v2.get(ORIENTATION, 1)
+    return _exif_orientation(image)
 
 
 def _open(data: bytes, formats: Sequence[str], largest: int | None) -> Image.Image:
@@ -362,7 +367,8 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
 def channel_statistics(pixels: torch.Tensor, at_most: int = 20_000) -> tuple[list[float], list[float]]:
     """(mean, standard deviation) of each channel of uint8 pixels (n, 3, H, W), in units of the range 0-1.
 
-    Over all pixels of at most `at_most` evenly spaced images; rounded to four places.
+    Over all pixels of at most `at_most` evenly spaced images; rounded to four places. The deviation of a
+    channel that is the same everywhere is given as 1, as it is divided by.
     """
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
     every = -(-len(pixels) // at_most)
@@ -372,5 +378,5 @@ def channel_statistics(pixels: torch.Tensor, at_most: int = 20_000) -> tuple[lis
         squares += x.square().sum((0, 2, 3))
         count += x.numel() // 3
     mean = total / count
-    std = (squares / count - mean**2).sqrt()
-    return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]
+    std = (squares / count - mean**2).clamp(min=0).sqrt()
+    return [round(v, 4) for v in mean.tolist()], [round(v, 4) or 1.0 for v in std.tolist()]

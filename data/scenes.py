@@ -21,7 +21,7 @@ from PIL import Image
 
 from common import DataError
 from data.geotiff import Place, Tiff, is_tiff, memory
-from data.pixels import picture
+from data.pixels import orientation_of, picture, upright
 
 SAMPLE, BLOCKS = 512, 8  # values are judged from blocks of that side, this many down and across at most
 LEAST = 0.5  # share of a patch that must hold data
@@ -137,6 +137,7 @@ def open_scene(file: Path) -> Scene:
         raise
     if tiff is None:
         return open_picture(file)
+    tiff.refuse_masks()
     tiff.refuse_large_chunks()
     size = (tiff.height, tiff.width, tiff.bands)
     return Scene(file, *size, tiff.dtype, tiff.alpha(), tiff.nodata(), tiff.place(), tiff)
@@ -150,8 +151,8 @@ def open_picture(file: Path) -> Scene:
     except DataError as error:
         raise DataError(f"{file}: not a readable image ({error})") from None
     opacity = opacity_of(file)
-    if opacity is not None and opacity.shape == pixels.shape[1:]:
-        pixels = np.concatenate([pixels, opacity[None]])
+    if opacity is not None:
+        pixels = np.concatenate([pixels, opacity])
     bands, height, width = pixels.shape
     return Scene(file, height, width, bands, pixels.dtype, 3 if bands == 4 else None, None, None, pixels)
 
@@ -167,10 +168,11 @@ def refuse_larger_than_memory(file: Path) -> None:
 
 
 def opacity_of(file: Path) -> np.ndarray | None:
-    """uint8 (H, W), None of a picture that has no transparency."""
+    """uint8 (1, H, W), upright as the pixels are; None of a picture that has no transparency."""
     with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(file) as image:
         if "A" in image.getbands() or "transparency" in image.info:
-            return np.asarray(image.convert("RGBA").getchannel("A"))
+            opacity = np.asarray(image.convert("RGBA").getchannel("A"))
+            return upright(opacity[None], orientation_of(image))
     return None
 
 

@@ -186,7 +186,15 @@ def test_bad_input(world, tmp_path, capsys):
     assert "is a folder" in refused(capsys, predict.main, model, image, "--out", tmp_path, "--device", "cpu")
     assert all(f.read_bytes() == content for f, content in kept.items())
     assert "one scene, not of 2" in refused(
-        capsys, predict.main, model, image, image, "--truth", image, "--out", tmp_path / "p.csv"
+        capsys,
+        predict.main,
+        model,
+        image,
+        tmp_path / "far.png",
+        "--truth",
+        image,
+        "--out",
+        tmp_path / "p.csv",
     )
     assert not (tmp_path / "p.csv").exists()
 

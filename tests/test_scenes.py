@@ -448,6 +448,61 @@ def test_classes_called_as_columns_keep_both(model, tmp_path):
     assert (odd["class"] == plain["class"].map(renamed)).all()
 
 
+def test_every_class_keeps_a_column():
+    assert predict.columns_of(["a", "class", "class (share)"]) == [
+        "a",
+        "class (share) (share)",
+        "class (share)",
+    ]
+    assert predict.columns_of(["x", "y", "b"]) == ["x (share)", "y (share)", "b"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_opacity_is_turned_as_the_pixels_are(tmp_path, orientation):
+    """Where the picture is transparent its red is 9, wherever EXIF turns it to."""
+    pixels = np.full((60, 90, 4), 200, np.uint8)
+    pixels[:20, :50] = (9, 9, 9, 0)
+    notes = Image.Exif()
+    notes[274] = orientation
+    for suffix in ("png", "webp"):
+        file = tmp_path / f"turned.{suffix}"
+        Image.fromarray(pixels).save(
+            file, exif=notes, **({"lossless": True, "exact": True} if suffix == "webp" else {})
+        )
+        look = choose_look(open_scene(file), None, None)
+        found, holds = look.read(0, 0, look.scene.height, look.scene.width)
+        assert holds.shape == ((90, 60) if orientation > 4 else (60, 90)) and 0 < holds.mean() < 1
+        assert (holds == (found[0] == 200)).all()
+
+
+def test_a_strip_is_neither_a_patch_nor_squashed_into_one(model, tmp_path):
+    for name, height, width in (("narrow", SIDE - 1, 5 * SIDE), ("flat", SIDE + 5, 5 * SIDE)):
+        Image.fromarray(values("uint8", 3, height, width).transpose(1, 2, 0)).save(tmp_path / f"{name}.png")
+    with pytest.raises(DataError, match="too narrow for several"):
+        run(model, tmp_path / "narrow.png", "--out", tmp_path / "n.csv")
+    run(model, tmp_path / "flat.png", "--out", tmp_path / "f.csv")
+    assert len(read_csv(tmp_path / "f.csv")) > 9
+
+
+def test_masks_of_their_own_are_refused(tmp_path):
+    """As GDAL writes them into a GeoTIFF, or beside it: what they hide would be mapped."""
+    for inside in (True, False):
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside):
+            file = tmp_path / f"{inside}.tif"
+            size = {"count": 3, "height": 90, "width": 110, "dtype": "uint8"}
+            with rasterio.open(file, "w", driver="GTiff", **size) as target:
+                target.write(values("uint8", 3))
+                target.write_mask(np.arange(110)[None] > np.full((90, 1), 40))
+        with pytest.raises(DataError, match="has a mask.*-b mask -colorinterp_4 alpha"):
+            open_scene(file)
+
+
+def test_a_picture_named_twice_is_one(model, tmp_path):
+    Image.fromarray(values("uint8", 3, 32, 32).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    run(model, tmp_path, tmp_path / "a.png", "--out", tmp_path / "out" / "p.csv")
+    assert len(read_csv(tmp_path / "out" / "p.csv")) == 1
+
+
 def test_a_map_paints_no_class_in_the_colour_of_another():
     """Of twelve classes ten have a colour; a patch of one of the other two shows as neither."""
     shares = np.full((1, 3, 12), 0.01)
