@@ -82,7 +82,7 @@ LAND_NAMES = {  # Land-1.0: column of the CSVs (as the built-in scenes write the
     "Barelands": "Barelands",
     "Wetlands": "Wetlands",
 }
-_PURE = {short.casefold(): name for short, name in PURE_NAMES.items()}
+_PURE = {spelled.casefold(): name for short, name in PURE_NAMES.items() for spelled in (short, name)}
 _PURE["shrublandclose"] = "Close Shrublands"  # the archive itself says Srubland
 _ARCHIVE = re.compile(r"0*\d+_([a-z]+?)_*(?:_(?:jpe?g|geotiff|tiff?|csv|rgb))?", re.IGNORECASE)
 _NUMBERED = re.compile(r"\d+[_\-. ]+[^\W\d]")

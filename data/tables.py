@@ -81,6 +81,9 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
         raise DataError(f"cannot read {', '.join(walk.unreadable[:3])}{more}: make it readable or remove it")
     table = without_repeats(read_tree(tree), walk)
     table = replace(table, notes=(*walk.notes, *table.notes))
+    for name in table.classes:
+        if table.classes.count(name) > 1:
+            raise DataError(f"{table.root}: two classes would be called {name}: rename one")
     if splits:
         return resplit(table, "lists", *split_by_lists(table.root, table.files, Path(splits)))
     if split == "spatial":

@@ -207,6 +207,8 @@ COPY = "Sentinel2GlobalLULC-ratio=(0.{}00,0.0250,0.0750)-seed=42"
         (["train/A/{}.jpg", "test/A/{}.jpg", "stray.png"], "beside, images in stray.png"),
         (["A/{}.jpg", "stray.png"], "stray.png"),
         (["Forest/{}.jpg", "forest/{}.jpg"], "Forest and forest spell one class"),
+        (["BarrenLands/{}.jpg", "Barren Lands/{}.jpg"], "spell one class"),
+        (["=a/{}.jpg", "'=a/{}.jpg"], "two classes would be called '=a"),
         (["images/{}.jpg", "masks/{}.png"], "images is the name of no class"),
         (["train/images/{}.jpg", "train/masks/{}.png"], "images is the name of no class"),
         (["notes/{}.jp2"], "holds no images .*3 .jp2"),
