@@ -35,8 +35,8 @@ from tqdm import tqdm
 import common
 from common import ConfigError, DataError, WeightsError, number
 from data.augment import Recipe, draw, view
-from data.opening import Source, digest_of, open_table, stamp_of
-from data.pixels import channel_statistics, common_size, load_pixels
+from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
+from data.pixels import common_size, load_pixels
 from data.splits import explain_empty
 from data.tables import Table, training_subsets
 from models import backbone as backbones
@@ -408,7 +408,7 @@ def open_data(source: Source, task: str, amounts: dict[str, list], report: Path,
         stamp=stamp_of(checked),
         share=share,
     )
-    mean, std = channel_statistics(pixels[rows["train"]])
+    mean, std = statistics_of(pixels[rows["train"]])
     name = Path(source.data).resolve().name if source.data else "built-in"
     return Data(name, pixels, torch.from_numpy(targets), opened.classes, rows, subsets, mean, std, digest)
 

@@ -13,8 +13,8 @@ import torch
 import common
 from common import ConfigError, DataError
 from data.loader import DecodedLoader, Plan, TorchLoader, dali_loader
-from data.opening import Source, digest_of, open_table, stamp_of
-from data.pixels import channel_statistics, common_size, load_pixels
+from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
+from data.pixels import common_size, load_pixels
 from data.splits import stratified_subset
 from data.tables import Table
 
@@ -68,7 +68,7 @@ def open_images(source: Source, subset: float, seed: int, batch_size: int, repor
     pixels = load_pixels(
         table.root, files, height, width, cache=source.cache, workers=source.workers, stamp=stamp
     )
-    mean, std = channel_statistics(pixels[: len(bank)])
+    mean, std = statistics_of(pixels[: len(bank)])
     knn = len(queries) > 0 and bool((table.labels[bank] >= 0).all())
     digest = digest_of(table, checked)
     return Images(

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 import common
 from data.check import check_files
+from data.pixels import channel_statistics
 from data.splits import explain_empty
 from data.synthetic import write_scenes
 from data.tables import DataError, Table, load_table
@@ -137,6 +139,15 @@ def tell(message: str) -> None:
     """Print a line once, not once a rank."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(message, flush=True)
+
+
+def statistics_of(pixels: torch.Tensor) -> tuple[list[float], list[float]]:
+    """`channel_statistics`, and a note where a channel tells nothing."""
+    mean, std = channel_statistics(pixels)
+    for channel, name in enumerate(("red", "green", "blue")):
+        if std[channel] == 1:
+            tell(f"note: {name} is {255 * mean[channel]:.0f} in every pixel: the network sees nothing in it")
+    return mean, std
 
 
 def digest_of(table: Table, checked: pd.DataFrame) -> str:

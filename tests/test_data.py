@@ -9,7 +9,7 @@ import torch
 from conftest import picture
 from PIL import Image
 
-from data.opening import stamp_of
+from data.opening import stamp_of, statistics_of
 from data.pixels import channel_statistics, common_size, decode, load_pixels
 from data.splits import split_classes, split_counts, stratified_subset
 from data.tables import DataError, load_table
@@ -187,6 +187,16 @@ def test_pixels_are_the_decoded_files_in_memory_and_on_disk(folder, tmp_path):
     assert written[0].stat().st_mtime_ns == stamp, "mapped again, not decoded again"
     load_pixels(table.root, table.files, 32, 32, cache=tmp_path, in_memory=0, stamp="changed")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("value", [0, 3, 200, 255])
+def test_a_constant_channel_is_said_and_divided_by_one(value, capsys):
+    """As two bands of radar have it, saved as RGB."""
+    pixels = torch.randint(0, 256, (77, 3, 9, 9), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    pixels[:, 2] = value
+    mean, std = statistics_of(pixels)
+    assert std[2] == 1 and 0 < std[0] < 0.5 and mean[2] == pytest.approx(value / 255, abs=1e-4)
+    assert f"blue is {value} in every pixel" in capsys.readouterr().out
 
 
 def test_files_replaced_by_older_ones_are_decoded_anew(tmp_path):
