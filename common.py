@@ -449,15 +449,45 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes it when the block ends well.
+
+    What a killed process left of the same folder is removed first. FileExistsError as `refuse_filled`; a
+    full disk is an OSError that names a file.
+    """
+    refuse_filled(path)
+    sweep(path.parent, path.name)
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_filled(path: Path) -> None:
+    """FileExistsError where no new folder can stand."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already and not empty: name a new folder, or remove it first")
+    if not path.name or path.is_symlink() or path.is_mount():
+        raise FileExistsError(f"{path} is a link, a mount point or this folder itself: name a new one in it")
+
+
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files of `replacing` whose process, on this machine, is no more."""
+    """Remove the temporary files and folders whose process, on this machine, is no more."""
     host = socket.gethostname()
     escaped = name if name == "*" else name.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
     for file in folder.glob(f".{escaped}.{host}.*"):
         pid = file.name.rpartition(".")[2]
         if pid.isdecimal() and not is_alive(int(pid)):
             with contextlib.suppress(OSError):
-                file.unlink()
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def is_alive(pid: int) -> bool:

@@ -16,7 +16,6 @@ says little. A scene depends on (seed, layout, class or split, number) and on no
 """
 
 import csv
-import os
 import shutil
 import signal
 import sys
@@ -577,18 +576,11 @@ def write_scenes(
     """
     root = Path(root)
     check_numbers(layout, count, size, seed, quality)
-    if not root.name or root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(
-            f"{root} is there already and not empty, or has no name of its own: name a new folder"
-        )
-    part = root.with_name(f".{root.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        with tqdm(total=count, desc=f"{layout} scenes", unit="scene", disable=None) as bar:
-            WRITERS[layout](part, count=count, size=size, seed=seed, quality=quality, bar=bar)
-        os.replace(part, root)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with (
+        common.new_folder(root) as part,
+        tqdm(total=count, desc=f"{layout} scenes", unit="scene", disable=None) as bar,
+    ):
+        WRITERS[layout](part, count=count, size=size, seed=seed, quality=quality, bar=bar)
 
 
 def check_numbers(layout: str, count: int, size: int, seed: int, quality: int) -> None:

@@ -10,8 +10,6 @@ geographic one; neither where the scene has no place on Earth. Patches with data
 area are left out. OUT appears whole or not at all: a folder that holds anything is refused.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import common
-from common import ConfigError, DataError
+from common import DataError
 from data.scenes import LEAST, Grid, Look, choose_look, filled_shares, grid_of, open_scene, read_scale
 
 
@@ -60,33 +58,19 @@ def build_parser() -> common.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     stride = args.stride or args.size
-    refuse_filled(args.out)
+    common.refuse_filled(args.out)
     looks = [choose_look(open_scene(file), args.bands, args.scale) for file in args.scenes]
     grids = [grid_in(look, args.size, stride) for look in looks]
     total = sum(len(grid.tops) * len(grid.lefts) for grid in grids)
 
-    part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        with tqdm(total=total, unit="patch", disable=None) as bar:
-            written = sum(
-                write_patches(part, name, look, grid, bar)
-                for name, look, grid in zip(names_of(args.scenes), looks, grids)
-            )
+    with common.new_folder(args.out) as part, tqdm(total=total, unit="patch", disable=None) as bar:
+        written = sum(
+            write_patches(part, name, look, grid, bar)
+            for name, look, grid in zip(names_of(args.scenes), looks, grids)
+        )
         if not written:
             raise DataError(f"{args.scenes[0]}: none of {total} patches has data in half of its area")
-        part.replace(args.out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     print(f"{written} patches of {args.size} px in {args.out}, {total - written} left out for lack of data")
-
-
-def refuse_filled(out: Path) -> None:
-    if not out.name or out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"--out {out} is there already and not empty, or has no name of its own: name a new folder"
-        )
 
 
 def grid_in(look: Look, size: int, stride: int) -> Grid:
@@ -99,13 +83,14 @@ def grid_in(look: Look, size: int, stride: int) -> Grid:
 
 
 def names_of(files: list[Path]) -> list[str]:
-    """A name for each scene, no two alike: its file's, with a number where that is taken."""
+    """A name for each scene, no two alike, none hidden: its file's, with a number where that is taken."""
     names: list[str] = []
     for file in files:
-        name, number = file.stem, 1
+        stem = file.stem.lstrip(".") or "scene"
+        name, number = stem, 1
         while name.lower() in (other.lower() for other in names):
             number += 1
-            name = f"{file.stem}-{number}"
+            name = f"{stem}-{number}"
         names.append(name)
     return names
 
@@ -133,12 +118,13 @@ def patches_of(look: Look, grid: Grid, bar: tqdm) -> Iterator[Patch]:
 
 
 def place_of(look: Look, row: float, column: float) -> str:
-    """`_(latitude,longitude)` or `_(x,y)` of a point in pixels; empty without georeference."""
+    """`_(latitude,longitude)` of a point in pixels, or `_(x=…,y=…)`, which are no degrees; empty without
+    georeference."""
     place = look.scene.place
     if place is None:
         return ""
     x, y = place.at(column, row)
-    return f"_({y:+.10f},{x:+.10f})" if place.geographic else f"_({x:.2f},{y:.2f})"
+    return f"_({y:+.10f},{x:+.10f})" if place.geographic else f"_(x={x:.2f},y={y:.2f})"
 
 
 if __name__ == "__main__":

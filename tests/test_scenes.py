@@ -1,5 +1,6 @@
 """Scenes against rasterio: what is read, where it lies, what is written, and the patches cut from them."""
 
+import socket
 import struct
 from pathlib import Path
 
@@ -289,8 +290,16 @@ def test_tiles(tmp_path, capsys, monkeypatch):
     assert "hold no patch" in refused(
         capsys, tiles.main, file, "--size", 128, "--scale", 9, "--out", tmp_path / "x"
     )
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
     monkeypatch.chdir(tmp_path / "empty")
-    assert "no name of its own" in refused(capsys, tiles.main, file, "--size", 32, "--scale", 9, "--out", ".")
+    for odd in (".", tmp_path / "link"):
+        assert "this folder itself" in refused(
+            capsys, tiles.main, file, "--size", 32, "--scale", 9, "--out", odd
+        )
+    monkeypatch.chdir(tmp_path)
+    left = tmp_path / f".new.{socket.gethostname()}.{2**22 + 1}"  # of a process that cannot be
+    left.mkdir()
+    tiles.main([str(file), "--size", "32", "--scale", "1200", "--out", str(tmp_path / "new")])
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x").exists()
 
 
@@ -300,8 +309,8 @@ def test_tiles_of_several_scenes_in_metres(tmp_path):
     second = write(tmp_path / "b" / "s.tif", values("uint8", 3, seed=1))
     tiles.main([str(first), str(second), "--size", "90", "--out", str(tmp_path / "p")])
     assert sorted(file.name for file in (tmp_path / "p").iterdir()) == [
-        "s-2_r0000_c0000_(500450.00,4999550.00).png",
-        "s_r0000_c0000_(500450.00,4999550.00).png",
+        "s-2_r0000_c0000_(x=500450.00,y=4999550.00).png",
+        "s_r0000_c0000_(x=500450.00,y=4999550.00).png",
     ]
 
 
@@ -310,6 +319,10 @@ def test_no_two_scenes_share_a_name(order):
     """`s-2` may be a scene's own name, and the number that the second `s` gets; some disks know no case."""
     names = tiles.names_of([Path(f"{name}.tif") for name in order])
     assert len({name.lower() for name in names}) == 3
+
+
+def test_no_patch_is_hidden():
+    assert tiles.names_of([Path(".north.tif"), Path("._x.tif"), Path("...tif")]) == ["north", "_x", "scene"]
 
 
 # Maps
