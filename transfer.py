@@ -405,7 +405,7 @@ def open_data(source: Source, task: str, amounts: dict[str, list], report: Path,
         width,
         cache=source.cache,
         workers=source.workers,
-        stamp=stamp_of(checked),
+        stamp=stamp_of(opened.root, checked),
         share=share,
     )
     mean, std = statistics_of(pixels[rows["train"]])

@@ -62,7 +62,7 @@ def open_images(source: Source, subset: float, seed: int, batch_size: int, repor
             "lower --batch-size"
         )
     bank, queries = knn_sample(table, train)
-    stamp = stamp_of(checked)
+    stamp = stamp_of(table.root, checked)
     sample = np.concatenate([bank, queries])
     files = table.files[sample]
     pixels = load_pixels(

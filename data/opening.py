@@ -163,10 +163,13 @@ def digest_of(table: Table, checked: pd.DataFrame) -> str:
     return digest.hexdigest()[:16]
 
 
-def stamp_of(checked: pd.DataFrame) -> str:
-    """16 hex digits that change with any size or date, an older date too, as `cp -p` and `rsync -t` leave
-    it."""
-    return hashlib.sha256(checked[["bytes", "mtime_ns"]].to_numpy().tobytes()).hexdigest()[:16]
+def stamp_of(root: Path, checked: pd.DataFrame) -> str:
+    """16 hex digits that change with any file: with its size and date, an older one too, as `cp -p` and
+    `rsync -t` leave it, and with the disk's own date of the change, as archives fix the other."""
+    digest = hashlib.sha256(checked[["bytes", "mtime_ns"]].to_numpy().tobytes())
+    changed = [os.stat(root / file).st_ctime_ns for file in checked.file]
+    digest.update(np.array(changed, np.int64).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def manifest_of(root: Path, cache: Path) -> Path:

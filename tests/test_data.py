@@ -1,6 +1,8 @@
 """Tables, splits, decoded pixels: the layouts load, and nothing is lost or mixed up."""
 
+import os
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -199,16 +201,26 @@ def test_a_constant_channel_is_said_and_divided_by_one(value, capsys):
     assert f"blue is {value} in every pixel" in capsys.readouterr().out
 
 
-def test_files_replaced_by_older_ones_are_decoded_anew(tmp_path):
-    """`cp -p` and `rsync -t` bring dates that are older than those of the files they replace."""
-    checked = pd.DataFrame({"bytes": [7, 9, 9], "mtime_ns": [50, 60, 70]})
-    stamps = {stamp_of(checked)}
-    for column, row, value in (("mtime_ns", 0, 40), ("bytes", 1, 8), ("mtime_ns", 2, 65)):
-        other = checked.copy()
-        other.loc[row, column] = value
-        stamps.add(stamp_of(other))
-    assert len(stamps) == 4
-    assert stamp_of(checked) in stamps
+def test_any_change_of_a_file_changes_the_stamp(tmp_path):
+    """`cp -p` and `rsync -t` bring older dates than those of the files they replace, archives fixed ones."""
+
+    def stamp():
+        stats = [(tmp_path / file).stat() for file in "abc"]
+        rows = [(file, s.st_size, s.st_mtime_ns) for file, s in zip("abc", stats)]
+        return stamp_of(tmp_path, pd.DataFrame(rows, columns=["file", "bytes", "mtime_ns"]))
+
+    for date, file in enumerate("abc", 50):
+        (tmp_path / file).write_bytes(b"1234567")
+        os.utime(tmp_path / file, ns=(date, date))
+    stamps = [stamp()]
+    assert stamp() == stamps[0]
+    os.utime(tmp_path / "a", ns=(40, 40))
+    stamps.append(stamp())
+    time.sleep(0.02)  # the disk's clock ticks a hundred times a second and more
+    (tmp_path / "b").write_bytes(b"7654321")
+    os.utime(tmp_path / "b", ns=(51, 51))
+    stamps.append(stamp())
+    assert len(set(stamps)) == 3
 
 
 def test_a_failed_build_leaves_no_cache(folder, tmp_path):
