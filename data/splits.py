@@ -247,13 +247,13 @@ def coordinates(root: Path, files: np.ndarray) -> np.ndarray:
     files."""
     places = np.empty((len(files), 2))
     for row, file in enumerate(files):
-        found = _PLACE.search(file.rsplit("/", 1)[-1])
+        found = _PLACE.findall(file.rsplit("/", 1)[-1])
         if not found:
             raise DataError(
                 f"{root}: --split spatial needs coordinates in the file names, as Sentinel2GlobalLULC "
                 f"has them (…_(+7.57,+17.15)_…), and {file} holds none: give lists with --splits instead"
             )
-        places[row] = float(found[1]), float(found[2])
+        places[row] = tuple(map(float, found[-1]))  # data.tiles puts a patch's behind its scene's name
     wrong = (abs(places) > (90, 360)).any(1)
     if wrong.any():
         raise DataError(f"{root}: {files[wrong.argmax()]} holds no latitude and longitude in degrees")

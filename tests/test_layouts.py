@@ -446,6 +446,12 @@ def test_no_test_tile_lies_near_a_training_tile(tmp_path):
     assert not blocks["train"] & blocks["test"] and not blocks["train"] & blocks["val"]
 
 
+def test_a_patch_lies_where_its_own_place_says(tmp_path):
+    """data.tiles puts the patch's place behind the scene's name, which may hold the scene's."""
+    files = ["a/scene_(+10.00,+20.00)_r0000_c0000_(+9.988,-179.978).png"]
+    assert coordinates(tmp_path, files).tolist() == [[9.988, -179.978]]
+
+
 def test_names_without_coordinates_are_refused(tmp_path):
     plant(located(tmp_path, 20), "2_MossAndLichen_jpeg/plain.jpg")
     with pytest.raises(DataError, match="plain.jpg holds none"):
