@@ -38,7 +38,7 @@ def at_chosen_epoch(cell: pd.DataFrame, task: str) -> pd.DataFrame:
 def numeric(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of results.csv, read as text, with numbers where they are numbers; the penalty that a head was
     solved with is an outcome, not a setting, and becomes 0."""
-    rows = rows.astype({"epoch": int, "value": float})
+    rows = rows.astype({"epoch": float, "value": float}).astype({"epoch": int})  # spreadsheets write 0.0
     return rows.assign(weight_decay=rows.weight_decay.mask(rows.lr == "0", "0"))
 
 

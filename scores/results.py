@@ -157,7 +157,7 @@ def read_settings(file: Path) -> dict[str, dict]:
 
 def is_whole(rows: pd.DataFrame) -> pd.Series:
     """Whether a row has all of its fields, and numbers where numbers belong."""
-    epochs = pd.to_numeric(rows.epoch, errors="coerce").notna()
+    epochs = pd.to_numeric(rows.epoch, errors="coerce") % 1 == 0  # whole and finite
     values = pd.to_numeric(rows.value, errors="coerce").notna() | (rows.value == "nan")
     return rows.notna().all(axis=1) & epochs & values
 

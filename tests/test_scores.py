@@ -212,6 +212,16 @@ def test_a_table_that_holds_rows_twice_is_summed_up_once(tmp_path):
     assert set(summary["mean"]) == {0.5} and (summary.n == 2).all()
 
 
+@pytest.mark.parametrize("epoch, whole", [("1.0", True), ("1.5", False), ("inf", False), ("1e0", True)])
+def test_epochs_as_spreadsheets_write_them(tmp_path, epoch, whole):
+    results = Results(tmp_path)
+    rows = pd.DataFrame(lines({(1, 1): 0.1}), columns=COLUMNS)
+    results.add(results.keys(rows).iloc[0], rows.assign(epoch=epoch))
+    assert (len(results.read()) == len(rows)) == whole
+    results.write_summary()
+    assert set(pd.read_csv(tmp_path / "summary.csv").epoch) == ({1} if whole else set())
+
+
 @pytest.mark.parametrize("text", ["fraction linear:\n", "- 1\n", "a: {b: [\n", "a: 3\n", "\0"])
 def test_damaged_settings_are_named(tmp_path, text):
     (tmp_path / "settings.yaml").write_text(text)
