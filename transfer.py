@@ -429,7 +429,9 @@ def check_task(opened: Table, task: str) -> None:
 def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> dict[str, dict]:
     """What results.csv has no column for, and one file must not mix."""
     choice = "common" if study.every_epoch else "seed"
+    precision = next(name for name, dtype in common.DTYPES.items() if dtype == study.dtype)
     shared = {"size": study.size, "arch": study.arch, "loss": study.loss, "epoch_choice": choice}
+    shared["precision"] = precision
     extra = {"linear": {}, "finetune": {"augment": study.augment}}
     if study.start != "random":
         extra["finetune"]["start_head"] = study.start
