@@ -307,6 +307,8 @@ def read_entry(where: str, entry: list | dict, has_default: bool) -> tuple[str, 
         raise ConfigError(f"{where}: no value can be drawn from {how} {values}")
     if "" in values or [] in values or None in values and has_default:
         raise ConfigError(f"{where}: an empty value in {values}: fill it in or leave it out")
+    if how in ("list", "choice") and any(value in values[:i] for i, value in enumerate(values)):
+        raise ConfigError(f"{where}: a value stands twice in {values}")
     try:
         draw(how, values, random.Random(0))
     except (TypeError, ValueError):

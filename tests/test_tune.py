@@ -468,6 +468,8 @@ def test_summary_csv_comes_before_results_csv(workplace, monkeypatch):
         ({"lr": [1]}, ["--lr", "3"], "--lr is swept by grid.yaml and also given"),
         ({"lr": [1]}, ["--not-a-flag"], "no flag not-a-flag"),
         ({"lr": 1}, [], "sweeps nothing"),
+        ({"lr": [0.1, 0.2, 0.2]}, [], "lr: a value stands twice in [0.1, 0.2, 0.2]"),
+        ({"lr": [1, 1.0]}, [], "a value stands twice"),
         ({"lr": [1]}, ["--eta", "1"], "argument --eta: 1 must be at least 2"),
         ({"lr": [1]}, ["--min-epochs", "4", "--max-epochs", "3"], "--max-epochs is 3, must be at least 4"),
         ({"lr": [1]}, ["--metric", "knn_f1"], "logs no knn_f1 (--metric); the nearest is knn_macro_f1"),
