@@ -215,10 +215,15 @@ def main(argv: list[str] | None = None) -> None:
     say(shown(table))
     for line in summary(table, settings):
         say(line)
-    out = Path(args.out or common.ROOT / "results" / f"bench-{device.type}.csv")
+    out = Path(args.out or common.ROOT / "results" / f"bench-{name_for_file(device, about['device_name'])}.csv")
     out.parent.mkdir(parents=True, exist_ok=True)
     common.write_csv(out, table)
     say(f"table: {out}")
+
+
+def name_for_file(device: torch.device, name: str) -> str:
+    """`cpu`, or which GPU, as `nvidia-h100-80gb-hbm3`: two of them must not replace each other's table."""
+    return device.type if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def say(text: str) -> None:

@@ -257,3 +257,9 @@ def test_picture_shows_where_the_time_goes(tiny, tmp_path, capsys):
 )
 def test_operators_are_told_apart(name, group):
     assert group_of(name) == group
+
+
+def test_two_gpus_have_two_tables():
+    cuda = torch.device("cuda")
+    assert bench.name_for_file(cuda, "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert bench.name_for_file(torch.device("cpu"), "AMD EPYC, 2 threads") == "cpu"
