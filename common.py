@@ -417,6 +417,13 @@ def refuse_special(path: Path, flag: str) -> None:
         raise ConfigError(f"{flag} {path} is a folder or a device: name a file")
 
 
+def refuse_inside(out: Path, data: str | None) -> None:
+    """ConfigError where the pictures of a run would lie among the images: the next start would train on
+    them, or take their folder for a class."""
+    if data and out.resolve().is_relative_to(Path(data).resolve()):
+        raise ConfigError(f"--out {out} lies inside --data {data}: name a folder outside of it")
+
+
 def is_special(path: Path) -> bool:
     """Also for `/dev/stdout`, a link that may lead to a file."""
     return (path.exists() and not path.is_file()) or str(path.absolute().parent) in ("/dev", "/dev/fd")

@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     device, rank, ranks = common.start_ranks(args.device)
     chosen = resolve(args, device, ranks)
     lead, out = rank == 0, Path(args.out)
+    common.refuse_inside(out, args.data)
     say = print if lead else silent
     with common.hold(out, "train_ssl.py") if lead else contextlib.nullcontext():
         # Data: a table, its training rows, and what each step sees of them

@@ -230,6 +230,15 @@ def test_sizes_that_grow_resume_and_are_written_as_text(simclr, tmp_path):
     assert [train_ssl.size_at("24:32", epoch, 5) for epoch in range(5)] == [24, 24, 24, 24, 32]
 
 
+def test_a_run_among_the_images_is_refused(tmp_path, monkeypatch, capsys):
+    """Its pictures would be images, and its folder a class, at the next start."""
+    (tmp_path / "data" / "A").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "data")
+    for flags in (["--data", "."], ["--data", tmp_path / "data", "--out", tmp_path / "data" / "A" / "run"]):
+        assert "lies inside --data" in refused(capsys, train_ssl.main, *flags)
+    assert [place.name for place in tmp_path.rglob("*")] == ["data", "A"]
+
+
 @pytest.mark.parametrize(
     "text, size", [("size: 32:48", "32:48"), ("size: '32:64'", "32:64"), ("size: 64", 64)]
 )
