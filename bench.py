@@ -215,7 +215,8 @@ def main(argv: list[str] | None = None) -> None:
     say(shown(table))
     for line in summary(table, settings):
         say(line)
-    out = Path(args.out or common.ROOT / "results" / f"bench-{name_for_file(device, about['device_name'])}.csv")
+    name = name_for_file(device, about["device_name"])
+    out = Path(args.out or common.ROOT / "results" / f"bench-{name}.csv")
     out.parent.mkdir(parents=True, exist_ok=True)
     common.write_csv(out, table)
     say(f"table: {out}")

@@ -149,6 +149,8 @@ def main(argv: list[str] | None = None) -> None:
         raise DataError(f"--truth {args.truth}: is of one scene, not of {len(files)} images")
     truth = read_class_map(args.truth, len(model.classes)) if args.truth else None
     stride = args.stride or max(1, min(model.tile) // 2)
+    if stride > min(model.tile):
+        raise ConfigError(f"--stride {stride} leaves gaps between patches of {min(model.tile)} px: lower it")
     job = Job(args.bands, args.scale, stride, args.dense, truth, out.suffix.lower())
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -213,13 +215,13 @@ def name_targets(out: Path, files: list[Path]) -> list[Path]:
 def refuse_overwriting(out: Path, targets: list[Path], read: list[Path]) -> None:
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: name a file in it, .csv, .tif or .png")
-    if out.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".webp"):
-        raise ConfigError(f"--out {out}: name a .csv, a .tif (GeoTIFF) or a .png")
     for file in (out, *targets):
         common.refuse_special(file, "--out")
     same = {file.resolve() for file in read} & {file.resolve() for file in (out, *targets)}
     if same:
         raise ConfigError(f"--out {out} would overwrite {same.pop()}: choose another name or folder")
+    if out.suffix.lower() not in ("", ".csv", ".tif", ".tiff", ".png"):
+        raise ConfigError(f"--out {out}: name a .csv, a .tif (GeoTIFF) or a .png")
 
 
 # One picture

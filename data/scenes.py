@@ -219,6 +219,10 @@ def choose_bands(scene: Scene, bands: list[int] | None, scale: Scale | None) -> 
             f"{scene.file}: --bands {' '.join(map(str, bands))}: it has {scene.bands} band"
             f"{'s' if scene.bands > 1 else ''} of {scene.dtype}"
         )
+    if scene.alpha is not None and scene.alpha + 1 in bands:
+        raise DataError(
+            f"{scene.file}: --bands {' '.join(map(str, bands))}: band {scene.alpha + 1} is opacity"
+        )
     return tuple(band - 1 for band in bands)
 
 

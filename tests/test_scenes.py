@@ -510,6 +510,22 @@ def test_masks_of_their_own_are_refused(tmp_path):
             open_scene(file)
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--out", "map.gtiff"], "name a .csv, a .tif"),
+        (["--bands", "1", "2", "4", "--out", "m.csv"], "band 4 is opacity"),
+        (["--stride", SIDE + 1, "--out", "m.csv"], "leaves gaps"),
+    ],
+)
+def test_flags_that_would_mislead_are_refused(model, tmp_path, monkeypatch, capsys, flags, said):
+    pixels = values("uint8", 4)
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "s.png")
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, predict.main, model, "s.png", *flags, "--device", "cpu")
+    assert [file.name for file in tmp_path.iterdir()] == ["s.png"]
+
+
 def test_a_picture_named_twice_is_one(model, tmp_path):
     Image.fromarray(values("uint8", 3, 32, 32).transpose(1, 2, 0)).save(tmp_path / "a.png")
     run(model, tmp_path, tmp_path / "a.png", "--out", tmp_path / "out" / "p.csv")
