@@ -144,7 +144,6 @@ def main(argv: list[str] | None = None) -> None:
     device, rank, ranks = common.start_ranks(args.device)
     chosen = resolve(args, device, ranks)
     lead, out = rank == 0, Path(args.out)
-    common.refuse_inside(out, args.data)
     say = print if lead else silent
     with common.hold(out, "train_ssl.py") if lead else contextlib.nullcontext():
         # Data: a table, its training rows, and what each step sees of them
@@ -261,6 +260,7 @@ def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namesp
             setattr(args, name, default)
     args.out = args.out or f"runs/{args.method}"
     common.print_config(args, parser)
+    common.refuse_inside(Path(args.out), args.data)
     return args
 
 

@@ -174,6 +174,14 @@ def test_bad_input(world, tmp_path, capsys):
             "--device",
             "cpu",
         )
+    two = [image, tmp_path / "far.png", "--truth", image, "--out", tmp_path / "p.csv"]
+    assert "one scene, not of 2" in refused(capsys, predict.main, model, *two)
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_nothing_that_is_read_is_written_over(world, tmp_path, capsys):
+    folder, _ = world
+    model, image = folder / "out" / "model-fraction-land-random.pth", folder / "scene.png"
     kept = {f: f.read_bytes() for f in (model, image)}
     for out in (image, model):
         assert "would overwrite" in refused(
@@ -185,18 +193,6 @@ def test_bad_input(world, tmp_path, capsys):
     )
     assert "is a folder" in refused(capsys, predict.main, model, image, "--out", tmp_path, "--device", "cpu")
     assert all(f.read_bytes() == content for f, content in kept.items())
-    assert "one scene, not of 2" in refused(
-        capsys,
-        predict.main,
-        model,
-        image,
-        tmp_path / "far.png",
-        "--truth",
-        image,
-        "--out",
-        tmp_path / "p.csv",
-    )
-    assert not (tmp_path / "p.csv").exists()
 
 
 def test_no_file_takes_the_place_of_a_device(world, tmp_path, capsys):
