@@ -47,6 +47,7 @@ def ratio_figure(summary: pd.DataFrame, task: str, metric: str, styles: dict[str
     modes = [mode for mode in LINES if (rows["mode"] == mode).any()]
     looks = [Line2D([], [], color="0.2", marker="o", label=name_of(mode), **LINES[mode]) for mode in modes]
     keys, columns = in_columns(run_keys(ordered(rows.init), styles, dashed=False), looks)
+    figure.set_figheight(3.0 + 0.14 * max(0, len(keys) // columns - 3))
     figure.legend(
         handles=keys, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.2
     )

@@ -5,6 +5,7 @@ from matplotlib.lines import Line2D
 
 from plots.style import name_of
 
+LONG = 20  # letters of a name, of which two stand side by side on a column's width
 BLANK = {"ls": "none", "label": " "}
 
 
@@ -40,9 +41,10 @@ def run_keys(runs: list[str], styles: dict[str, tuple], dashed: bool = True) -> 
 
 
 def in_columns(first: list[Line2D], second: list[Line2D]) -> tuple[list[Line2D], int]:
-    """(handles, columns): `first` in two columns, then `second` in columns of its own, filled up with
-    blanks."""
-    height = max(2, -(-len(first) // 2))
+    """(handles, columns): `first` in two columns, in one where a name is long, then `second` in columns of
+    its own, filled up with blanks."""
+    long = max((len(str(key.get_label())) for key in first), default=0) > LONG
+    height = max(2, len(first) if long else -(-len(first) // 2))
     for keys in (first, second):
         keys += [Line2D([], [], **BLANK) for _ in range(-len(keys) % height)]
     return first + second, (len(first) + len(second)) // height

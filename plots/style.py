@@ -107,6 +107,13 @@ def ordered(inits: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(inits), key=place)
 
 
+def spare_style(number: int) -> tuple:
+    """A style of the spare ones; where they come again, each colour has another's marker."""
+    colour, _, dashes, hatch = SPARE[number % len(SPARE)]
+    marker = SPARE[(number + number // len(SPARE)) % len(SPARE)][1]
+    return colour, marker, dashes, hatch
+
+
 def styles_of(inits: list[str], configs: dict[str, dict]) -> dict[str, tuple]:
     """One style per initialisation, used in every figure; a run gets its method's while that is free."""
     styles = {init: STYLES[init] for init in inits if init in STYLES}
@@ -116,7 +123,7 @@ def styles_of(inits: list[str], configs: dict[str, dict]) -> dict[str, tuple]:
             continue
         own = STYLES.get(configs.get(init, {}).get("method"))
         if own is None or own in styles.values():
-            own = SPARE[spare % len(SPARE)]
+            own = spare_style(spare)
             spare += 1
         styles[init] = own
     return styles

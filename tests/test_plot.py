@@ -611,6 +611,11 @@ def test_an_initialisation_keeps_its_colour(study):
     assert style.styles_of(["bt"], {"bt": {"method": "barlow"}})["bt"] == few["barlow"]
 
 
+def test_many_initialisations_are_told_apart():
+    runs = [f"run-{i}" for i in range(16)]
+    assert len({look[:2] for look in style.styles_of(runs, {}).values()}) == 16
+
+
 def test_a_collapsed_network_is_drawn_as_one_point():
     assert (flatten(np.ones((10, 4))) == 0.5).all()
 
