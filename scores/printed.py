@@ -17,6 +17,7 @@ def table(rows: pd.DataFrame, task: str) -> str:
     found = summarise(rows)
     found = found[found.split == "test"]
     several = found.ratio.nunique() > 1
+    others = [metric for metric in found.metric.unique() if metric != TASKS[task].metric]
     if several:
         found = found[found.metric == TASKS[task].metric]
     found = found.assign(column=found.ratio.map(ratio_name) if several else found.metric)
@@ -32,6 +33,8 @@ def table(rows: pd.DataFrame, task: str) -> str:
     for (init, mode), cells in found.groupby(["init", "mode"], sort=False):
         entries = {cell.column: entry(cell, cell.Index == best[cell.column]) for cell in cells.itertuples()}
         lines.append(f"{init[:13]:13} {mode:10}" + "".join(entries.get(c, " " * 18) for c in columns))
+    if several and others:
+        lines.append(f"in summary.csv also {', '.join(others)}")
     return "\n".join(lines)
 
 

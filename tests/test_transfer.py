@@ -167,6 +167,7 @@ def test_table_of_linear_cells(land, snapshot, tmp_path, monkeypatch, capsys):
     run(land, tmp_path, "--init", *inits)
     assert (tmp_path / "results.csv").read_bytes() == bytes_before
     text = capsys.readouterr().out
+    assert "in summary.csv also rmse_pooled, mae, r2" in text
     assert "0 cells in" in text and "16 were there already" in text and "±" in text and "\033" not in text
     both = run(land, tmp_path, "--init", "channels", "--task", "scene")
     assert (tmp_path / "results.csv").read_bytes().startswith(bytes_before) and set(both.task) == {
