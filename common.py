@@ -417,11 +417,11 @@ def refuse_special(path: Path, flag: str) -> None:
         raise ConfigError(f"{flag} {path} is a folder or a device: name a file")
 
 
-def refuse_inside(out: Path, data: str | None) -> None:
-    """ConfigError where the pictures of a run would lie among the images: the next start would train on
-    them, or take their folder for a class."""
-    if data and out.resolve().is_relative_to(Path(data).resolve()):
-        raise ConfigError(f"--out {out} lies inside --data {data}: name a folder outside of it")
+def refuse_inside(place: Path, data: str | Path | None, flags: str) -> None:
+    """ConfigError where what a command writes would lie among the images, and count as one or as a class at
+    the next start. `flags` name another place."""
+    if data and place.resolve().is_relative_to(Path(data).resolve()):
+        raise ConfigError(f"{place} lies inside the data: name another place, by {flags}")
 
 
 def is_special(path: Path) -> bool:
@@ -439,7 +439,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if is_special(path):
         raise OSError(errno.EINVAL, "is a folder or a device, not a file", str(path))
     sweep(path.parent, path.name)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    partial = temporary(path)
     try:
         yield partial
         os.replace(partial, path)
@@ -465,7 +465,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     refuse_filled(path)
     sweep(path.parent, path.name)
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    part = temporary(path)
     part.mkdir(parents=True)
     try:
         yield part
@@ -484,6 +484,11 @@ def refuse_filled(path: Path) -> None:
         raise FileExistsError(f"{path} is there already and not empty: name a new folder, or remove it first")
     if not path.name or path.is_symlink() or path.is_mount():
         raise FileExistsError(f"{path} is a link, a mount point or this folder itself: name a new one in it")
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that says which process writes there."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
 
 def sweep(folder: Path, name: str = "*") -> None:

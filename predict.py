@@ -7,8 +7,8 @@
     python predict.py runs/transfer/model-fraction-land-barlow.pth scene.png --truth classes.png
 
 The model is one of `transfer.py --save-model`. An image gives a row of a CSV. A picture more than twice as
-large as the images the model learned from is a scene: it is cut into patches of their size, and what --out
-is called says what becomes of them:
+long or as wide as the images the model learned from is a scene: it is cut into patches of their size, and
+what --out is called says what becomes of them:
 
     NAME.csv   a row a patch: its place in pixels, its centre in the scene's coordinates, its class and
                fractions; beside it NAME-map.png, a picture of the map
@@ -236,7 +236,7 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     if job.truth is not None and not (large and job.truth.shape == (scene.height, scene.width)):
         raise DataError(
             f"--truth: has shape {job.truth.shape}, the picture {(scene.height, scene.width)}; it takes one "
-            f"scene, more than twice {width} x {height} px, and a class map of the same size"
+            f"scene, more than twice as long or wide as {width} x {height} px, and a class map of its size"
         )
     if not large:
         return one_image(look, model, job, bar)
@@ -274,7 +274,7 @@ def one_image(look: Look, model: Model, job: Job, bar: tqdm) -> pd.DataFrame:
     if job.suffix in (".tif", ".tiff", ".png"):
         raise DataError(
             f"{scene.file}: {scene.width} x {scene.height} px are no scene, which is more than twice "
-            f"{model.tile[1]} x {model.tile[0]} px: name a CSV with --out"
+            f"as long or wide as {model.tile[1]} x {model.tile[0]} px: name a CSV with --out"
         )
     pixels, holds = look.read(0, 0, scene.height, scene.width)
     if holds.mean() < LEAST:

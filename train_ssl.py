@@ -260,7 +260,7 @@ def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namesp
             setattr(args, name, default)
     args.out = args.out or f"runs/{args.method}"
     common.print_config(args, parser)
-    common.refuse_inside(Path(args.out), args.data)
+    common.refuse_inside(Path(args.out), args.data, "--out")
     return args
 
 

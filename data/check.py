@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import common
-from common import ConfigError, DataError
+from common import DataError
 from data.pixels import RULES, picture
 
 COLUMNS = {
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     for note in data.notes:
         print(f"note: {note}")
     manifest = args.manifest or manifest_of(data.root, args.cache)
-    refuse_inside(manifest, args.folder)
+    common.refuse_inside(manifest, args.folder, "--cache or --manifest")
     table = check_files(data.root, list(data.files), manifest, args.workers)
     bad = table[table["problem"] != ""]
     for file, problem in zip(bad["file"], bad["problem"], strict=True):
@@ -198,12 +198,6 @@ def main(argv: list[str] | None = None) -> int:
     if os.path.exists(manifest):  # a name that is too long does not exist either
         print(f"every file is listed in {manifest}")
     return int(len(bad) > 0)
-
-
-def refuse_inside(manifest: Path, folder: Path) -> None:
-    """ConfigError where the manifest would lie among the images: the check changes nothing that it checks."""
-    if manifest.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"{manifest} lies inside the data: name another place, by --cache or --manifest")
 
 
 def print_sizes(good: pd.DataFrame) -> None:

@@ -235,7 +235,7 @@ def test_a_run_among_the_images_is_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "data" / "A").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "data")
     for flags in (["--data", "."], ["--data", tmp_path / "data", "--out", tmp_path / "data" / "A" / "run"]):
-        assert "lies inside --data" in refused(capsys, train_ssl.main, *flags)
+        assert "lies inside the data" in refused(capsys, train_ssl.main, *flags)
     assert [place.name for place in tmp_path.rglob("*")] == ["data", "A"]
 
 
