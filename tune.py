@@ -208,21 +208,24 @@ def read_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Search]:
 
 
 def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Search:
-    options, defaults = script_options(args.script)
+    options, defaults, switches = script_options(args.script)
     flags = [word[2:].split("=")[0] for word in passed if word.startswith("--")]
     given = {flag_name(flag, options, "command line") for flag in flags}
     swept, fixed = read_grid(grid, str(args.grid), options, defaults, given)
+    refuse_switched(swept, fixed, switches, str(args.grid))
     rungs = rung_levels(args.min_epochs, args.max_epochs, args.eta)
     if "knn_every" in options and "knn_every" not in given | set(swept):
         fixed.setdefault("knn_every", math.gcd(*rungs))  # so that every rung has its check
     check_every = fixed.get("knn_every", 0)
     first_seed = None
     if "seed" in options and "seed" not in swept:
-        first_seed = fixed.pop("seed", 0)
+        first_seed = fixed.pop("seed", seed_of_config(passed, fixed))
     if args.seeds_per_trial > 1 and type(first_seed) is not int:
         raise ConfigError(
             f"--seeds-per-trial: {args.script} has no --seed of its own, or {args.grid} sweeps it"
         )
+    if args.seeds_per_trial > 1 and "seeds" in options and str(set_to("seeds", passed, fixed)) != "1":
+        raise ConfigError(f"--seeds-per-trial: {args.script} has --seeds of its own: add --seeds 1")
     return Search(
         script=args.script,
         options=options,
@@ -240,8 +243,25 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
     )
 
 
-def script_options(script: Path) -> tuple[dict[str, str], set[str]]:
-    """The script's flags as --help lists them, {"batch_size": "--batch-size", ...}; which show a default."""
+def seed_of_config(passed: list[str], fixed: dict) -> object:
+    """The seed in the YAML file that the script's --config names; else 0."""
+    file = set_to("config", passed, fixed)
+    return read_yaml(Path(file)).get("seed", 0) if file else 0
+
+
+def set_to(name: str, passed: list[str], fixed: dict) -> object:
+    """The first value that the command line, else the grid, gives to a flag of the script; None without."""
+    for word, following in zip(passed, [*passed[1:], None]):
+        if word == f"--{name}":
+            return following
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return fixed.get(name)
+
+
+def script_options(script: Path) -> tuple[dict[str, str], set[str], set[str]]:
+    """The script's flags as --help lists them, {"batch_size": "--batch-size", ...}; which show a default;
+    which are switches, and take no value."""
     if not script.is_file():
         raise ConfigError(f"--script {script}: no such file")
     command = [sys.executable, str(script), "--help"]
@@ -249,7 +269,7 @@ def script_options(script: Path) -> tuple[dict[str, str], set[str]]:
     run = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ | settings)
     if run.returncode:
         raise ConfigError(f"{script} --help failed: {last_lines(run.stderr, 1)}")
-    options, defaults = {}, set()
+    options, defaults, switches = {}, set(), set()
     names = []
     for line in run.stdout.splitlines():
         if re.match(" {1,4}-", line):
@@ -257,9 +277,11 @@ def script_options(script: Path) -> tuple[dict[str, str], set[str]]:
             flags = re.findall(r"--([A-Za-z][\w-]*)", head)
             names = [flag.replace("-", "_") for flag in flags]
             options |= {name: f"--{flag}" for name, flag in zip(names, flags)}
+            if all(word.startswith("-") for word in head.split()):
+                switches |= set(names)
         if "(default:" in line:
             defaults |= set(names)
-    return options, defaults
+    return options, defaults, switches
 
 
 def read_grid(
@@ -281,6 +303,17 @@ def read_grid(
         both = f"{options[name]} is swept by {source} and also given on the command line"
         raise ConfigError(f"{both}: remove one of them")
     return swept, fixed
+
+
+def refuse_switched(swept: dict, fixed: dict, switches: set[str], source: str) -> None:
+    """ConfigError where a flag that takes a value has true or false, which YAML reads in yes and off too."""
+    values = fixed | {name: entry for name, (_, entry) in swept.items()}
+    for name in set(values) - switches:
+        found = values[name] if isinstance(values[name], list) else [values[name]]
+        if any(isinstance(value, bool) for value in found):
+            raise ConfigError(
+                f"{source}: {name} takes a value: true, false, yes, no, on, off are for switches"
+            )
 
 
 def flag_name(name: str, options: dict[str, str], source: str) -> str:
@@ -1026,6 +1059,7 @@ def draw_picture(search: Search, table: pd.DataFrame, shares: pd.DataFrame) -> N
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams["text.parse_math"] = False  # a $ in a value is a $
     names = list(search.trials[0])
     columns = max(3, len(names))
     size = (3.2 * columns, 6)
@@ -1146,10 +1180,32 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
+class FlagLoader(yaml.SafeLoader):
+    """YAML as a command line has it: 010, 0x10, 32:48 and dates, which YAML 1.1 reads as 8, 16, 1968 and
+    dates, stay text."""
+
+
+NUMBER = "tag:yaml.org,2002:int"
+POINT = "tag:yaml.org,2002:float"
+ODD = {NUMBER, POINT, "tag:yaml.org,2002:timestamp"}
+FlagLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ODD]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
+DECIMAL = re.compile(
+    r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(e[-+][0-9]+)?$|[-+]?\.inf$|\.nan$", re.IGNORECASE
+)
+FlagLoader.add_implicit_resolver(NUMBER, WHOLE, list("-+0123456789"))
+FlagLoader.add_implicit_resolver(POINT, DECIMAL, list("-+0123456789."))
+
+
 def read_yaml(path: Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8")
-        content, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        content, node = yaml.load(text, FlagLoader), yaml.compose(text, FlagLoader)
+    except RecursionError:
+        raise ConfigError(f"{path}: not readable as YAML: nested too deep") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {last_lines(str(error), 9)}") from None
     if not isinstance(content, dict):

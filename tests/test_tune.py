@@ -447,6 +447,10 @@ def test_summary_csv_comes_before_results_csv(workplace, monkeypatch):
             "transfer.py has no --seed of its",
         ),
         ({"seed": [1, 2]}, ["--seeds-per-trial", "2"], "or grid.yaml sweeps it"),
+        ({"lr": [1]}, ["--seeds-per-trial", "2", "--seeds", "5"], "has --seeds of its own: add --seeds 1"),
+        ({"lr": [1], "seeds": [42, 5]}, ["--seeds-per-trial", "2"], "has --seeds of its own: add --seeds 1"),
+        ({"lr": [1, 2], "blur": False}, [], "blur takes a value: true, false, yes, no, on, off"),
+        ({"lr": [False, 0.1]}, [], "lr takes a value: true, false"),
         ({"lr": {"log_unifrom": [1, 2]}}, [], "log_unifrom is no distribution; the nearest is log_uniform"),
         (
             {"lr": {"log_uniform": [0, 2]}},
@@ -492,6 +496,45 @@ def test_a_flag_that_stands_twice_is_refused(workplace, second):
     Path("twice.yaml").write_text(f"l_r: [1]\nlr: [1, 2]\n{second}\n")
     with pytest.raises(tune.ConfigError, match="l_?r stands twice"):
         tune.read_yaml(Path("twice.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("32:48", "32:48"),
+        ("010", "010"),
+        ("2020-13-45", "2020-13-45"),
+        ("1e-3", "1e-3"),
+        ("[10, -1, 0]", [10, -1, 0]),
+        ("[.5, 1.0e-05, 1.]", [0.5, 1e-5, 1.0]),
+        ("[.inf, no, 'no', null]", [float("inf"), False, "no", None]),
+    ],
+)
+def test_yaml_is_read_as_a_command_line(workplace, text, read):
+    Path("values.yaml").write_text(f"size: {text}\n")
+    found = tune.read_yaml(Path("values.yaml"))["size"]
+    assert found == read and type(found) is type(read)
+
+
+def test_yaml_that_is_nested_too_deep_is_refused(workplace):
+    Path("deep.yaml").write_text("lr: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(tune.ConfigError, match="nested too deep"):
+        tune.read_yaml(Path("deep.yaml"))
+
+
+def test_the_runs_of_a_trial_share_no_seed(workplace, monkeypatch):
+    """A script that has its own --seeds trains one a run, from the seed of its --config on."""
+    Path("own.yaml").write_text("seed: 7\n")
+    words = ("--max-epochs", "1", "--config", "own.yaml", "--seeds=1", "--seeds-per-trial", "2")
+    search(monkeypatch, {"lr": [0.1]}, *words)
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(Path("out/trials").glob("*/config.yaml"))]
+    assert [(config["seed"], str(config["seeds"])) for config in configs] == [(7, "1"), (8, "1")]
+
+
+def test_a_dollar_in_a_value_is_drawn(workplace, monkeypatch):
+    monkeypatch.setattr(tune, "draw_picture", draw_picture)
+    search(monkeypatch, {"init": ["a$^$b", "c"]}, "--max-epochs", "1")
+    assert Path("out/search.png").exists()
 
 
 def test_the_directory_of_another_search_is_refused_and_left_alone(workplace, monkeypatch, capsys):
@@ -619,7 +662,8 @@ def test_the_first_draws_do_not_depend_on_how_many_follow():
 
 
 def test_a_trial_of_several_seeds_counts_by_its_mean(workplace, monkeypatch):
-    grid, words = {"lr": [1e-2, 1e-3], "seed": 20240101}, ("--max-epochs", "1", "--seeds-per-trial")
+    grid = {"lr": [1e-2, 1e-3], "seed": 20240101, "seeds": 1}
+    words = ("--max-epochs", "1", "--seeds-per-trial")
     search(monkeypatch, grid, *words, "1")
     table = search(monkeypatch, grid, *words, "3")
     configs = [yaml.safe_load(path.read_text()) for path in sorted(Path("out/trials").glob("*/config.yaml"))]
