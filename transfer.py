@@ -41,7 +41,7 @@ from data.splits import explain_empty
 from data.tables import Table, training_subsets
 from models import backbone as backbones
 from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
-from models.optimisers import make_optimizer
+from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from scores import TASKS, Metrics, Task, measure
 from scores.choice import FEW, SETTING, ratio_name
@@ -76,7 +76,7 @@ class Data(NamedTuple):
 
 
 class Training(NamedTuple):
-    """How a head, or all of a model, is trained: SGD at a constant rate."""
+    """How a head, or all of a model, is trained by SGD."""
 
     lr: float
     momentum: float
@@ -84,6 +84,7 @@ class Training(NamedTuple):
     epochs: int
     batch_size: int
     loss: str  # a key of LOSSES
+    schedule: str = "constant"  # of the rate; or cosine, to zero
 
 
 class Study(NamedTuple):
@@ -200,6 +201,12 @@ def training_flags(group: argparse._ArgumentGroup) -> None:
         choices=["seed", "common"],
         default="seed",
         help="on val: each seed's best epoch, or the best mean over the seeds (keeps every epoch's rows)",
+    )
+    add(
+        "--schedule",
+        choices=["constant", "cosine"],
+        default="constant",
+        help="of --lr: as the paper has it, or falling to zero over the epochs",
     )
     add(
         "--augment",
@@ -328,7 +335,15 @@ def unique(values: Iterable) -> list:
 
 
 def study_of(args: argparse.Namespace, device: torch.device) -> Study:
-    whole = Training(args.lr, args.momentum, args.weight_decay, args.epochs, args.batch_size, args.loss)
+    whole = Training(
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        loss=args.loss,
+        schedule=args.schedule,
+    )
     head = whole._replace(lr=args.linear_lr or args.lr) if args.probe == "sgd" else None
     return Study(
         task=args.task,
@@ -435,6 +450,10 @@ def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> d
     extra = {"linear": {}, "finetune": {"augment": study.augment}}
     if study.start != "random":
         extra["finetune"]["start_head"] = study.start
+    if study.whole.schedule != "constant":
+        extra["finetune"]["schedule"] = study.whole.schedule
+        if study.head:
+            extra["linear"]["schedule"] = study.head.schedule
     parts = {f"{study.task} {mode}": shared | extra[mode] for mode in modes}
     parts[f"data {data.name}"] = {"content": data.digest}
     for init in inits:
@@ -679,7 +698,7 @@ def train(
     keep_statistics: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, nn.Module]]:
-    """SGD at a constant rate on the rows `subset` of samples; (epoch, model) after every epoch.
+    """SGD on the rows `subset` of samples; (epoch, model) after every epoch.
 
     The model is the same object each time. The order of the images is drawn from `seed`, `dtype` is
     autocast's; with `keep_statistics` BatchNorm normalises by the statistics it came with, as in eval mode.
@@ -697,7 +716,8 @@ def train(
             fix_statistics(model)
         total = torch.zeros((), device=device)
         shuffled = upload(torch.from_numpy(order.permutation(subset)), place)
-        for rows in shuffled.tensor_split(steps):
+        for step, rows in enumerate(shuffled.tensor_split(steps), (epoch - 1) * steps):
+            set_rate(optimizer, rate_of(training, step, training.epochs * steps), training.lr)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 inputs, targets = samples.batch(rows, training=True)
                 logits = model(inputs).float()  # (m, K)
@@ -713,6 +733,13 @@ def train(
         if advance:
             advance(3 * len(subset))
         yield epoch, model
+
+
+def rate_of(training: Training, step: int, steps: int) -> float:
+    """The learning rate of a step of all `steps`."""
+    if training.schedule == "constant":
+        return training.lr
+    return learning_rate(step, steps, warmup=0, peak=training.lr)
 
 
 def fix_statistics(model: nn.Module) -> None:

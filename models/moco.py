@@ -13,6 +13,7 @@ from models.backbone import backbone_width
 from models.heads import mlp
 
 CAST = (nn.Conv2d, nn.Linear)  # layers whose weights autocast casts
+LEAST = 4  # images of a group of split-BN: a statistic of fewer is noise
 
 
 class MoCo(nn.Module):
@@ -41,16 +42,11 @@ class MoCo(nn.Module):
         self.key_backbone, self.key_projector = copy.deepcopy(backbone), copy.deepcopy(self.projector)
         self.key_backbone.requires_grad_(False)
         self.key_projector.requires_grad_(False)
-        self.temperature, self.key_momentum, self.splits, self.symmetric = (
-            temperature,
-            key_momentum,
-            splits,
-            symmetric,
-        )
+        self.temperature, self.key_momentum = temperature, key_momentum
+        self.splits, self.symmetric = splits, symmetric
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, out), dim=1))
-        self.register_buffer(
-            "cursor", torch.zeros((), dtype=torch.long)
-        )  # next row of the queue to be replaced
+        cursor = torch.zeros((), dtype=torch.long)  # next row of the queue to be replaced
+        self.register_buffer("cursor", cursor)
 
     def forward(self, view1, view2):
         queue = self.queue.clone()
@@ -75,10 +71,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def keys(self, view):
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        groups = max(
-            1, min(self.splits // ranks, len(view) // 4)
-        )  # a statistic of fewer than four images is noise
-        k = torch.cat([self.key_projector(self.key_backbone(group)) for group in view.chunk(groups)])
+        groups = max(1, min(self.splits // ranks, len(view) // LEAST))
+        k = torch.cat([self.key_projector(self.key_backbone(group)) for group in view.tensor_split(groups)])
         return F.normalize(k.float(), dim=1)
 
     @torch.no_grad()

@@ -14,7 +14,8 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD whose step is scaled, weight by weight, to the weight's norm (Y. You et al., 2017, Algorithm 1).
+    """SGD whose step is scaled, weight by weight, to the weight's norm (Y. You et al., 2017), in the variant
+    of Barlow Twins' own code: the decay is part of the gradient whose norm divides.
 
     Biases and norms are not scaled. Each operator runs once over all weights (`torch._foreach_*`): a
     ResNet-18 has 60 of them, and one at a time they are 600 launches a step.

@@ -197,6 +197,15 @@ def test_moco_keys_are_normalised_in_groups_and_follow_slowly(views):
     assert torch.allclose(next(model.key_backbone.parameters()), old + 0.1, atol=1e-6)
 
 
+@pytest.mark.parametrize(("images", "splits"), [(57, 8), (13, 4), (21, 16), (3, 8), (8, 2)])
+def test_no_group_of_moco_is_smaller_than_four_or_than_it_must(images, splits):
+    model, seen = method("moco", splits=splits), []
+    model.key_backbone.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    model.eval().keys(torch.randn(images, 3, 32, 32))
+    assert sum(seen) == images and len(seen) == max(1, min(splits, images // 4))
+    assert min(seen) >= min(4, images) and max(seen) - min(seen) <= 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_moco_casts_its_key_weights_once_a_step_and_to_the_same_loss(dtype, views, monkeypatch):
     class Casts(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """transfer.py: frozen backbones, tables that survive kills and ranks, and input that is wrong."""
 
+import math
 import os
 import re
 import signal
@@ -656,6 +657,31 @@ def test_training_waits_for_the_device_once_an_epoch(batch_size):
     with Reads() as reads:
         list(transfer.train(nn.Linear(3, 2), points, np.arange(64), training, seed=0))
     assert reads.count == 5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", [0.5] * 8), ("cosine", [0.25 * (1 + math.cos(math.pi * step / 8)) for step in range(8)])],
+)
+def test_the_rate_stays_or_falls_along_a_cosine(monkeypatch, schedule, rates):
+    points = Points(torch.randn(16, 3), torch.eye(2).repeat(8, 1))
+    training = transfer.Training(0.5, 0.9, 0, 2, 4, "softmax", schedule)
+    seen, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *_: (seen.append([group["lr"] for group in self.param_groups]), step(self)),
+    )
+    list(transfer.train(nn.Linear(3, 2), points, np.arange(16), training, seed=0))
+    assert [rate for groups in seen for rate in set(groups)] == pytest.approx(rates)
+
+
+def test_a_folder_does_not_mix_two_schedules(land, tmp_path, capsys):
+    flags = "--task scene --mode finetune --ratios 100 --seeds 1 --epochs 1 --init random"
+    run(land, tmp_path, flags)
+    error = bad(capsys, land, tmp_path, flags, "--schedule cosine")
+    assert "schedule was not set, is cosine" in error
+    run(land, tmp_path, flags.replace("finetune", "linear"), "--schedule cosine")
 
 
 def test_a_loss_that_is_not_finite_names_the_epoch_and_the_rate():
