@@ -39,6 +39,7 @@ from data.check import check_files
 from data.fused import available, costs
 from data.images import choose_loader
 from data.loader import Plan, TorchLoader, dali_loader
+from data.opening import manifest_of
 from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
 from data.tables import load_table
@@ -54,7 +55,7 @@ from plots.profile import draw_times, grouped
 MEAN, STD = (0.34, 0.38, 0.41), (0.20, 0.14, 0.12)  # of EuroSAT, range 0-1; any would do
 SCENES = 116  # built-in ones, each of them seen several times an epoch
 MOST_FILES = 1024  # of --data that are read
-PAPER = (136_414, 500)  # images (70 % of Sentinel2GlobalLULC's 194,877) and epochs of the paper's pretraining
+PAPER = (175_381, 500)  # images and epochs of the paper's pretraining (section IV-A)
 SHARE = (0.55, 0.74)  # of the roofline: what good implementations of ResNet reach on GPUs
 PROFILED = 3  # steps
 RESERVED = {"cuda": 60, "cpu": 0}  # seconds of the whole for the tests on a GPU
@@ -133,7 +134,7 @@ class Images(NamedTuple):
     root: Path
     files: np.ndarray
     pixels: torch.Tensor
-    of_all: int  # how many the data set has
+    of_all: int  # how many a training has: the data set's, --images, or the paper's
 
 
 class Case(NamedTuple):
@@ -156,9 +157,7 @@ def build_parser() -> common.Parser:
     epochs = "to tell hours for: 100, without --data the paper's"
     group.add_argument("--epochs", type=number(int, 1), help=epochs)
     group.add_argument("--data", help="folder of images; the built-in scenes if left out")
-    group.add_argument(
-        "--size", type=number(int, 16, 2048), help="of the views, pixels: 64 and 224 if left out"
-    )
+    group.add_argument("--size", type=common.side, help="of the views, pixels: 64 and 224 if left out")
     group.add_argument("--batch-size", type=number(int, 2), help="images a step: what suits the device")
     group.add_argument("--method", choices=list(METHODS), default="barlow")
     group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
@@ -196,8 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(args, device)
     if args.quick:
         case = make_case(settings[0], args, device)
-        images, epochs = (case.images.of_all, 100) if args.data else PAPER
-        return say(quick(case, args.images or images, args.epochs or epochs))
+        epochs = 100 if args.data else PAPER[1]
+        return say(quick(case, case.images.of_all, args.epochs or epochs))
 
     if args.picture:
         mode = "compiled" if args.compile else "eager"
@@ -330,8 +329,7 @@ def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
     table = load_table(root)
     step = -(-len(table.files) // (QUICK_FILES if args.quick else MOST_FILES))
     files = list(table.files[::step])
-    manifest = Path(args.cache) / "bench-manifest.csv"
-    checked = check_files(table.root, files, manifest, args.workers)
+    checked = check_files(table.root, files, manifest_of(table.root, Path(args.cache)), args.workers)
     good = (checked.problem == "").to_numpy()
     if not good.any():
         raise common.DataError(f"{root}: none of {len(files)} files decodes (first: {checked.problem[0]})")
@@ -339,7 +337,8 @@ def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
     files = np.array(files)[good]
     pixels = load_pixels(table.root, files, height, width, cache=Path(args.cache), workers=args.workers)
     rows = np.resize(np.arange(len(files)), count)
-    return Images(table.root, files[rows], pixels[torch.from_numpy(rows)], len(table.files))
+    of_all = args.images or (len(table.files) if args.data else PAPER[0])
+    return Images(table.root, files[rows], pixels[torch.from_numpy(rows)], of_all)
 
 
 def built_in(cache: Path, size: int) -> Path:
@@ -493,7 +492,8 @@ def has_dali(case: Case) -> bool:
 
 def best_kind(case: Case) -> str:
     """The loader that train_ssl.py's `--loader auto` takes for these images, and what makes its views."""
-    kind, _why = choose_loader("auto", case.device, case.setting.size, case.images.pixels.nbytes)
+    nbytes = case.images.pixels[0].nbytes * case.images.of_all
+    kind, _why = choose_loader("auto", case.device, case.setting.size, nbytes)
     return "fused" if kind == "torch" and available(case.device) else kind
 
 

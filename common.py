@@ -41,15 +41,7 @@ except ImportError:  # Windows has no POSIX locks: there, nothing keeps two proc
 ORPHANS = 20  # seconds: the worker processes of a killed process have noticed by then, and let its lock go
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ["torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "scikit-learn"]
-ABOUT = {
-    "versions",
-    "commit",
-    "device_name",
-    "mean",
-    "std",
-    "collapsed_below",
-    "images",
-}  # in config.yaml, no flags
+ABOUT = {"versions", "commit", "device_name", "mean", "std", "collapsed_below", "images"}  # no flags
 
 
 # Errors
@@ -181,7 +173,7 @@ side = number(int, 24, 2048)  # argparse type of --size, pixels
 
 
 def common_flags(parser: Parser, size: Callable = side) -> None:
-    """The flags of train_ssl.py, transfer.py and bench.py alike. `size`: argparse type of --size."""
+    """The flags of train_ssl.py and transfer.py alike. `size`: argparse type of --size."""
     data_flags(parser.add_argument_group("data and output"), size)
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=number(int, 1, 10**6), default=100, help="times through the images")
@@ -234,7 +226,7 @@ def data_flags(group: argparse._ArgumentGroup, size: Callable) -> None:
     )
     group.add_argument("--size", type=size, default=224, help="side of the images the network sees, pixels")
     group.add_argument(
-        "--workers", type=number(int, 1, 1024), default=cores(), help="threads that read and decode"
+        "--workers", type=number(int, 1, 1024), default=cores(), help="threads or processes that read"
     )
     group.add_argument(
         "--skip-bad-files",
@@ -340,9 +332,8 @@ def check_value(value: object, action: argparse.Action, where: str) -> object:
 def check_one(value: object, action: argparse.Action, where: str) -> object:
     kind = getattr(action.type, "kind", None)
     if kind and (isinstance(value, bool) or not isinstance(value, (int, kind))):
-        hint = (
-            f"; YAML reads {value} as text, write it as {plain(value, kind)}" if looks_numeric(value) else ""
-        )
+        way = plain(value, kind)
+        hint = f"; YAML reads {value} as text, write it as {way}" if way else ""
         raise ConfigError(f"{where}: {value!r} is not a {'whole ' if kind is int else ''}number{hint}")
     if not kind and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
         raise ConfigError(f"{where}: {value!r} is not a name")
@@ -355,17 +346,17 @@ def check_one(value: object, action: argparse.Action, where: str) -> object:
     return value
 
 
-def plain(text: str, kind: type) -> str:
-    """A number as YAML and the command line both read it."""
-    number = float(text)
-    return f"{number:.0f}" if kind is int and number.is_integer() else f"{number:.1e}"
-
-
-def looks_numeric(value: object) -> bool:
+def plain(value: object, kind: type) -> str:
+    """The same number as YAML and the command line both read it; blank where the value is none of `kind`."""
     try:
-        return isinstance(value, str) and math.isfinite(float(value))
+        number = float(value) if isinstance(value, str) else math.nan
     except ValueError:
-        return False
+        return ""
+    if not math.isfinite(number) or (kind is int and not number.is_integer()):
+        return ""
+    if kind is int:
+        return f"{number:.0f}"
+    return repr(number) if "." in repr(number) else repr(number).replace("e", ".0e")
 
 
 def flags_of(args: argparse.Namespace, parser: Parser) -> dict:
@@ -513,8 +504,14 @@ def is_alive(pid: int) -> bool:
 
 
 def write_csv(path: Path, rows: list[dict] | pd.DataFrame) -> None:
+    """File names that are not UTF-8 keep their bytes."""
     with replacing(path) as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False)
+        pd.DataFrame(rows).to_csv(partial, index=False, errors="surrogateescape")
+
+
+def harmless(text: str) -> str:
+    """A name that a spreadsheet shows, and does not compute: `=1+1` becomes `'=1+1`."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def write_yaml(path: Path, values: dict) -> None:
@@ -589,7 +586,15 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-# Device, ranks, precision
+# Memory, device, ranks, precision
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use: a container's limit, or what the machine has."""
+    count = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        count = min(count, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return count
 
 
 def cores() -> int:
@@ -618,9 +623,7 @@ def start_ranks(device: str) -> tuple[torch.device, int, int]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return place, 0, 1
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    patience = datetime.timedelta(
-        hours=12
-    )  # the others wait while rank 0 checks and decodes; torchrun sees deaths
+    patience = datetime.timedelta(hours=12)  # the others wait while rank 0 checks; torchrun sees deaths
     dist.init_process_group(backend, timeout=patience, device_id=place if cuda else None)
     return place, dist.get_rank(), dist.get_world_size()
 

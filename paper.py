@@ -415,7 +415,15 @@ def pretraining(study: Study, recipes: dict[str, dict]) -> Iterator[Step]:
             str(max(1, epochs // 20)),
         ]
         command = ["train_ssl.py", *words, "--out", str(study.out / method)]
-        yield Step(f"pretrain {name_of(method)}", command, 6 * images * subset * epochs, ranks=max(1, gpus()))
+        cost = 6 * images * subset * epochs
+        yield Step(f"pretrain {name_of(method)}", command, cost, ranks=ranks_for(recipes[method]))
+
+
+def ranks_for(recipe: dict) -> int:
+    """GPUs among which a step's images and MoCo's groups of split-BN divide."""
+    groups = recipe.get("bn_splits") or 0
+    counts = range(1, max(1, gpus()) + 1)
+    return max(n for n in counts if recipe["batch_size"] % n == 0 and groups % n == 0)
 
 
 def length(study: Study, recipe: dict) -> tuple[int, float]:

@@ -22,6 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import common
+from common import harmless
 from plots import figures, numbers, tables
 from plots.beside_paper import compare_paper
 from plots.embeddings import embeddings_figure
@@ -31,13 +32,12 @@ from plots.reading import read_embeddings, read_results, read_runs, warn
 from plots.style import AXIS_NAMES, NOT_PRETRAINED, RC, SHARE, name_of, ordered, stem_of, styles_of
 from plots.tables import Sheet
 from scores import TASKS
-from scores.results import harmless
 
 # Figures and tables of a task by the paper's numbers: ratios, classes, differences, class-wise table.
 STEMS = {"fraction": ("fig4", "fig5", "fig8a", "table5"), "scene": ("fig6", "fig7", "fig8b", "table6")}
 # Metrics that other papers give: ratio curves of their own, where they are there.
 PUBLISHED = ["accuracy", "knn5_accuracy"]
-PAPER_IMAGES = 500 * 175_381  # epochs × images of the paper's pretraining
+PAPER_IMAGES = 500 * 175_381  # epochs × images of the paper's pretraining (section IV-A)
 
 
 class Item(NamedTuple):
@@ -250,6 +250,8 @@ def draw_classes(group: Group, reference: str | None, styles: dict[str, tuple]) 
     task, (_, bars, gaps, _) = group.task, STEMS[group.task]
     tuned = group.test[group.test["mode"] == "finetune"]
     baselines, summary = numbers.baselines_of(tuned.init, reference), numbers.over_seeds(tuned)
+    if not numbers.class_names(numbers.headline(summary, task)):
+        return
     what = f"per class and {AXIS_NAMES[group.unit]} on {group.data}, fine-tuning"
     for init in ordered(tuned.init):
         if not baselines or init in (*NOT_PRETRAINED, reference):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import common
 from common import ConfigError, number
 from data.augment import Recipe
-from data.images import Images, choose_loader, make_loader, open_images
+from data.images import FEWEST, Images, choose_loader, make_loader, open_images
 from data.loader import Plan
 from data.opening import Source
 from data.splits import explain_empty
@@ -52,7 +52,7 @@ from plots.run import draw_curve, save_views
 from scores.choice import FEW
 
 LARGE_FROM = 0.8  # --size SMALL:LARGE trains at LARGE from this share of the epochs on
-HALF_A_MINUTE = 30  # seconds: a checkpoint is 150 MB, so epochs that end faster share one
+BETWEEN_CHECKPOINTS = 30  # seconds: a checkpoint is 150 MB, so epochs that end faster share one
 
 
 def build_parser() -> common.Parser:
@@ -169,15 +169,15 @@ def main(argv: list[str] | None = None) -> None:
 
         # Begin, or go on from the checkpoint
         parts = Parts(method, optimizer, scaler)
-        progress, found = load_checkpoint(out, parts, config, chosen, images.digest)
+        about = about_backbone(args, images)
+        progress, found = load_checkpoint(out, parts, config, chosen, images.digest, about)
         stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
         say_where_it_stands(say, progress, found, stop_epoch, args, out)
-        about = about_backbone(args, images)
         save = Saver(out, parts, config, about, images.digest, found) if lead else silent
         if lead:
-            write_beginning(out, config | common.about(device), about, loader, images)
+            write_beginning(out, config | common.about(device), about, loader, images, fresh=not found)
         stop, steps, warmup = StopFlag(ranks), plan.steps(), round(args.warmup_epochs * plan.steps())
-        bar = make_bar(args.epochs, plan.images, progress, steps, lead)
+        bar = make_bar(args.epochs, plan.shown(), progress, steps, lead)
         for epoch in range(progress.epoch, stop_epoch):
             loader.size = size_at(args.size, epoch, args.epochs)
             watch, losses = Watch(progress), Losses(progress.loss, device, epoch, out)
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
             row = {
                 "epoch": epoch + 1,
                 "loss": mean_over_ranks(losses.total() / steps, ranks, device),
-                "chance_loss": method.chance_loss(plan.largest() * ranks),
+                "chance_loss": method.chance_loss(plan.largest() * ranks // args.accumulate),
                 "lr": learning_rate(epoch * steps + steps - 1, args.epochs * steps, warmup, args.lr),
                 **check_features(method.backbone, images, args, dtype, checks and images.knn),
                 "images_per_s": steps * plan.largest() * ranks / watch.trained,
@@ -229,7 +229,10 @@ def size_schedule(text: str) -> int | str:
     parts = text.split(":")
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not one size in pixels, nor two as in 32:64")
-    return ":".join(str(common.side(part)) for part in parts)
+    small, large = map(common.side, parts)
+    if small >= large:
+        raise argparse.ArgumentTypeError(f"{text!r} does not grow: the small size comes first, as in 32:64")
+    return f"{small}:{large}"
 
 
 def size_at(size: int | str, epoch: int, epochs: int) -> int:
@@ -300,13 +303,13 @@ def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[s
     chosen = {name for name in ("device", "precision", "loader") if getattr(args, name) == "auto"}
     args.precision = common.resolve_precision(args.precision, device)
     args.device = device.type
-    if args.graph and (device.type, args.precision == "fp16", ranks, args.accumulate) != (
-        "cuda",
-        False,
-        1,
-        1,
-    ):
+    one_part = ranks == args.accumulate == 1
+    if args.graph and not (device.type == "cuda" and args.precision != "fp16" and one_part):
         raise ConfigError("--graph is for one GPU, bf16 or fp32, and steps of one part: leave it out")
+    if args.profile and ranks > 1:
+        raise ConfigError("--profile is for one process: leave torchrun out")
+    if args.method == "moco" and args.bn_splits % ranks:
+        raise ConfigError(f"--bn-splits {args.bn_splits} does not divide among {ranks} ranks")
     return chosen
 
 
@@ -376,6 +379,8 @@ def build_method(args: argparse.Namespace, init: str | None = None) -> torch.nn.
     """The method of the flags, on a backbone of the flags."""
     parameters = inspect.signature(METHODS[args.method]).parameters
     values = {name: getattr(args, FLAG_OF.get(name, name)) for name in parameters if name != "backbone"}
+    if "key_momentum" in values:
+        values["key_momentum"] **= 1 / args.accumulate  # the key encoder moves once a part
     backbone = build_backbone(args.arch, init or args.init, maxpool=args.maxpool)
     return METHODS[args.method](backbone, **values)
 
@@ -386,10 +391,9 @@ def refuse_too_large(args: argparse.Namespace, device: torch.device) -> None:
     with torch.device("meta"):
         method = build_method(args, init="random")
     needed = 16 * sum(p.numel() for p in method.parameters()) + sum(4 * b.numel() for b in method.buffers())
+    memory = common.memory()
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise ConfigError(
             f"not enough memory: this network takes {needed / 1e9:.1f} GB to train, and {device.type} has "
@@ -452,7 +456,7 @@ def finish_epoch(out: Path, progress: Progress, backbone, about: dict, save: Sav
     killed in between writes them again."""
     common.write_csv(out / "log.csv", progress.log)
     file = out / "checkpoint.pt"
-    if due or not file.exists() or time.time() - file.stat().st_mtime > HALF_A_MINUTE:
+    if due or not file.exists() or time.time() - file.stat().st_mtime > BETWEEN_CHECKPOINTS:
         save_backbone(backbone, out / "backbone.pth", about)
         save(progress)
 
@@ -510,7 +514,10 @@ def tell(say, config: dict, images: Images, args: argparse.Namespace, why: str) 
 def why_no_votes(table: Table) -> str:
     """Which split lacks labelled images for a k-NN check, why, and what to do."""
     labelled = table.rows(table.labels >= 0)
-    lacks_train = table.classes and not (labelled.split == "train").any()
+    voters = int((labelled.split == "train").sum())
+    if 0 < voters < min(FEWEST, (table.split == "train").sum()):
+        return f"{voters} labelled training images among unlabelled ones are too few to vote"
+    lacks_train = table.classes and not voters
     return explain_empty(labelled, "train" if lacks_train else "val")
 
 
@@ -531,12 +538,13 @@ def size_line(size: int | str, images: Images) -> str:
 LEFT = {"backbone": "backbone.pth", "log": "log.csv", "views": "views.png", "curve": "curve.png"}
 
 
-def write_beginning(out: Path, config: dict, about: dict, loader, images: Images) -> None:
-    """config.yaml and views.png, where they are not there."""
-    if not (out / "config.yaml").exists():
+def write_beginning(out: Path, config: dict, about: dict, loader, images: Images, fresh: bool) -> None:
+    """config.yaml and views.png, where they are not there; of a run that begins `fresh` also over those that
+    a run without a checkpoint has left."""
+    if fresh or not (out / "config.yaml").exists():
         told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
         common.write_yaml(out / "config.yaml", config | told)
-    if not (out / "views.png").exists():
+    if fresh or not (out / "views.png").exists():
         view1, view2 = next(iter(loader.epoch(0)))
         save_views(view1, view2, images.mean, images.std, out / "views.png")
 

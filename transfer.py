@@ -33,7 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 import common
-from common import ConfigError, DataError, WeightsError, number
+from common import ConfigError, DataError, WeightsError, harmless, number
 from data.augment import Recipe, draw, view
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
@@ -44,10 +44,10 @@ from models.backbone import backbone_width, build_backbone, extract_features, pr
 from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from scores import TASKS, Metrics, Task, measure
-from scores.choice import FEW, SETTING, ratio_name
+from scores.choice import FEW, SETTING, exact, ratio_name
 from scores.metrics import ALL, rows_of_a_cell
 from scores.printed import table
-from scores.results import CELL, COLUMNS, Key, Results, exact, harmless, write_confusion, write_embeddings
+from scores.results import CELL, COLUMNS, Key, Results, write_confusion, write_embeddings
 
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
 SPLITS = ("train", "val", "test")
@@ -874,7 +874,8 @@ class Work:
         return sum(self.costs[key] for key in self.done)
 
     def add(self, cell: Cell, outcome: Outcome, seconds: float) -> None:
-        """Write what a cell gave: the confusion of scenes and the model first, its rows last."""
+        """Write what a cell gave: the confusion of scenes and the model, both of its best epoch, then its
+        rows."""
         data, key = self.data, self.keys[cell]
         if self.study.task == "scene":
             ratio = exact(cell.ratio).replace("/", "-per-")

@@ -13,7 +13,6 @@ GDAL's tags, https://gdal.org/en/stable/drivers/raster/gtiff.html.
 import contextlib
 import io
 import mmap
-import os
 import struct
 import warnings
 import zlib
@@ -26,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 import common
+from common import DataError, memory
 from data import tiff
-from data.tables import DataError
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_BYTES = 273, 274, 277, 278, 279
@@ -36,7 +35,8 @@ EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 338, 339, 347, 530
 PIXEL_SCALE, TIE_POINT, TRANSFORM = 33550, 33922, 34264
 GEO_KEYS, GEO_DOUBLES, GEO_TEXT = 34735, 34736, 34737
 GDAL_METADATA, GDAL_NODATA = 42112, 42113
-RASTER_TYPE, MODEL_TYPE, GEOGRAPHIC_CRS, PROJECTED_CRS = 1025, 1024, 2048, 3072  # GeoTIFF keys
+PLACED = {PIXEL_SCALE, TRANSFORM, GDAL_NODATA}  # tags of a file that says where it lies, or what is no data
+RASTER_TYPE, MODEL_TYPE = 1025, 1024  # GeoTIFF keys
 
 FORMATS = {  # type of a tag's values -> struct's letter
     1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i",
@@ -317,11 +317,6 @@ class Tiff:
             return place
         area = tuple(1 if keys[i - 3 : i] == (RASTER_TYPE, 0, 1) else key for i, key in enumerate(keys))
         return place._replace(keys=area).grid(-0.5, -0.5, 1)  # the tie point was a pixel's centre
-
-
-def memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def has_mask(file: Path) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from data.dali import DaliLoader
 
 BANK, QUERIES = 5000, 2000  # images at most: k-NN neighbours, k-NN queries
+FEWEST = 20  # labelled images among unlabelled ones that vote
 
 
 class Images(NamedTuple):
@@ -64,11 +65,14 @@ def open_images(source: Source, subset: float, seed: int, batch_size: int, repor
     bank, queries = knn_sample(table, train)
     stamp = stamp_of(table.root, checked)
     sample = np.concatenate([bank, queries])
-    files = table.files[sample]
-    pixels = load_pixels(
-        table.root, files, height, width, cache=source.cache, workers=source.workers, stamp=stamp
-    )
-    mean, std = statistics_of(pixels[: len(bank)])
+
+    def decoded(rows: np.ndarray) -> torch.Tensor:
+        files, options = table.files[rows], {"cache": source.cache, "workers": source.workers}
+        return load_pixels(table.root, files, height, width, stamp=stamp, **options)
+
+    pixels = decoded(sample)
+    some = at_most(BANK, train)
+    mean, std = statistics_of(pixels[: len(bank)] if np.array_equal(bank, some) else decoded(some))
     knn = len(queries) > 0 and bool((table.labels[bank] >= 0).all())
     digest = digest_of(table, checked)
     return Images(
@@ -80,10 +84,14 @@ def knn_sample(table: Table, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """(training rows, labelled held-out rows) for the checks: at most BANK and QUERIES, the same for every
     seed."""
     labelled = train[table.labels[train] >= 0]
-    bank = labelled if len(labelled) else train
+    few = len(labelled) < min(FEWEST, len(train))
     queries = np.flatnonzero((table.split == "val") & (table.labels >= 0))
-    bank = np.sort(np.random.default_rng(0).permutation(bank)[:BANK])
-    return bank, np.sort(np.random.default_rng(0).permutation(queries)[:QUERIES])
+    return at_most(BANK, train if few else labelled), at_most(QUERIES, queries)
+
+
+def at_most(count: int, rows: np.ndarray) -> np.ndarray:
+    """`count` of the rows, or all, in their order; always the same ones."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:count])
 
 
 def choose_loader(loader: str, device: torch.device, size: int, nbytes: int) -> tuple[str, str]:
@@ -134,6 +142,7 @@ def make_loader(
             cache=source.cache,
             workers=source.workers,
             stamp=images.stamp,
+            share=plan.ranks > 1,
         )
         normal = images.mean, images.std
         return TorchLoader(pixels, plan, options["size"], *normal, device, options["dtype"])

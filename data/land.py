@@ -65,6 +65,8 @@ def read_land(root: Folder) -> list[Part]:
     splits = {}
     for folder in images.folders:
         name = split_name(folder.name)
+        if name is None:
+            continue
         if name in splits:
             raise DataError(f"{images.path}: {splits[name].name} and {folder.name} are both {name}: keep one")
         splits[name] = folder
@@ -137,7 +139,7 @@ def read_cells(file: Path) -> pd.DataFrame:
             io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False
         )
     except (ValueError, pd.errors.ParserError) as error:
-        raise DataError(f"{file}: not a readable CSV ({first_line(error)})") from None
+        raise DataError(f"{file}: not a readable CSV ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(cells.index, pd.RangeIndex):
         raise DataError(f"{file}: the lines hold more cells than the header")
     if cells.shape[1] <= FIRST_FRACTION:
@@ -154,11 +156,6 @@ def read_cells(file: Path) -> pd.DataFrame:
     if cells.empty:
         raise DataError(f"{file}: holds no line below its header")
     return cells
-
-
-def first_line(error: Exception) -> str:
-    """The start of an error's message, on one line."""
-    return " ".join(str(error).split())[:120]
 
 
 def fraction_columns(file: Path, cells: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from common import harmless
+
 SPLITS = {  # what people call a split -> split
     "train": "train",
     "training": "train",
@@ -133,12 +135,7 @@ def class_name(folder: str) -> str:
     A name that a spreadsheet would run as a formula (`=HYPERLINK(…)`) gets an apostrophe in front, so that
     every CSV written later is safe to open.
     """
-    return safe_text(paper_name(folder) or folder)
-
-
-def safe_text(name: str) -> str:
-    """The name, quoted with an apostrophe where a spreadsheet would take it for a formula."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+    return harmless(paper_name(folder) or folder)
 
 
 def land_names(columns: list[str]) -> list[str]:
@@ -148,7 +145,7 @@ def land_names(columns: list[str]) -> list[str]:
     for short, name in LAND_NAMES.items():
         known[bare_name(short)] = known[bare_name(name)] = name
     names = [known.get(bare_name(column)) for column in columns]
-    return [safe_text(name) for name in (columns if None in names else names)]
+    return [harmless(name) for name in (columns if None in names else names)]
 
 
 def bare_name(name: str) -> str:

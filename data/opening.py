@@ -15,11 +15,12 @@ import torch
 from tqdm import tqdm
 
 import common
+from common import DataError
 from data.check import check_files
 from data.pixels import channel_statistics
 from data.splits import explain_empty
 from data.synthetic import write_scenes
-from data.tables import DataError, Table, load_table
+from data.tables import Table, load_table
 
 
 class Source(NamedTuple):
@@ -46,8 +47,8 @@ class Source(NamedTuple):
             cache=Path(args.cache),
             workers=args.workers,
             skip_bad_files=args.skip_bad_files,
-            splits=getattr(args, "splits", None),
-            split=getattr(args, "split", "paper"),
+            splits=args.splits,
+            split=args.split,
         )
 
 
@@ -95,7 +96,7 @@ def tell_duplicates(table: Table, checked: pd.DataFrame, cache: Path) -> None:
     table."""
     file = cache / f"duplicates-{digest_of(table, checked)}.csv"
     if file.exists():
-        found = pd.read_csv(file, dtype=str, keep_default_na=False)
+        found = pd.read_csv(file, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
     else:
         found = find_duplicates(table, checked["bytes"].to_numpy())
         common.write_csv(file, found)

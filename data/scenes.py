@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from common import DataError
-from data.geotiff import Place, Tiff, is_tiff, memory
+from common import DataError, memory
+from data.geotiff import PLACED, Place, Tiff, has_mask, is_tiff
 from data.pixels import orientation_of, picture, upright
 
 SAMPLE, BLOCKS = 512, 8  # values are judged from blocks of that side, this many down and across at most
@@ -130,10 +130,10 @@ def open_scene(file: Path) -> Scene:
     except OSError as error:
         raise DataError(f"{file}: not a readable image ({error})") from None
     except DataError:
-        try:
+        if has_mask(file) or is_placed(file):  # a picture has neither
+            raise
+        with contextlib.suppress(DataError):
             return open_picture(file)  # 8-bit with a colour table, turned, …
-        except DataError:
-            pass
         raise
     if tiff is None:
         return open_picture(file)
@@ -141,6 +141,13 @@ def open_scene(file: Path) -> Scene:
     tiff.refuse_large_chunks()
     size = (tiff.height, tiff.width, tiff.bands)
     return Scene(file, *size, tiff.dtype, tiff.alpha(), tiff.nodata(), tiff.place(), tiff)
+
+
+def is_placed(file: Path) -> bool:
+    """Whether a TIFF says where it lies or which value means no data."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(file) as image:
+        return not PLACED.isdisjoint(image.tag_v2)
+    return False
 
 
 def open_picture(file: Path) -> Scene:

@@ -13,6 +13,7 @@ from common import ConfigError, first_line, replacing
 # Flags that do not change what is learned: a run may go on with others
 NO_EFFECT = {
     "out",
+    "knn_every",
     "cache",
     "workers",
     "stop_epoch",
@@ -80,12 +81,13 @@ def previous_of(file: Path) -> Path:
 
 
 def load_checkpoint(
-    out: Path, parts: Parts, config: dict, chosen: set[str], digest: str
+    out: Path, parts: Parts, config: dict, chosen: set[str], digest: str, about: dict | None = None
 ) -> tuple[Progress, str]:
     """(where the run of `out` stands, which file said so): a new Progress and "" where there is none.
 
     Fills `parts` and sets torch's random state. ConfigError names the difference where the run had other
-    flags or other data; flags in `chosen`, which this machine and not the user chose, do not count.
+    flags, other data or, in `about`, other statistics; flags in `chosen`, which this machine and not the user
+    chose, do not count.
     """
     file, state = read_checkpoint(out)
     if state is None:
@@ -102,6 +104,12 @@ def load_checkpoint(
             f"{file} began with other data: names, sizes, dates or splits of the images differ now "
             f"(were {state['digest']}, are {digest}): bring them back, or choose another --out"
         )
+    for name in ("mean", "std") if about else ():
+        if state["about"][name] != about[name]:
+            raise ConfigError(
+                f"{file} began with another {name} ({state['about'][name]}, now {about[name]}): the file of "
+                "--init has changed: bring it back, or choose another --out"
+            )
     try:
         parts.method.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])

@@ -45,6 +45,7 @@ def in_columns(first: list[Line2D], second: list[Line2D]) -> tuple[list[Line2D],
     its own, filled up with blanks."""
     long = max((len(str(key.get_label())) for key in first), default=0) > LONG
     height = max(2, len(first) if long else -(-len(first) // 2))
-    for keys in (first, second):
-        keys += [Line2D([], [], **BLANK) for _ in range(-len(keys) % height)]
-    return first + second, (len(first) + len(second)) // height
+    keys = []
+    for part in (first, second):
+        keys += [*part, *(Line2D([], [], **BLANK) for _ in range(-len(part) % height))]
+    return keys, len(keys) // height

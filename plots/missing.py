@@ -9,8 +9,7 @@ import pandas as pd
 
 from plots.reading import read_quietly
 from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
-from scores.choice import SETTING
-from scores.results import exact
+from scores.choice import SETTING, exact
 
 DATA = "DATA"  # stands for a folder that no file here names
 SHOWN = 6  # missing cells that are named

@@ -154,7 +154,8 @@ def class_differences(test: pd.DataFrame, task: str, init: str, reference: str) 
     rows, lines = headline(test, task), []
     parts = rows[rows["class"] != "all"]
     values = parts.pivot(index=["class", "ratio", "seed"], columns="init", values="value")
-    for (name, ratio), cell in values[[init, reference]].dropna().groupby(level=["class", "ratio"]):
+    both = values.reindex(columns=[init, reference]).dropna()
+    for (name, ratio), cell in both.groupby(level=["class", "ratio"]):
         a, b = cell[init].to_numpy(), cell[reference].to_numpy()
         named = {"class": name, "ratio": ratio, "unit": rows.unit.iloc[0]}
         lines.append(named | {"difference": (a - b).mean(), "n": len(a), "p": paired_p(a, b)})

@@ -58,6 +58,13 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=SUMMARY)
 
 
+def exact(number: float | str) -> str:
+    """The shortest text that reads back as the same number: 20240101, 0.1, 33.333333; text stays as it is."""
+    if isinstance(number, str):
+        return number
+    return str(int(number)) if float(number).is_integer() else repr(float(number))
+
+
 def ratio_name(ratio: float | str) -> str:
     """`25 %` of the training images, or `10/class`, as the column ratio has it."""
     return str(ratio) if "/" in str(ratio) else f"{float(ratio):g} %"

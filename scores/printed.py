@@ -4,6 +4,7 @@ import sys
 
 import pandas as pd
 
+from common import counted
 from scores.choice import ratio_name, ratio_rank, summarise
 from scores.metrics import TASKS, sign_of
 
@@ -25,21 +26,19 @@ def table(rows: pd.DataFrame, task: str) -> str:
     if several:
         columns = [ratio_name(ratio) for ratio in sorted(found.ratio.unique(), key=ratio_rank)]
     signs = {column: TASKS[task].sign if several else sign_of(column) for column in columns}
-    best = {c: (signs[c] * found[found.column == c]["mean"]).idxmax() for c in columns}
+    known = found.dropna(subset=["mean"])
+    best = {c: (signs[c] * cells["mean"]).idxmax() for c, cells in known.groupby("column")}
 
     shown = TASKS[task].metric if several else task
-    title = f"{shown} on test, mean ± standard deviation over {seeds(found.n.min())}"
+    title = f"{shown} on test, mean ± standard deviation over {counted(found.n.min(), 'seed')}"
     lines = [title, " " * 24 + "".join(f"{column:>18}" for column in columns)]
     for (init, mode), cells in found.groupby(["init", "mode"], sort=False):
-        entries = {cell.column: entry(cell, cell.Index == best[cell.column]) for cell in cells.itertuples()}
+        winners = cells.index.isin(best.values())
+        entries = {c.column: entry(c, winner) for c, winner in zip(cells.itertuples(), winners)}
         lines.append(f"{init[:13]:13} {mode:10}" + "".join(entries.get(c, " " * 18) for c in columns))
     if several and others:
         lines.append(f"in summary.csv also {', '.join(others)}")
     return "\n".join(lines)
-
-
-def seeds(count: int) -> str:
-    return f"{count} seed" if count == 1 else f"{count} seeds"
 
 
 def entry(cell: tuple, best: bool) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 from sklearn import metrics
 
-from common import ConfigError, replacing, write_csv, write_yaml
+from common import ConfigError, harmless, replacing, write_csv, write_yaml
 from scores.choice import SETTING, summarise
 
 CELL = ["task", "data", "init", "mode", "ratio", "seed"]
@@ -21,18 +21,6 @@ RESULT = ["epoch", "split", "metric", "class"]  # what differs within a cell
 COLUMNS = [*CELL, *RESULT, "value", *SETTING, "images", "seconds", "commit"]
 
 Key = tuple[str, ...]  # the text of CELL and SETTING
-
-
-def exact(number: float | str) -> str:
-    """The shortest text that reads back as the same number: 20240101, 0.1, 33.333333; text stays as it is."""
-    if isinstance(number, str):
-        return number
-    return str(int(number)) if float(number).is_integer() else repr(float(number))
-
-
-def harmless(text: str) -> str:
-    """A name that a spreadsheet shows, and does not compute: `=1+1` becomes `'=1+1`."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 class Results:
@@ -75,7 +63,9 @@ class Results:
         if not content:
             return pd.DataFrame(columns=COLUMNS, dtype=str)
         try:
-            rows = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+            rows = pd.read_csv(
+                io.BytesIO(content), dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
+            )
         except ValueError as error:  # pandas' parser errors are ValueErrors
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.file}: not a readable CSV ({reason}): move it away") from None
@@ -163,7 +153,7 @@ def is_whole(rows: pd.DataFrame) -> pd.Series:
 
 
 def text_of(rows: pd.DataFrame, header: bool = False) -> bytes:
-    return rows.to_csv(index=False, header=header).encode()
+    return rows.to_csv(index=False, header=header).encode(errors="surrogateescape")
 
 
 def write_confusion(file: Path, truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> None:

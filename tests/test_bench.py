@@ -164,7 +164,7 @@ def test_one_command_prints_and_writes_the_table_and_replaces_the_one_before(tin
     assert (measured.value > 0).all() and (measured.n == 1).all()
     said = capsys.readouterr().out
     assert re.search(r"32 px: \d+ images/s .* times the usual stack in fp32", said)
-    assert "the paper's 136,414 images in 500 epochs" in said
+    assert "the paper's 175,381 images in 500 epochs" in said
 
 
 def test_quick_says_one_sentence_and_writes_nothing(tiny, tmp_path, capsys):
@@ -177,7 +177,17 @@ def test_quick_says_one_sentence_and_writes_nothing(tiny, tmp_path, capsys):
 def test_quick_without_data_tells_the_hours_of_the_paper(tiny, capsys):
     places = tiny.index("--data")
     bench.main([*tiny[:places], *tiny[places + 2 :], "--quick"])
-    assert ": 136,414 images in 500 epochs take" in capsys.readouterr().out.strip().splitlines()[-1]
+    assert ": 175,381 images in 500 epochs take" in capsys.readouterr().out.strip().splitlines()[-1]
+
+
+def test_the_loader_is_chosen_by_all_images_not_by_those_that_are_read(tiny, monkeypatch):
+    """A data set that does not fit on the GPU is measured as it would be trained on."""
+    asked = []
+    monkeypatch.setattr(bench, "choose_loader", lambda *words: (asked.append(words[-1]), ("dali", ""))[1])
+    args = bench.build_parser().parse_args([*tiny, "--images", "1000000"])
+    case = bench.make_case(Setting(32, 8), args, torch.device("cpu"))
+    assert bench.best_kind(case) == "dali"
+    assert asked == [1_000_000 * case.images.pixels[0].nbytes]
 
 
 def test_quick_takes_fewer_images_a_step_where_a_step_takes_long(tiny, capsys, monkeypatch):

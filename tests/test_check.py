@@ -15,7 +15,7 @@ from PIL import Image
 import common
 from data import check
 from data.check import check_files
-from data.opening import manifest_of
+from data.opening import Source, manifest_of, open_table
 
 
 def encoded(format: str, mode: str = "RGB", seed: int = 0, **options) -> bytes:
@@ -349,3 +349,18 @@ def test_a_manifest_made_under_other_rules_is_made_anew(root, manifest, monkeypa
     assert check_files(root, files, manifest, 1)["problem"].tolist() == [""]
     monkeypatch.setattr(check, "RULES", check.RULES + 1)
     assert check_files(root, files, manifest, 1)["problem"].tolist() == ["holds only zeros"]
+
+
+@pytest.mark.parametrize("files", [{b"caf\xe9.jpg": b""}, {b"caf\xe9.jpg": JPEG, b"two.jpg": JPEG}])
+def test_names_in_another_encoding_are_listed(root, tmp_path, files):
+    """Of bad files and of duplicates, written and read back."""
+    try:
+        write(root, {os.fsdecode(name): content for name, content in files.items()} | {"good.jpg": JPEG})
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    source = Source(str(root), "pure", 60, 32, tmp_path / "cache", 1, skip_bad_files=True)
+    for _ in range(2):
+        table, _ = open_table(source, tmp_path / "bad.csv")
+    assert len(table.files) == sum(map(bool, files.values())) + 1
+    (listed,) = [*tmp_path.glob("bad.csv")] or tmp_path.glob("cache/duplicates-*.csv")
+    assert b"caf\xe9.jpg" in listed.read_bytes()

@@ -495,6 +495,11 @@ def test_land_at_both_levels_and_each_alone(tmp_path):
     assert load_table(tmp_path / "Level_N1").root.name == "Level_N1"
 
 
+def test_land_beside_folders_of_other_names(tmp_path):
+    plant(land_of(tmp_path), "Level_N2/RGB Images/old/000.jpg", "Level_N2/RGB Images/backup/000.jpg")
+    assert len(load_table(tmp_path).files) == 9
+
+
 def test_land_in_per_cent_and_sums_that_miss_one(tmp_path):
     percent = [[f"00{i}.jpg", 50, 25, 12.5, 12.5, "A"] for i in range(3)]
     table = load_table(land_of(tmp_path / "percent", percent))

@@ -113,6 +113,21 @@ def test_names_every_broken_recipe_before_it_begins(both, tmp_path, capsys, monk
     assert "simsiam" not in error and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "ranks"),
+    [
+        ({"batch_size": 512, "bn_splits": None}, 0, 1),
+        ({"batch_size": 512, "bn_splits": None}, 3, 2),
+        ({"batch_size": 512, "bn_splits": None}, 8, 8),
+        ({"batch_size": 512, "bn_splits": 1}, 8, 1),
+        ({"batch_size": 128, "bn_splits": 4}, 8, 4),
+    ],
+)
+def test_a_pretraining_takes_the_gpus_that_its_recipe_divides_among(monkeypatch, recipe, gpus, ranks):
+    monkeypatch.setattr(paper, "gpus", lambda: gpus)
+    assert paper.ranks_for(recipe) == ranks
+
+
 def test_refuses_a_class_without_training_images_before_it_begins(both, tmp_path, capsys, quick):
     for split, classes in (("train", "ab"), ("val", "ab"), ("test", "abc")):
         for name in classes:

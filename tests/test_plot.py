@@ -308,6 +308,28 @@ def test_mean_std_and_n_over_the_seeds(tmp_path):
     assert (line["mean"], line["std"], line.n) == pytest.approx((0.3, math.sqrt((0.04 + 0.01 + 0.09) / 2), 3))
 
 
+def test_results_without_classes_are_drawn(tmp_path):
+    rows = [
+        row("scene", init, "finetune", ratio, seed, "f1_macro", "all", 0.5 + 0.1 * seed)
+        for init in ("random", "barlow")
+        for ratio in (5, 100)
+        for seed in (0, 1)
+    ]
+    write_rows(tmp_path / "results.csv", rows)
+    words = [
+        "--runs",
+        "--results",
+        tmp_path / "results.csv",
+        "--format",
+        "png",
+        "--out",
+        tmp_path / "figures",
+    ]
+    plot.main(list(map(str, words)))
+    assert list((tmp_path / "figures").glob("fig6-*.png"))
+    assert not list((tmp_path / "figures").glob("fig7*"))
+
+
 def test_comparison_by_hand(tmp_path):
     """Two classes, two ratios, a seed that the baseline lacks; the t of one degree of freedom by hand."""
     ours = {

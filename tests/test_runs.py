@@ -22,7 +22,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import common
 import train_ssl
-from models.backbone import build_backbone, read_weights
+from models import METHODS
+from models.backbone import build_backbone, read_weights, save_backbone
 from models.checkpoint import KEPT, Parts, Progress, load_checkpoint, read_checkpoint
 from models.diagnostics import diagnose
 from models.optimisers import LARS, make_optimizer
@@ -216,6 +217,58 @@ def test_unlabelled_training_images_leave_the_vote_blank(tmp_path, capsys):
     train_ssl.main([str(f) for f in ["--method", "simclr", *flags]])
     assert "k-NN checks: off" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "run" / "log.csv").knn_macro_f1.isna().all()
+
+
+def test_few_labelled_images_do_not_stand_for_all(tmp_path, capsys):
+    """Mean and deviation are those of all training images, and one labelled image votes for nothing."""
+    rng = np.random.default_rng(0)
+    for place, low, count in (("train", 200, 30), ("train/A", 0, 1), ("val/A", 0, 20), ("val/B", 0, 20)):
+        (tmp_path / "data" / place).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = rng.integers(low, low + 50, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / place / f"{i}.png")
+    flags = ["--data", tmp_path / "data", "--size", "32", "--batch-size", "10", "--epochs", "1"]
+    flags += ["--hidden", "8", "--out-dim", "8", "--device", "cpu"]
+    flags += ["--out", tmp_path / "run", "--cache", tmp_path / "cache"]
+    train_ssl.main([str(f) for f in ["--method", "simclr", *flags]])
+    assert "off: 1 labelled training images among unlabelled ones are too few" in capsys.readouterr().out
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert min(config["mean"]) > 0.8
+    assert pd.read_csv(tmp_path / "run" / "log.csv").feature_std.notna().all()
+
+
+def test_a_run_that_died_before_its_first_checkpoint_leaves_no_record(simclr, tmp_path, capsys, monkeypatch):
+    """The refusal says to lower --lr in the same directory: config.yaml is then that of the second run."""
+    forward = METHODS["simclr"].forward
+    with monkeypatch.context() as broken:
+        broken.setattr(METHODS["simclr"], "forward", lambda self, a, b: forward(self, a, b) * float("nan"))
+        error = refused(capsys, train_ssl.main, *simclr, "--lr", "0.5")
+    assert "not finite" in error and (tmp_path / "run" / "config.yaml").exists()
+    (tmp_path / "run" / "views.png").write_bytes(b"old")
+    train_ssl.main([*simclr, "--lr", "0.001"])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["lr"] == 0.001
+    assert (tmp_path / "run" / "views.png").read_bytes() != b"old"
+
+
+def test_parts_of_a_step_move_the_key_encoder_as_one_and_count_their_own_chance(tiny, tmp_path):
+    args = train_ssl.read_flags(
+        train_ssl.build_parser(), ["--method", "moco", "--accumulate", "4", "--key-momentum", "0.9"]
+    )
+    assert train_ssl.build_method(args).key_momentum ** 4 == pytest.approx(0.9)
+    flags = ["--method", "simclr", *tiny, "--accumulate", "3", "--epochs", "1"]
+    train_ssl.main(flags)
+    chance = pd.read_csv(tmp_path / "run" / "log.csv").chance_loss.item()
+    assert chance == pytest.approx(np.log(2 * 9 - 1))
+
+
+def test_a_run_does_not_go_on_with_the_statistics_of_other_weights(simclr, tmp_path, capsys):
+    train_ssl.main([*simclr, "--stop-epoch", "1"])
+    shutil.copy(tmp_path / "run" / "backbone.pth", tmp_path / "start.pth")
+    second = [*simclr, "--init", str(tmp_path / "start.pth"), "--out", str(tmp_path / "second")]
+    train_ssl.main([*second, "--stop-epoch", "1"])
+    about = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32, "maxpool": True}
+    save_backbone(build_backbone(), tmp_path / "start.pth", about)
+    assert "began with another mean" in refused(capsys, train_ssl.main, *second)
 
 
 def test_sizes_that_grow_resume_and_are_written_as_text(simclr, tmp_path):

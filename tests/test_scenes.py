@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import refused
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 import predict
 from common import DataError
@@ -468,6 +468,24 @@ def test_every_class_keeps_a_column():
         "class (share)",
     ]
     assert predict.columns_of(["x", "y", "b"]) == ["x (share)", "y (share)", "b"]
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_colour_table_does_not_cost_the_place(tmp_path, placed):
+    """A GeoTIFF with one would be mapped without its coordinates; a plain picture has none to lose."""
+    file = tmp_path / "palette.tif"
+    picture = Image.fromarray(values("uint8", 3).transpose(1, 2, 0)).quantize(16)
+    tags = {33550: (10.0, 10.0, 0.0), 33922: (0.0, 0.0, 0.0, 5e5, 5e6, 0.0)}
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, numbers in tags.items() if placed else ():
+        info.tagtype[tag] = 12
+        info[tag] = numbers
+    picture.save(file, tiffinfo=info)
+    if placed:
+        with pytest.raises(DataError, match="-expand rgb"):
+            open_scene(file)
+    else:
+        assert open_scene(file).bands == 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -16,8 +16,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from common import ConfigError
 from models.probe import linear_heads, nearest, principal_axes, probabilities
 from scores import choose_epoch, fraction_metrics, scene_metrics, summarise
-from scores.choice import ratio_name, ratio_rank
-from scores.results import COLUMNS, Results, exact, write_confusion
+from scores.choice import exact, ratio_name, ratio_rank
+from scores.printed import table
+from scores.results import COLUMNS, Results, write_confusion
 
 CLASSES = list("abcdefghij")
 
@@ -107,6 +108,21 @@ def test_nearest_neighbours():
 
 
 # results.csv
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_a_metric_without_a_number_is_printed():
+    """R2 of one test image; the table has no best of it."""
+    rows = lines({(0, 1): 0.5}, "test") + lines({(0, 1): float("nan")}, "test", "r2")
+    assert "nan" in table(pd.DataFrame(rows), "fraction")
+
+
+def test_names_in_another_encoding_are_written_and_read(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    rows = pd.DataFrame([line | {"class": name} for line in lines({(0, 1): 0.5})], columns=COLUMNS)
+    Results(tmp_path).add(("a",), rows)
+    assert Results(tmp_path).read()["class"].tolist() == [name]
+    assert b"caf\xe9" in (tmp_path / "results.csv").read_bytes()
 
 
 def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path):
