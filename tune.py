@@ -18,7 +18,8 @@ afresh with --epochs RUNG.
 
 The metric is log.csv's at the rung, or the mean of summary.csv's val rows (so tune one init, mode and ratio
 at a time). Less is better for loss, rmse, mae, error and seconds. With --seeds-per-trial N a trial is N runs,
-of the script's --seed and those after it, and counts by their mean. Features that collapse end a trial
+of the script's --seed and those after it, and counts by their mean (transfer.py has --seeds of its own: set
+it to 1, or leave --seeds-per-trial out). Features that collapse end a trial
 (`collapsed_below` in its config.yaml). --budget-minutes M stops a run that has trained for M minutes over all
 its rungs: it is marked `over budget` beside the metric of its last check (`knn_every: 1` checks every epoch),
 and is neither ranked nor promoted; the search goes on.
