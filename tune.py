@@ -1219,7 +1219,9 @@ def read_yaml(path: Path) -> dict:
 
 
 def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; never in the place of a folder, a device or a pipe."""
+    if (path.exists() and not path.is_file()) or str(path.absolute().parent) in ("/dev", "/dev/fd"):
+        raise ConfigError(f"{path} is a folder or a device: name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")

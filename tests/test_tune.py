@@ -531,6 +531,14 @@ def test_the_runs_of_a_trial_share_no_seed(workplace, monkeypatch):
     assert [(config["seed"], str(config["seeds"])) for config in configs] == [(7, "1"), (8, "1")]
 
 
+def test_the_plan_takes_no_place_of_a_pipe(workplace, monkeypatch, capsys):
+    os.mkfifo("pipe")
+    with pytest.raises(SystemExit) as stop:
+        search(monkeypatch, {"lr": [1]}, "--dry-run", "--plan-to", "pipe")
+    assert stop.value.code == 2 and "pipe is a folder or a device" in capsys.readouterr().err
+    assert Path("pipe").is_fifo()
+
+
 def test_a_dollar_in_a_value_is_drawn(workplace, monkeypatch):
     monkeypatch.setattr(tune, "draw_picture", draw_picture)
     search(monkeypatch, {"init": ["a$^$b", "c"]}, "--max-epochs", "1")
