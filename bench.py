@@ -202,6 +202,9 @@ def main(argv: list[str] | None = None) -> None:
         mode = "compiled" if args.compile else "eager"
         return say(picture(make_case(settings[0], args, device), mode, Path(args.picture)))
 
+    name = name_for_file(device, about["device_name"])
+    out = Path(args.out or common.ROOT / "results" / f"bench-{name}.csv")
+    out.parent.mkdir(parents=True, exist_ok=True)
     ceilings = measure_ceilings(device)
     rows = rows_of_ceilings(ceilings)
     for i, setting in enumerate(settings):
@@ -214,9 +217,6 @@ def main(argv: list[str] | None = None) -> None:
     say(shown(table))
     for line in summary(table, settings):
         say(line)
-    name = name_for_file(device, about["device_name"])
-    out = Path(args.out or common.ROOT / "results" / f"bench-{name}.csv")
-    out.parent.mkdir(parents=True, exist_ok=True)
     common.write_csv(out, table)
     say(f"table: {out}")
 

@@ -141,7 +141,7 @@ class Parser(argparse.ArgumentParser):
         unknown = [word.partition("=")[0] for word in words if word.startswith("--")]
         near = difflib.get_close_matches(unknown[0], self._option_string_actions, 1, 0.4) if unknown else []
         hint = f" (the nearest valid flag is {near[0]})" if near else ""
-        fail(f"{message}{hint}; {Path(self.prog).name} --help lists the flags")
+        fail(f"{message}{hint}; {self.prog.rpartition('/')[2]} --help lists the flags")
 
 
 def number(
@@ -417,7 +417,8 @@ def refuse_inside(place: Path, data: str | Path | None, flags: str) -> None:
 
 def is_special(path: Path) -> bool:
     """Also for `/dev/stdout`, a link that may lead to a file."""
-    return (path.exists() and not path.is_file()) or str(path.absolute().parent) in ("/dev", "/dev/fd")
+    odd = os.path.exists(path) and not os.path.isfile(path)  # a name that is too long does not exist
+    return odd or str(path.absolute().parent) in ("/dev", "/dev/fd")
 
 
 @contextlib.contextmanager

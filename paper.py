@@ -423,7 +423,7 @@ def ranks_for(recipe: dict) -> int:
     """GPUs among which a step's images and MoCo's groups of split-BN divide."""
     groups = recipe.get("bn_splits") or 0
     counts = range(1, max(1, gpus()) + 1)
-    return max(n for n in counts if recipe["batch_size"] % n == 0 and groups % n == 0)
+    return max(n for n in counts if (recipe.get("batch_size") or 0) % n == 0 and groups % n == 0)
 
 
 def length(study: Study, recipe: dict) -> tuple[int, float]:

@@ -188,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     for note in data.notes:
         print(f"note: {note}")
     manifest = args.manifest or manifest_of(data.root, args.cache)
+    common.refuse_special(manifest, "--manifest")
     common.refuse_inside(manifest, args.folder, "--cache or --manifest")
     table = check_files(data.root, list(data.files), manifest, args.workers)
     bad = table[table["problem"] != ""]

@@ -47,8 +47,8 @@ class Source(NamedTuple):
             cache=Path(args.cache),
             workers=args.workers,
             skip_bad_files=args.skip_bad_files,
-            splits=args.splits,
-            split=args.split,
+            splits=getattr(args, "splits", None),
+            split=getattr(args, "split", "paper"),
         )
 
 

@@ -32,7 +32,8 @@ class Patch(NamedTuple):
 
 
 def build_parser() -> common.Parser:
-    parser = common.Parser(__doc__, usage="python -m data.tiles SCENES --out FOLDER [flags]")
+    parser = common.Parser(__doc__, usage="%(prog)s SCENES --out FOLDER [flags]")
+    parser.prog = "python -m data.tiles"
     parser.add_argument("scenes", nargs="+", type=Path, help="scene files")
     parser.add_argument("--out", required=True, type=Path, help="folder to create")
     parser.add_argument("--size", type=common.number(int, 8), default=64, help="side of a patch, pixels")

@@ -491,6 +491,7 @@ loss: bce
 probe: sgd
 linear_lr: 0.3
 epoch_choice: common
+schedule: cosine
 augment: true
 start_head: probe
 save_model: true
