@@ -184,6 +184,8 @@ def read_study(args: argparse.Namespace) -> Study:
     settings = SMALL if args.small else PAPER
     recipes = no_flag(args.recipes) or Path(os.path.relpath(common.ROOT / settings.recipes))
     out = no_flag(args.out) or Path(settings.out)
+    for folder in (args.data, args.land):
+        common.refuse_inside(out, folder, "--out")
     for method in METHODS:
         if not (recipes / f"{method}.yaml").is_file():
             raise ConfigError(f"--recipes {recipes}: has no {method}.yaml")

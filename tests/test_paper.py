@@ -89,6 +89,7 @@ def test_finds_both_datasets(both, folder):
         (["--split", "spatial"], "--split without --data"),
         (["--data", "{both}", "--splits", "{both}/notes"], "notes"),
         (["--epochs", "0"], "--epochs"),
+        (["--data", "{both}", "--out", "{both}/out"], "lies inside the data: name another place, by --out"),
     ],
 )
 def test_refuses(flags, said, both, folder, tmp_path, capsys, quick):
