@@ -1,7 +1,7 @@
 """How fast pretraining is on this machine, what limits it, and what the data path gains.
 
     python bench.py                                                      # the whole table, under 8 minutes
-    python bench.py --quick --size 224 --images 136414 --epochs 500      # one sentence, within a minute
+    python bench.py --quick --size 224 --images 175381 --epochs 500      # one sentence, within a minute
     python bench.py --data PATCHES --size 64 --batch-size 256 --repeats 5
     python bench.py --size 64 --batch-size 64 --picture time.png         # where the time of a step goes
 
