@@ -210,8 +210,7 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     """Figs. 4, 5, 8a and Table V, or Table IV, Figs. 6, 7, 8b and Table VI."""
     task, data, test = group.task, group.data, group.test
     summary, (curve, _, _, table) = numbers.over_seeds(test), STEMS[task]
-    n, label = test.seed.nunique(), figures.LABELS[task]
-    seeds = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
+    seeds, label = how_many(summary.n), figures.LABELS[task]
     if task == "scene" and group.unit == SHARE and (test["mode"] == "linear").any():
         caption = f"F1 of linear probes on {data}, higher is better; {seeds}."
         yield Item(f"table4-{data}", caption, partial(tables.f1_sheet, summary))
@@ -229,6 +228,14 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
         caption = f"Differences on {data} {what}; {label}."
         draw = partial(tables.comparison_sheet, lines, task)
         yield Item(f"comparison-{task}-{group.place()}", caption, draw)
+
+
+def how_many(n: pd.Series) -> str:
+    """For a caption, over how many seeds its numbers are."""
+    low, high = n.min(), n.max()
+    if high == 1:
+        return "one seed"
+    return f"mean ± standard deviation over {high if low == high else f'{low} to {high}'} seeds"
 
 
 def draw_ratios(
@@ -275,20 +282,31 @@ def draw_classes(group: Group, reference: str | None, styles: dict[str, tuple]) 
 
 def save_items(items: list[Item], out: Path, formats: list[str], problems: list[str]) -> pd.DataFrame:
     """Draw and save each item; index.csv's rows. One that cannot be drawn does not cost the others."""
-    index = []
+    index, taken = [], set()
     for item in items:
         stem = stem_of(item.stem)
         try:
             thing = item.draw()
+            kind = "table" if isinstance(thing, Sheet) else "figure"
+            stem = untaken(stem, kind, taken)
             save(out, stem, item.caption, thing, formats)
         except (ValueError, KeyError, IndexError, ArithmeticError) as error:
             warn(f"{stem}: cannot be drawn ({type(error).__name__}: {error})", problems)
             plt.close("all")
             continue
-        kind = "table" if isinstance(thing, Sheet) else "figure"
         index.append({"stem": stem, "kind": kind, "caption": item.caption})
         print(f"{kind} {out / stem}")
     return pd.DataFrame(index, columns=["stem", "kind", "caption"])
+
+
+def untaken(stem: str, kind: str, taken: set[tuple[str, str]]) -> str:
+    """The stem, with a number where another name has led to it: `eu 1` and `eu_1`."""
+    name, number = stem, 1
+    while (name, kind) in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add((name, kind))
+    return name
 
 
 def save(out: Path, stem: str, caption: str, thing: Figure | Sheet, formats: list[str]) -> None:

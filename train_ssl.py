@@ -239,7 +239,8 @@ def size_at(size: int | str, epoch: int, epochs: int) -> int:
     """Side of the views in an epoch, pixels: of SMALL:LARGE the small one until LARGE_FROM of the epochs are
     over."""
     small, _, large = str(size).partition(":")
-    return int(large) if large and epoch >= LARGE_FROM * epochs else int(small)
+    first = min(LARGE_FROM * epochs, epochs - 1)  # of few epochs the last one
+    return int(large) if large and epoch >= first else int(small)
 
 
 def last_size(size: int | str) -> int:
@@ -347,9 +348,9 @@ def make_plan(args: argparse.Namespace, images: Images, rank: int, ranks: int) -
         parts=args.accumulate,
     )
     if plan.largest() * ranks // args.accumulate < 2:
+        parts = f" of {args.accumulate} parts (--accumulate)" if args.accumulate > 1 else ""
         raise ConfigError(
-            f"--batch-size {args.batch_size} cuts {plan.images} images into steps of "
-            f"{plan.largest() * ranks}, "
+            f"--batch-size {args.batch_size} cuts {plan.images} images into {plan.steps()} steps{parts}, "
             "and BatchNorm cannot train on one image: raise it"
         )
     return plan
@@ -413,11 +414,11 @@ def end_by_signal(stop: StopFlag, say, out: Path, epoch: int, epochs: int, step:
 
 
 def say_where_it_stands(say, progress: Progress, source: str, stop_epoch: int, args, out: Path) -> None:
-    if source:
-        where = f"epoch {progress.epoch + 1}/{args.epochs}, {progress.step} steps of it done"
-        say(f"going on from {out / source}: {where}")
     if progress.epoch >= stop_epoch:
         say(f"{out} is complete at epoch {progress.epoch}")
+    elif source:
+        where = f"epoch {progress.epoch + 1}/{args.epochs}, {progress.step} steps of it done"
+        say(f"going on from {out / source}: {where}")
 
 
 # Looking at the features, and saying so

@@ -1175,6 +1175,8 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ConfigError, OSError) as error:
         message = f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error)
+        if RANK > 0:
+            time.sleep(3)  # rank 0 says the same first, and torchrun then ends the others
         print(f"error: {message}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

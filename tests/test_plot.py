@@ -330,6 +330,23 @@ def test_results_without_classes_are_drawn(tmp_path):
     assert not list((tmp_path / "figures").glob("fig7*"))
 
 
+def test_names_that_lead_to_one_file_get_two(tmp_path, monkeypatch):
+    """And a caption tells how many seeds there are where initialisations have not as many."""
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    for folder in ("eu 1", "eu_1"):
+        for init, seeds in (("random", 3), ("barlow", 1)):
+            for seed in range(seeds):
+                value = 0.5 + 0.1 * seed
+                rows.append(row("scene", init, "linear", 100, seed, "f1_macro", "all", value, data=folder))
+    write_rows(tmp_path / "results.csv", rows)
+    plot.main(["--runs", "--results", "results.csv", "--format", "png", "--out", "figures"])
+    index = pd.read_csv("figures/index.csv")
+    assert not index.duplicated(["stem", "kind"]).any() and index.stem.str.startswith("table4").sum() == 2
+    assert {"table4-eu_1", "table4-eu_1-2"} <= set(index.stem)
+    assert index.caption.str.contains("over 1 to 3 seeds").any()
+
+
 def test_comparison_by_hand(tmp_path):
     """Two classes, two ratios, a seed that the baseline lacks; the t of one degree of freedom by hand."""
     ours = {

@@ -281,6 +281,7 @@ def test_sizes_that_grow_resume_and_are_written_as_text(simclr, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert read_weights(tmp_path / "run" / "backbone.pth")[1]["size"] == 32
     assert [train_ssl.size_at("24:32", epoch, 5) for epoch in range(5)] == [24, 24, 24, 24, 32]
+    assert [train_ssl.size_at("24:32", epoch, 3) for epoch in range(3)] == [24, 24, 32]
 
 
 def test_a_run_among_the_images_is_refused(tmp_path, monkeypatch, capsys):
