@@ -205,8 +205,8 @@ def training_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--schedule",
         choices=["constant", "cosine"],
-        default="constant",
-        help="of --lr: as the paper has it, or falling to zero over the epochs",
+        default="cosine",
+        help="of --lr: constant as in the paper, or falling to zero over the epochs",
     )
     add(
         "--augment",
