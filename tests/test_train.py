@@ -321,7 +321,7 @@ def test_bad_files_stop_the_run_unless_skipped(folder, tmp_path, capsys):
         ("learning_rat: 0.1", "nearest valid key is 'lr'|nearest valid key"),
         ("batchsize: 8", "'batch_size'"),
         ("lr: 1e-3", "write it as 0.001"),
-        ("lr: 1.25e-5", "write it as 1.25e-05"),
+        ("lr: 125e-7", "write it as 1.25e-05"),
         ("lr: 1e-5", "write it as 1.0e-05"),
         ("seed: 1e3", "write it as 1000"),
         ("epochs: 2.5", "not a whole number"),
