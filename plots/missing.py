@@ -147,7 +147,10 @@ def setting_flags(cell: pd.Series) -> list[str]:
             if not np.isnan(cell[name]):
                 words += [f"--{name.replace('_', '-')}", exact(cell[name])]
     values = read_quietly(Path(cell["out"]) / "settings.yaml").get(f"{cell['task']} {cell['mode']}")
-    for name, value in (values if isinstance(values, dict) else {}).items():
+    values = values if isinstance(values, dict) else {}
+    if values and not solved:
+        values = {"schedule": "constant"} | values  # which settings.yaml leaves out
+    for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             words.append(flag)

@@ -695,6 +695,7 @@ def test_the_command_of_a_missing_cell_makes_that_cell(tmp_path):
     (out / "config.yaml").write_text("task: scene\ndata: /somewhere/patches\nsplits: /lists\nlr: 9\n")
     settings = {"size": 48, "arch": "resnet50", "loss": "bce", "epoch_choice": "common", "augment": True}
     other = {"size": 64, "arch": "resnet18", "loss": "softmax", "epoch_choice": "seed", "augment": False}
+    other["schedule"] = "cosine"
     (out / "settings.yaml").write_text(
         yaml.safe_dump({"fraction finetune": settings, "scene finetune": other})
     )
@@ -713,6 +714,7 @@ def test_the_command_of_a_missing_cell_makes_that_cell(tmp_path):
         assert (python, script) == ("python", "transfer.py")
         parsed.append(options("transfer").parse_args(words))
     fraction, scene = parsed
+    assert (fraction.schedule, scene.schedule) == ("constant", "cosine")
     for args in parsed:
         assert (args.init, args.mode, args.ratios, args.seeds, args.seed) == (
             ["random"],
