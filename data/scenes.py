@@ -145,8 +145,8 @@ def open_scene(file: Path) -> Scene:
 
 def is_placed(file: Path) -> bool:
     """Whether a TIFF says where it lies or which value means no data."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(file) as image:
-        return not PLACED.isdisjoint(image.tag_v2)
+    with contextlib.suppress(Exception), Image.open(file) as image:  # whatever damaged bytes lead to
+        return not PLACED.isdisjoint(getattr(image, "tag_v2", {}))
     return False
 
 
