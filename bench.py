@@ -51,11 +51,11 @@ from models.roofline import images_per_second, training_operations
 from models.step import Learner
 from models.timing import Timed, endless, peak_memory, timed_steps, wait_for
 from plots.profile import draw_times, grouped
+from plots.style import PAPER_EPOCHS, PAPER_IMAGES
 
 MEAN, STD = (0.34, 0.38, 0.41), (0.20, 0.14, 0.12)  # of EuroSAT, range 0-1; any would do
 SCENES = 116  # built-in ones, each of them seen several times an epoch
 MOST_FILES = 1024  # of --data that are read
-PAPER = (175_381, 500)  # images and epochs of the paper's pretraining (section IV-A)
 SHARE = (0.55, 0.74)  # of the roofline: what good implementations of ResNet reach on GPUs
 PROFILED = 3  # steps
 RESERVED = {"cuda": 60, "cpu": 0}  # seconds of the whole for the tests on a GPU
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(args, device)
     if args.quick:
         case = make_case(settings[0], args, device)
-        epochs = 100 if args.data else PAPER[1]
+        epochs = 100 if args.data else PAPER_EPOCHS
         return say(quick(case, case.images.of_all, args.epochs or epochs))
 
     if args.picture:
@@ -337,7 +337,7 @@ def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
     files = np.array(files)[good]
     pixels = load_pixels(table.root, files, height, width, cache=Path(args.cache), workers=args.workers)
     rows = np.resize(np.arange(len(files)), count)
-    of_all = args.images or (len(table.files) if args.data else PAPER[0])
+    of_all = args.images or (len(table.files) if args.data else PAPER_IMAGES)
     return Images(table.root, files[rows], pixels[torch.from_numpy(rows)], of_all)
 
 
@@ -741,7 +741,7 @@ def shown(table: pd.DataFrame) -> str:
 
 def summary(table: pd.DataFrame, settings: list[Setting]) -> Iterator[str]:
     """A sentence for each setting: the fastest way, what it gains, and the paper's hours."""
-    images, epochs = PAPER
+    images, epochs = PAPER_IMAGES, PAPER_EPOCHS
     for setting in settings:
         own = table[(table["size"] == setting.size) & (table.batch_size == setting.batch_size)]
         both = own[(own.part == "both") & own.value.notna()]

@@ -515,6 +515,16 @@ def harmless(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
+def untaken(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken, in any case; then it is."""
+    own, number = name, 1
+    while own.lower() in taken:
+        number += 1
+        own = f"{name}-{number}"
+    taken.add(own.lower())
+    return own
+
+
 def write_yaml(path: Path, values: dict) -> None:
     with replacing(path) as partial:
         partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -29,7 +29,18 @@ from plots.embeddings import embeddings_figure
 from plots.missing import Gap, Studies, find_gaps
 from plots.pretraining import curves_figure, quality_figure, time_figure
 from plots.reading import read_embeddings, read_results, read_runs, warn
-from plots.style import AXIS_NAMES, NOT_PRETRAINED, RC, SHARE, name_of, ordered, stem_of, styles_of
+from plots.style import (
+    AXIS_NAMES,
+    NOT_PRETRAINED,
+    PAPER_EPOCHS,
+    PAPER_IMAGES,
+    RC,
+    SHARE,
+    name_of,
+    ordered,
+    stem_of,
+    styles_of,
+)
 from plots.tables import Sheet
 from scores import TASKS
 
@@ -37,7 +48,6 @@ from scores import TASKS
 STEMS = {"fraction": ("fig4", "fig5", "fig8a", "table5"), "scene": ("fig6", "fig7", "fig8b", "table6")}
 # Metrics that other papers give: ratio curves of their own, where they are there.
 PUBLISHED = ["accuracy", "knn5_accuracy"]
-PAPER_IMAGES = 500 * 175_381  # epochs × images of the paper's pretraining (section IV-A)
 
 
 class Item(NamedTuple):
@@ -181,7 +191,7 @@ def draw_pretraining(
         return
     caption = "Pretraining: loss, k-NN macro F1, effective rank and throughput per epoch."
     yield Item("curves", caption, partial(curves_figure, logs, styles))
-    times = numbers.training_times(logs, configs, PAPER_IMAGES)
+    times = numbers.training_times(logs, configs, PAPER_EPOCHS * PAPER_IMAGES)
     if len(times):
         caption = "Pretraining time per run and device; the hatched white bars are the paper's."
         yield Item("fig9", caption, partial(time_figure, times, styles))
@@ -282,13 +292,13 @@ def draw_classes(group: Group, reference: str | None, styles: dict[str, tuple]) 
 
 def save_items(items: list[Item], out: Path, formats: list[str], problems: list[str]) -> pd.DataFrame:
     """Draw and save each item; index.csv's rows. One that cannot be drawn does not cost the others."""
-    index, taken = [], set()
+    index, taken = [], {"figure": set(), "table": set()}  # two names may lead to one stem
     for item in items:
         stem = stem_of(item.stem)
         try:
             thing = item.draw()
             kind = "table" if isinstance(thing, Sheet) else "figure"
-            stem = untaken(stem, kind, taken)
+            stem = common.untaken(stem, taken[kind])
             save(out, stem, item.caption, thing, formats)
         except (ValueError, KeyError, IndexError, ArithmeticError) as error:
             warn(f"{stem}: cannot be drawn ({type(error).__name__}: {error})", problems)
@@ -297,16 +307,6 @@ def save_items(items: list[Item], out: Path, formats: list[str], problems: list[
         index.append({"stem": stem, "kind": kind, "caption": item.caption})
         print(f"{kind} {out / stem}")
     return pd.DataFrame(index, columns=["stem", "kind", "caption"])
-
-
-def untaken(stem: str, kind: str, taken: set[tuple[str, str]]) -> str:
-    """The stem, with a number where another name has led to it: `eu 1` and `eu_1`."""
-    name, number = stem, 1
-    while (name, kind) in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    taken.add((name, kind))
-    return name
 
 
 def save(out: Path, stem: str, caption: str, thing: Figure | Sheet, formats: list[str]) -> None:

@@ -203,12 +203,7 @@ def name_targets(out: Path, files: list[Path]) -> list[Path]:
     targets, taken = [], set()
     for file, stem in zip(files, stems):
         name = file.stem if stems.count(stem) == 1 else file.name.replace(".", "-")
-        number, unique = 1, name
-        while unique.lower() in taken:
-            number += 1
-            unique = f"{name}-{number}"
-        taken.add(unique.lower())
-        targets.append(out.with_name(f"{out.stem}-{unique}{end}"))
+        targets.append(out.with_name(f"{out.stem}-{common.untaken(name, taken)}{end}"))
     return targets
 
 

@@ -225,7 +225,7 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
         raise ConfigError(
             f"--seeds-per-trial: {args.script} has no --seed of its own, or {args.grid} sweeps it"
         )
-    if args.seeds_per_trial > 1 and "seeds" in options and str(set_to("seeds", passed, fixed)) != "1":
+    if args.seeds_per_trial > 1 and "seeds" in options and set_to("seeds", passed, fixed) != ["1"]:
         raise ConfigError(f"--seeds-per-trial: {args.script} has --seeds of its own: add --seeds 1")
     return Search(
         script=args.script,
@@ -246,18 +246,24 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
 
 def seed_of_config(passed: list[str], fixed: dict) -> object:
     """The seed in the YAML file that the script's --config names; else 0."""
-    file = set_to("config", passed, fixed)
-    return read_yaml(Path(file)).get("seed", 0) if file else 0
+    files = set_to("config", passed, fixed)
+    return read_yaml(Path(files[-1])).get("seed", 0) if files else 0
 
 
-def set_to(name: str, passed: list[str], fixed: dict) -> object:
-    """The first value that the command line, else the grid, gives to a flag of the script; None without."""
-    for word, following in zip(passed, [*passed[1:], None]):
-        if word == f"--{name}":
-            return following
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return fixed.get(name)
+def set_to(name: str, passed: list[str], fixed: dict) -> list[str]:
+    """The values that the command line, else the grid, gives to a flag of the script; of a flag that stands
+    twice the last ones, as argparse takes them."""
+    value = fixed.get(name)
+    found = [] if value is None else [str(one) for one in (value if isinstance(value, list) else [value])]
+    own = False  # whether the words belong to this flag
+    for word in passed:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            own = flag == f"--{name}"
+            found = ([value] if equals else []) if own else found
+        elif own:
+            found.append(word)
+    return found
 
 
 def script_options(script: Path) -> tuple[dict[str, str], set[str], set[str]]:
@@ -1185,7 +1191,7 @@ def one_line_errors() -> Iterator[None]:
 
 class FlagLoader(yaml.SafeLoader):
     """YAML as a command line has it: 010, 0x10, 32:48 and dates, which YAML 1.1 reads as 8, 16, 1968 and
-    dates, stay text."""
+    dates, stay text. As in common.py, which this file, copied alone, does not have."""
 
 
 NUMBER = "tag:yaml.org,2002:int"

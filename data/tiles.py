@@ -85,15 +85,8 @@ def grid_in(look: Look, size: int, stride: int) -> Grid:
 
 def names_of(files: list[Path]) -> list[str]:
     """A name for each scene, no two alike, none hidden: its file's, with a number where that is taken."""
-    names: list[str] = []
-    for file in files:
-        stem = file.stem.lstrip(".") or "scene"
-        name, number = stem, 1
-        while name.lower() in (other.lower() for other in names):
-            number += 1
-            name = f"{stem}-{number}"
-        names.append(name)
-    return names
+    taken: set[str] = set()
+    return [common.untaken(file.stem.lstrip(".") or "scene", taken) for file in files]
 
 
 def write_patches(folder: Path, name: str, look: Look, grid: Grid, bar: tqdm) -> int:

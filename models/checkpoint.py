@@ -81,7 +81,7 @@ def previous_of(file: Path) -> Path:
 
 
 def load_checkpoint(
-    out: Path, parts: Parts, config: dict, chosen: set[str], digest: str, about: dict | None = None
+    out: Path, parts: Parts, config: dict, chosen: set[str], digest: str, about: dict
 ) -> tuple[Progress, str]:
     """(where the run of `out` stands, which file said so): a new Progress and "" where there is none.
 
@@ -104,11 +104,12 @@ def load_checkpoint(
             f"{file} began with other data: names, sizes, dates or splits of the images differ now "
             f"(were {state['digest']}, are {digest}): bring them back, or choose another --out"
         )
-    for name in ("mean", "std") if about else ():
-        if state["about"][name] != about[name]:
+    began = state.get("about", about)
+    for name in ("mean", "std"):
+        if began[name] != about[name]:
             raise ConfigError(
-                f"{file} began with another {name} ({state['about'][name]}, now {about[name]}): the file of "
-                "--init has changed: bring it back, or choose another --out"
+                f"{file} began with another {name} ({began[name]}, now {about[name]}): the file of --init "
+                "has changed: bring it back, or choose another --out"
             )
     try:
         parts.method.load_state_dict(state["model"])

@@ -8,12 +8,12 @@ import pandas as pd
 
 from plots.missing import Gap
 from plots.numbers import class_names, headline, over_seeds
-from plots.style import SHARE
+from plots.style import PAPER_IMAGES, SHARE
 
 FOLDER = Path(__file__).parent.parent / "results" / "paper"
 # The paper's datasets are known by a part of the folder's name or by the number of training images at ratio
 # 100.
-PRETRAINING_DATA, TRANSFER_DATA = (r"sentinel2\w*lulc", 175_381), (r"land-?1|andalunmixing", 15_038)
+PRETRAINING_DATA, TRANSFER_DATA = (r"sentinel2\w*lulc", PAPER_IMAGES), (r"land-?1|andalunmixing", 15_038)
 FLAGS = ["hidden", "lr", "momentum", "out_dim", "weight_decay"]  # Table III
 # Table → task, mode, dataset
 TRANSFERS = {

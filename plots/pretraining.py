@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from plots.legends import run_keys
 from plots.numbers import LEVELS
-from plots.style import CHANCE, COLUMN, LOG_LABELS, PAGE, name_of
+from plots.style import CHANCE, COLUMN, LOG_LABELS, PAGE, PAPER_EPOCHS, PAPER_IMAGES, name_of
 
 # Section VI-E and Fig. 9: one V100, ResNet-18, 500 epochs of 175,381 and, supervised, of 1,281,167 images.
 PAPER_HOURS = {
@@ -128,7 +128,7 @@ def time_figure(times: pd.DataFrame, styles: dict[str, tuple]) -> Figure:
     figure.supxlabel("pretraining time (hours, log scale), lower is better")
     if times.scaled_hours.notna().any():
         key = Line2D([], [], marker="d", mfc="white", mec="black", ls="none")
-        key.set_label("500 epochs × 175,381 images at this rate")
+        key.set_label(f"{PAPER_EPOCHS} epochs × {PAPER_IMAGES:,} images at this rate")
         figure.legend(handles=[key], loc="outside upper right")
     return figure
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 COLUMN, PAGE = 3.5, 7.16  # inches: one and two columns of an IEEE page
+PAPER_IMAGES, PAPER_EPOCHS = 175_381, 500  # of the paper's pretraining (section IV-A4)
 METHODS = ["barlow", "moco", "simclr", "simsiam"]
 NOT_PRETRAINED = ["random", "channels", "imagenet"]  # what transfer.py's --init knows by name
 

@@ -195,7 +195,8 @@ def test_what_auto_chose_binds_no_later_start():
         content |= {"scaler": {}, "rng": torch.get_rng_state(), "progress": vars(Progress(epoch=3))}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("models.checkpoint.read_checkpoint", lambda out: (out / "checkpoint.pt", content))
-            return load_checkpoint(common.ROOT, parts, config, chosen, "d")[0].epoch
+            about = {"mean": [0], "std": [1]}
+            return load_checkpoint(common.ROOT, parts, config, chosen, "d", about)[0].epoch
 
     assert load({"loader": "dali", "lr": 0.1}, {"loader"}) == 3
     with pytest.raises(common.ConfigError, match="loader was torch, is dali"):
@@ -204,33 +205,29 @@ def test_what_auto_chose_binds_no_later_start():
         load({"loader": "dali", "lr": 0.2}, {"loader"})
 
 
-def test_unlabelled_training_images_leave_the_vote_blank(tmp_path, capsys):
+def train_on(place: Path, pictures: dict[str, tuple[int, int]]) -> None:
+    """An epoch on pictures: folder -> how many, and the least of their values, which range over 50."""
     rng = np.random.default_rng(0)
-    for place in ("train", "val/Forest", "val/River"):
-        (tmp_path / "data" / place).mkdir(parents=True)
-        for i in range(20):
-            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / place / f"{i}.png")
-    flags = ["--data", tmp_path / "data", "--size", "32", "--batch-size", "10", "--epochs", "1"]
+    for folder, (count, low) in pictures.items():
+        (place / "data" / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = rng.integers(low, low + 50, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / "data" / folder / f"{i}.png")
+    flags = ["--data", place / "data", "--size", "32", "--batch-size", "10", "--epochs", "1"]
     flags += ["--hidden", "8", "--out-dim", "8", "--device", "cpu"]
-    flags += ["--out", tmp_path / "run", "--cache", tmp_path / "cache"]
+    flags += ["--out", place / "run", "--cache", place / "cache"]
     train_ssl.main([str(f) for f in ["--method", "simclr", *flags]])
+
+
+def test_unlabelled_training_images_leave_the_vote_blank(tmp_path, capsys):
+    train_on(tmp_path, {"train": (20, 100), "val/Forest": (20, 0), "val/River": (20, 200)})
     assert "k-NN checks: off" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "run" / "log.csv").knn_macro_f1.isna().all()
 
 
 def test_few_labelled_images_do_not_stand_for_all(tmp_path, capsys):
     """Mean and deviation are those of all training images, and one labelled image votes for nothing."""
-    rng = np.random.default_rng(0)
-    for place, low, count in (("train", 200, 30), ("train/A", 0, 1), ("val/A", 0, 20), ("val/B", 0, 20)):
-        (tmp_path / "data" / place).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            pixels = rng.integers(low, low + 50, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / place / f"{i}.png")
-    flags = ["--data", tmp_path / "data", "--size", "32", "--batch-size", "10", "--epochs", "1"]
-    flags += ["--hidden", "8", "--out-dim", "8", "--device", "cpu"]
-    flags += ["--out", tmp_path / "run", "--cache", tmp_path / "cache"]
-    train_ssl.main([str(f) for f in ["--method", "simclr", *flags]])
+    train_on(tmp_path, {"train": (30, 200), "train/A": (1, 0), "val/A": (20, 0), "val/B": (20, 0)})
     assert "off: 1 labelled training images among unlabelled ones are too few" in capsys.readouterr().out
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert min(config["mean"]) > 0.8

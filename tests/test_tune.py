@@ -18,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import common  # noqa: E402
 import tune  # noqa: E402
 
 draw_picture, flag_importance = tune.draw_picture, tune.flag_importance
@@ -448,6 +449,7 @@ def test_summary_csv_comes_before_results_csv(workplace, monkeypatch):
         ),
         ({"seed": [1, 2]}, ["--seeds-per-trial", "2"], "or grid.yaml sweeps it"),
         ({"lr": [1]}, ["--seeds-per-trial", "2", "--seeds", "5"], "has --seeds of its own: add --seeds 1"),
+        ({"lr": [1]}, ["--seeds-per-trial", "2", "--seeds", "1", "2"], "has --seeds of its own"),
         ({"lr": [1], "seeds": [42, 5]}, ["--seeds-per-trial", "2"], "has --seeds of its own: add --seeds 1"),
         ({"lr": [1, 2], "blur": False}, [], "blur takes a value: true, false, yes, no, on, off"),
         ({"lr": [False, 0.1]}, [], "lr takes a value: true, false"),
@@ -512,8 +514,10 @@ def test_a_flag_that_stands_twice_is_refused(workplace, second):
 )
 def test_yaml_is_read_as_a_command_line(workplace, text, read):
     Path("values.yaml").write_text(f"size: {text}\n")
-    found = tune.read_yaml(Path("values.yaml"))["size"]
-    assert found == read and type(found) is type(read)
+    here = tune.read_yaml(Path("values.yaml"))["size"]
+    there = yaml.load(Path("values.yaml").read_text(), common.FlagLoader)["size"]
+    for found in (here, there):
+        assert found == read and type(found) is type(read)
 
 
 def test_yaml_that_is_nested_too_deep_is_refused(workplace):
