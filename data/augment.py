@@ -156,7 +156,7 @@ def view(
             numbers = pack([draw], pin=images.is_cuda)[0].to(images.device, non_blocking=True)
         here, blurred = unpack(numbers), numbers[: len(blurred), BLURRED].long()
     with torch.autocast(images.device.type, enabled=False):
-        x = resized_crop(images.float() / 255, here.box, here.flip, size)
+        x = resized_crop(images.float().div_(255), here.box, here.flip, size)
         if draw.turn is not None and draw.turn.any():
             x = torch.where(here.turn[:, None, None, None], x.mT, x)
         if (draw.factor != 1).any():
@@ -192,9 +192,10 @@ def resize_matrix(
     target = torch.where(flip[:, None, None], size - 1 - target, target)
     centre = start[:, None, None] + (target + 0.5) * step
     source = torch.arange(pixels, device=start.device)[None, None, :]
-    weight = (1 - (source + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
-    weight = weight * ((source >= start[:, None, None]) & (source < (start + length)[:, None, None]))
-    return weight / weight.sum(2, keepdim=True)
+    distance = (source + 0.5 - centre).abs_().div_(step.clamp(min=1))
+    inside = (source >= start[:, None, None]) & (source < (start + length)[:, None, None])
+    weight = distance.neg_().add_(1).clamp_(min=0).mul_(inside)
+    return weight.div_(weight.sum(2, keepdim=True))
 
 
 def color_jitter(x: torch.Tensor, factor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -203,15 +204,22 @@ def color_jitter(x: torch.Tensor, factor: torch.Tensor, order: torch.Tensor) -> 
     All three blend the image with a reference, x <- factor x + (1 - factor) reference, which is black, the
     image's mean grey and the grey image.
     """
-    grey_weight = per_channel(GREY, x)
+    x = x.clone()
     for turn in order.unbind(1):
         own = factor.gather(1, turn[:, None])[:, 0]  # the factor of each image's operator in this turn
         weights = torch.stack([own, (1 - own) * (turn == CONTRAST), (1 - own) * (turn == SATURATION)])
         keep, to_mean, to_grey = weights.to(x.device, x.dtype, non_blocking=True)[..., None, None, None]
-        grey = (x * grey_weight).sum(1, keepdim=True)
-        reference = to_mean * grey.mean((2, 3), keepdim=True) + to_grey * grey
-        x = x.mul(keep).add_(reference).clamp_(0, 1)
+        grey = to_greyscale(x)
+        to_mean = to_mean * grey.mean((2, 3), keepdim=True)
+        reference = grey.mul_(to_grey).add_(to_mean)
+        x.mul_(keep).add_(reference).clamp_(0, 1)
     return x
+
+
+def to_greyscale(x: torch.Tensor) -> torch.Tensor:
+    """The grey image (n, 1, H, W) of x (n, 3, H, W)."""
+    red, green, blue = x.split(1, dim=1)
+    return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
 def gaussian_blur(
@@ -234,8 +242,9 @@ def gaussian_blur(
     source = (target + offset[:, None]).abs()
     source = size - 1 - (size - 1 - source).abs()  # (taps, size), reflected
     shift = (source[..., None] == target).to(x.dtype).flatten(1)  # (taps, size * size)
-    matrix = (kernel @ shift).view(-1, 1, size, size)
-    return x.index_copy(0, blurred, matrix @ x[blurred] @ matrix.mT)
+    matrix = (kernel @ shift).view(-1, size, size)
+    rows = x[blurred].flatten(1, 2) @ matrix.mT  # (m, C * size, size)
+    return x.index_copy(0, blurred, matrix[:, None] @ rows.unflatten(1, (-1, size)))
 
 
 def per_channel(values, x: torch.Tensor) -> torch.Tensor:
