@@ -45,7 +45,7 @@ from data.synthetic import write_scenes
 from data.tables import load_table
 from models import METHODS
 from models.backbone import ARCHITECTURES, build_backbone
-from models.graph import EAGER_STEPS, GraphedLearner
+from models.graph import WARMUP_STEPS, GraphedLearner
 from models.optimisers import make_optimizer
 from models.roofline import images_per_second, training_operations
 from models.step import Learner
@@ -118,7 +118,7 @@ class Effort(NamedTuple):
     warmup: int
 
 
-EFFORTS = {"cuda": Effort(20, 2.5, EAGER_STEPS + 2), "cpu": Effort(3, 6.0, 1)}
+EFFORTS = {"cuda": Effort(20, 2.5, WARMUP_STEPS), "cpu": Effort(3, 6.0, 1)}
 
 
 class Ceilings(NamedTuple):
@@ -537,7 +537,7 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLear
     method = METHODS[case.method](build_backbone(case.arch))
     method.to(case.device, memory_format=torch.channels_last)
     if "compiled" in mode:
-        method.backbone.compile()
+        method.backbone.compile(dynamic=False)
     optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5)
     scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
     learn = Learner(method, optimizer, scaler, common.DTYPES[precision])

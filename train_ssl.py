@@ -372,7 +372,7 @@ def build_model(
     if args.compile:
         for name in ("backbone", "key_backbone"):
             if hasattr(method, name):
-                getattr(method, name).compile()
+                getattr(method, name).compile(dynamic=False)  # one program a shape, each as fast as can be
     return method, DistributedDataParallel(method, broadcast_buffers=False) if ranks > 1 else method
 
 
@@ -445,9 +445,12 @@ def check_features(
     dtype = torch.float32 if dtype == torch.float16 else dtype
     rows = np.arange(len(images.pixels) if knn else min(images.bank, DIAGNOSED))
     size = last_size(args.size)
-    features = extract_features(
-        backbone, images.pixels, size, images.mean, images.std, dtype=dtype, rows=rows
-    )
+    # To compile for evaluation takes longer than these few batches do.
+    eager = torch.compiler.set_stance("force_eager") if args.compile else contextlib.nullcontext()
+    with eager:
+        features = extract_features(
+            backbone, images.pixels, size, images.mean, images.std, dtype=dtype, rows=rows
+        )
     features = features.to(next(backbone.parameters()).device)  # a GPU does the rest sooner as well
     return diagnose(features, images.table.labels[images.sample], images.bank, knn)
 

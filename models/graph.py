@@ -9,6 +9,7 @@ import torch
 from models.step import Learner
 
 EAGER_STEPS = 3  # before a graph is captured: they tune convolutions, and make what is made once
+WARMUP_STEPS = EAGER_STEPS + 2  # and those that capture and replay for the first time: then a clock may start
 
 
 class Captured(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from models.checkpoint import Progress
+from models.graph import WARMUP_STEPS
 
 
 class Watch:
@@ -135,7 +136,7 @@ def profile_steps(
     views = next(stream)
     again = itertools.repeat(views)
     alone = timed_steps(stream, lambda batch: None, device, steps=steps, name="loader alone")
-    model = timed_steps(again, step, device, steps=steps, warmup=3, name="model alone")
+    model = timed_steps(again, step, device, steps=steps, warmup=WARMUP_STEPS, name="model alone")
     both = timed_steps(stream, step, device, steps=steps, name="both")
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":

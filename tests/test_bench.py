@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,9 @@ from PIL import Image
 import bench
 from bench import Clock, Contender, Effort, Row, Setting
 from models.backbone import build_backbone
+from models.graph import EAGER_STEPS
 from models.roofline import GPUS, images_per_second, training_operations
-from models.timing import Timed, timed_steps
+from models.timing import Timed, profile_steps, timed_steps
 from plots.profile import group_of
 
 SETTING = Setting(32, 8)
@@ -225,6 +227,20 @@ def test_a_warm_up_ends_when_patience_does():
         return len(seen)
 
     assert steps() == 7 and steps(patience=0) == 3, "the first step starts workers and compiles"
+
+
+def test_a_profile_starts_its_clock_after_the_capture_of_a_graph(tmp_path):
+    class Loader:
+        def epoch(self, number):
+            return iter([[[0] * 8]] * 50)
+
+    steps = itertools.count(1)
+
+    def step(batch):
+        time.sleep(0.5 * (next(steps) == EAGER_STEPS + 1))
+
+    found = profile_steps(Loader(), step, torch.device("cpu"), 3, tmp_path / "trace.json")
+    assert found["model_images_per_s"] > 3 * 8 / 0.5
 
 
 def test_one_thread_is_not_said_to_be_many(monkeypatch):

@@ -53,6 +53,30 @@ def test_a_run_leaves_what_the_design_says(name, tiny, tmp_path, capsys):
     assert "hidden: 32" in capsys.readouterr().out, "the resolved configuration is printed"
 
 
+def test_a_compiled_backbone_has_one_program_a_size_and_none_for_the_checks(tiny, tmp_path, monkeypatch):
+    programs = []
+
+    def keep(graph, inputs):
+        assert not any(isinstance(x, torch.SymInt) for x in inputs), "shapes are numbers, not symbols"
+        shapes = [tuple(x.shape) for x in inputs if x.ndim == 4]  # of kernels, too
+        programs.extend((n, side) for n, channels, side, _ in shapes if channels == 3 and side >= 24)
+        return graph
+
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile(self, backend=keep, **how))
+    torch._dynamo.reset()
+    command = ["--method", "moco", *tiny, "--size", "24:32", "--compile", "--epochs", "5", "--knn-every", "1"]
+    train_ssl.main([*command, "--stop-epoch", "4"])
+    train_ssl.main(command)  # as another process would, with modules of its own
+    groups = (7, 6, 27)  # MoCo's keys in four groups, its queries in one
+    assert programs == [(n, side) for side in (24, 32) for n in groups]
+    plain = torchvision.models.resnet18().state_dict()
+    saved = torch.load(tmp_path / "run" / "backbone.pth")
+    assert {key: value.shape for key, value in saved.items()} == {
+        key: value.shape for key, value in plain.items() if not key.startswith("fc.")
+    }
+
+
 def test_it_learns(tiny, tmp_path):
     """Every image has its own colours: a few epochs tell the pictures apart better than chance."""
     flags = dict(zip(tiny[::2], tiny[1::2])) | {
