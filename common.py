@@ -209,9 +209,10 @@ def data_flags(group: argparse._ArgumentGroup, size: Callable) -> None:
     )
     group.add_argument(
         "--split",
-        choices=["paper", "spatial"],
+        choices=["paper", "spatial", "none"],
         default="paper",
-        help="where the folder brings no split: the authors' random one, or blocks of a degree",
+        help="where the folder brings no split: the authors' random one, or blocks of a degree; none: all "
+        "images at any depth train, and folders are no classes",
     )
     group.add_argument("--config", help="YAML file of flags; what stands on the command line wins")
     group.add_argument(

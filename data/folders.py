@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common import DataError
 from data.names import class_order, is_hidden
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
@@ -61,9 +62,13 @@ class Scan:
 
 
 def scan(root: Path) -> tuple[Folder, Scan]:
-    """The tree below `root`, and the notes of the walk."""
+    """The tree below `root`, and the notes of the walk; DataError for what cannot be read."""
     walk = Scan()
-    return read_folder(root, (), walk), walk
+    tree = read_folder(root, (), walk)
+    if walk.unreadable:
+        more = f" and {len(walk.unreadable) - 3} more" if len(walk.unreadable) > 3 else ""
+        raise DataError(f"cannot read {', '.join(walk.unreadable[:3])}{more}: make it readable or remove it")
+    return tree, walk
 
 
 def read_folder(path: Path, above: tuple, walk: Scan) -> Folder:
@@ -130,11 +135,9 @@ def identity(path: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def images_below(folder: Path, recursive: bool = True) -> list[Path]:
-    """The images in a folder, or also in the folders below it, sorted; hidden files and folders are left
-    out."""
-    tree, _ = scan(folder)
-    return tree.below() if recursive else [folder / name for name in tree.images]
+def images_below(folder: Path) -> list[Path]:
+    """The images in a folder and in those below it, sorted; hidden files and folders are left out."""
+    return scan(folder)[0].below()
 
 
 def real_paths(files: list[Path], walk: Scan) -> list[str]:

@@ -30,6 +30,21 @@ FILLERS = {
     "jpegimages",
     "rgb",
 }
+MASKS = {  # what people call pictures that hold classes of pixels
+    "mask",
+    "masks",
+    "msk",
+    "label",
+    "labels",
+    "gt",
+    "gts",
+    "groundtruth",
+    "annotation",
+    "annotations",
+    "seg",
+    "segmentation",
+    "instance",
+}
 SYSTEM = {
     "__macosx",
     "@eadir",
@@ -100,6 +115,15 @@ def is_filler(name: str) -> bool:
     """Whether a folder's name says no more than that images lie in it: `images`, `JPEGImages`, `rgb_data`."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     return bool(words) and FILLERS.issuperset(words)
+
+
+def before_mask(name: str) -> str | None:
+    """What stands before the word that calls a folder or a file's stem a mask: `12` of `12_mask`, nothing
+    of `labels_png`; None where no word does."""
+    for word in re.finditer(r"[^\W\d_]+", name.casefold()):
+        if word[0] in MASKS:
+            return name[: word.start()].rstrip("_-. ")
+    return None
 
 
 def split_name(name: str) -> str | None:

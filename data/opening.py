@@ -34,7 +34,7 @@ class Source(NamedTuple):
     workers: int  # processes that check files
     skip_bad_files: bool  # leave out files that do not decode instead of refusing
     splits: str | None = None  # a folder of lists, *train*.txt, *val*.txt, *test*.txt
-    split: str = "paper"  # the rule where the folder brings no split of its own: paper or spatial
+    split: str = "paper"  # the rule where the folder brings no split of its own: paper, spatial or none
 
     @classmethod
     def of(cls, args: argparse.Namespace, layout: str) -> "Source":

@@ -70,7 +70,9 @@ def explain_empty(table: "Table", split: str) -> str:
     if table.rule == "spatial":
         return f"{what}: the images cover too few blocks of {BLOCK:g} degree; leave out --split spatial"
     if table.rule == "none":
-        return f"{what}: images without class folders all train; lay some out as {split}/CLASS"
+        return (
+            f"{what}: images without classes all train; lay some out as {split}/CLASS, without --split none"
+        )
     least = {"train": 2, "val": 40, "test": 1}[split]
     share = {"train": "int(0.9 n)", "val": "int(0.025 n)", "test": "the rest"}[split]
     return (

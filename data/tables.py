@@ -4,14 +4,23 @@ here."""
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from common import DataError
 from data.folders import IMAGE_SUFFIXES, Folder, Scan, images_below, real_paths, scan
 from data.land import Part, find_land, read_land
-from data.names import class_key, class_name, class_order, is_filler, is_numbered, paper_name, split_name
+from data.names import (
+    before_mask,
+    class_key,
+    class_name,
+    class_order,
+    is_filler,
+    is_numbered,
+    paper_name,
+    split_name,
+)
 from data.splits import (
     NAMES,
     per_class_subset,
@@ -20,6 +29,9 @@ from data.splits import (
     split_classes,
     stratified_subset,
 )
+
+PICTURE_ENDS = ("", "_sat", "_image", "_img", "_rgb", "_RGB")  # of the picture that a mask belongs to
+OR_NONE = "; to pretrain on all images, whatever their folders, add --split none"
 
 __all__ = ["IMAGE_SUFFIXES", "DataError", "Table", "images_below", "load_table", "training_subsets"]
 
@@ -54,8 +66,12 @@ class Table:
         )
 
     def targets(self, task: str) -> np.ndarray:
-        """(n, len(classes)) float32: the fractions or, for task `scene`, one-hot labels."""
-        return np.eye(len(self.classes), dtype=np.float32)[self.labels] if task == "scene" else self.fractions
+        """(n, len(classes)) float32: the fractions or, for task `scene`, one-hot labels, all zeros where
+        there is no label."""
+        if task != "scene":
+            return self.fractions
+        one_hot = np.eye(len(self.classes), dtype=np.float32)[self.labels]
+        return one_hot * (self.labels >= 0)[:, None]
 
 
 def load_table(root: str | Path, splits: str | Path | None = None, split: str = "paper") -> Table:
@@ -65,22 +81,22 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
     Sentinel2GlobalLULC loads raw or split, in folders of its own, beside CSVs and what archives leave
     behind. Where the folder brings no split, the paper's rule makes one, the same at every call; images
     without classes are all for training. `splits` names a folder of lists that take the place of either,
-    `split="spatial"` cuts by the coordinates in the file names. DataError, with names, for a folder that
-    could be read in two ways.
+    `split="spatial"` cuts by the coordinates in the file names, `split="none"` takes all images at any depth
+    for training, whatever their folders are. DataError, with names, for a folder that could be read in two
+    ways.
     """
-    if splits and split == "spatial":
-        raise DataError("--splits and --split spatial are two ways to split: give one")
+    if splits and split != "paper":
+        raise DataError(f"--splits and --split {split} are two ways to split: give one")
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: no such folder")
     if not root.is_dir():
         raise DataError(f"{root}: is a file, not a folder of images: unpack it if it is an archive")
     tree, walk = scan(root)
-    if walk.unreadable:
-        more = f" and {len(walk.unreadable) - 3} more" if len(walk.unreadable) > 3 else ""
-        raise DataError(f"cannot read {', '.join(walk.unreadable[:3])}{more}: make it readable or remove it")
-    table = without_repeats(read_tree(tree), walk)
-    table = replace(table, notes=(*walk.notes, *table.notes))
+    table = flat_table(tree) if split == "none" else read_tree(tree)
+    refuse_masks(table)
+    table = without_repeats(table, walk)
+    table = replace(table, notes=(*walk.notes, *table.notes, *notes_on_twins(table)))
     for name in table.classes:
         if table.classes.count(name) > 1:
             raise DataError(f"{table.root}: two classes would be called {name}: rename one")
@@ -162,7 +178,7 @@ def read_tree(folder: Folder) -> Table:
     if folder.images:
         raise DataError(
             f"{folder.path}: holds images ({folder.images[0]}, …) beside folders of images: move them "
-            "into a folder"
+            f"into a folder{OR_NONE}"
         )
     if len(kids) == 1 and (kids[0].kids() or is_filler(kids[0].name)):
         return read_tree(kids[0])  # an archive unpacked into a folder of its own
@@ -202,7 +218,7 @@ def refuse_datasets(folder: Folder, kids: list[Folder]) -> None:
     if fillers and len(kids) > 1:
         raise DataError(
             f"{folder.path}: {', '.join(kid.name for kid in kids[:6])} lie side by side, and {fillers[0]} is "
-            "the name of no class: name one of them with --data, or rename it"
+            f"the name of no class: name one of them with --data, or rename it{OR_NONE}"
         )
     datasets = [kid for kid in kids if is_dataset(kid)]
     inside: Counter = Counter()
@@ -216,7 +232,8 @@ def refuse_datasets(folder: Folder, kids: list[Folder]) -> None:
         found = ", ".join(f"{kid.name} ({kid.count:,} images)" for kid in kids[:6])
         raise DataError(
             f"{folder.path}: {found} lie side by side, and {datasets[0].name} holds classes itself, "
-            f"{', '.join(inside.name for inside in datasets[0].kids()[:3])}: name one of them with --data"
+            f"{', '.join(inside.name for inside in datasets[0].kids()[:3])}: name one of them with "
+            f"--data{OR_NONE}"
         )
 
 
@@ -234,12 +251,12 @@ def is_dataset(kid: Folder) -> bool:
 
 
 def flat_table(folder: Folder) -> Table:
-    """Images without classes: all are for training."""
-    if not folder.images:
+    """Images without classes, at any depth: all are for training."""
+    if not folder.count:
         others = ", ".join(f"{n:,} {suffix}" for suffix, n in folder.suffixes().most_common(3))
         found = f"; it holds {others}" if others else ""
         raise DataError(f"{folder.path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){found}")
-    files = relative(folder.path, [folder.path / name for name in folder.images])
+    files = relative(folder.path, folder.below())
     return Table(folder.path, files, np.full(len(files), -1), np.full(len(files), "train"), [], rule="none")
 
 
@@ -248,7 +265,7 @@ def class_table(folder: Folder, kids: list[Folder]) -> Table:
     classes = {class_key(kid.name): class_name(kid.name) for kid in kids}
     files, labels = class_rows(folder, kids, list(classes))
     table = Table(folder.path, files, labels, split_classes(labels), list(classes.values()))
-    return replace(table, notes=(*notes_on_empty(folder), *notes_on_depth(folder)))
+    return replace(table, notes=(*notes_on_empty(folder), *notes_on_depth(folder), *notes_on_number(kids)))
 
 
 def split_table(folder: Folder, splits: dict[str, Folder]) -> Table:
@@ -325,7 +342,18 @@ def notes_on_depth(folder: Folder) -> list[str]:
     deeper = ", ".join(class_names_in(named[0])[:3])
     return [
         f"{folder.path}: the classes are {found}, as ImageFolder reads them; the folders in {named[0].name} "
-        f"({deeper}) are no classes: where they should be, move them up"
+        f"({deeper}) are no classes: where they should be, move them up{OR_NONE}"
+    ]
+
+
+def notes_on_number(kids: list[Folder]) -> list[str]:
+    """What to say where many folders hold a few images each: these are scenes rather than classes."""
+    usual = int(np.median([kid.count for kid in kids]))
+    if len(kids) < 20 or usual >= 10:
+        return []
+    return [
+        f"{kids[0].path.parent}: {len(kids):,} classes ({', '.join(kid.name for kid in kids[:3])}, …) of "
+        f"about {usual} images each, of which a part is held out; these may be scenes{OR_NONE}"
     ]
 
 
@@ -359,6 +387,37 @@ def land_table(level: Folder, notes: list[str]) -> Table:
 
 
 # What holds for every layout
+
+
+def refuse_masks(table: Table) -> None:
+    """DataError where masks are among the pictures: in folders that are named so, or beside the picture
+    whose name theirs begins with."""
+    stems = {PurePosixPath(file).with_suffix("").as_posix() for file in table.files}
+    masks, pictures = [], []
+    for file in table.files:
+        path = PurePosixPath(file)
+        first = before_mask(path.stem)
+        beside = bool(first) and any(str(path.with_name(f"{first}{end}")) in stems for end in PICTURE_ENDS)
+        in_folder = any(before_mask(folder) is not None for folder in path.parts[:-1])
+        (masks if beside or in_folder else pictures).append(file)
+    if masks and pictures:
+        raise DataError(
+            f"{table.root}: {len(masks):,} of {len(table):,} pictures are named as masks are ({masks[0]}; "
+            f"others: {pictures[0]}): name the folder of pictures with --data, or move the masks away"
+        )
+
+
+def notes_on_twins(table: Table) -> list[str]:
+    """What to say of pictures that share folder and name with another: the same scene in two formats, as a
+    rule."""
+    names = Counter(PurePosixPath(file).with_suffix("") for file in table.files)
+    twins = [file for file in table.files if names[PurePosixPath(file).with_suffix("")] > 1]
+    if not twins:
+        return []
+    return [
+        f"{table.root}: {len(twins):,} of {len(table):,} pictures have the name of another but for the "
+        f"suffix ({twins[0]}, {twins[1]}): copies train twice, and may stand on both sides of a split"
+    ]
 
 
 def without_repeats(table: Table, walk: Scan) -> Table:

@@ -623,3 +623,60 @@ def test_duplicates_are_listed_and_stay(tmp_path, capsys):
         )
     listed = next((tmp_path / "work" / "cache").glob("duplicates-*.csv")).read_text()
     assert "test/A/leak.png,test,train/A/0.png,train" in listed
+
+
+# Masks, twins, scenes
+
+MASKED = {
+    "in one folder": ("train/{}_sat.jpg", "train/{}_mask.png"),
+    "the picture's whole name": ("{}.png", "{}_instance_color_RGB.png"),
+    "in folders of classes": ("Rural/images_png/{}.png", "Rural/masks_png/{}.png"),
+    "by other names": ("2_Ortho_RGB/{}.tif", "5_Labels_for_participants/{}.tif"),
+    "for a change": ("train/A/{}.png", "train/B/{}.png", "train/label/{}.png"),
+}
+
+
+@pytest.mark.parametrize("patterns", MASKED.values(), ids=MASKED)
+@pytest.mark.parametrize("split", ["paper", "none"])
+def test_masks_are_no_pictures(patterns, split, tmp_path):
+    plant(tmp_path, *patterns)
+    with pytest.raises(DataError, match="named as masks are|lie side by side"):
+        load_table(tmp_path, split=split)
+
+
+def test_what_only_sounds_like_a_mask_loads(tmp_path):
+    plant(tmp_path, "labels/Damask/{}.jpg", "labels/label_free/{}.jpg", "labels/Segou/gt_{}.jpg")
+    shutil.move(tmp_path / "labels" / "label_free", tmp_path / "labels" / "unlabelled")
+    assert len(load_table(tmp_path / "labels")) == 9
+    plant(tmp_path / "masks_alone", "{}_mask.png", "{}_mask2.png")
+    assert len(load_table(tmp_path / "masks_alone")) == 6
+
+
+def test_pictures_that_stand_twice_are_told(tmp_path):
+    plant(tmp_path, "A/{}.jpg", "A/{}.tif", "B/{}.jpg", each=4)
+    (note,) = load_table(tmp_path).notes
+    assert "8 of 12 pictures have the name of another but for the suffix (A/0.jpg, A/0.tif)" in note
+
+
+def test_split_none_takes_all_images_at_any_depth(tmp_path):
+    plant(tmp_path, "0001/20200101/rgb_{}.png", "0001/20200601/rgb_{}.png", "0002/20200101/rgb_{}.png")
+    plant(tmp_path, "loose_{}.jpg")
+    with pytest.raises(DataError, match="beside folders of images.* add --split none"):
+        load_table(tmp_path)
+    table = load_table(tmp_path, split="none")
+    assert len(table) == 12 and table.classes == [] and set(table.split) == {"train"}
+    assert table.rule == "none" and (table.labels == -1).all()
+    with pytest.raises(DataError, match="--splits and --split none"):
+        load_table(tmp_path, tmp_path, "none")
+
+
+def test_many_folders_of_few_images_are_told(tmp_path):
+    plant(tmp_path, *(f"{scene:07d}/{{}}.png" for scene in range(30)), each=4)
+    (note,) = load_table(tmp_path).notes
+    assert "30 classes (0000000, 0000001, 0000002, …) of about 4 images" in note and "--split none" in note
+
+
+def test_no_label_is_no_target(tmp_path):
+    plant(tmp_path, "train/{}.jpg", "val/A/{}.jpg", "val/B/{}.jpg")
+    table = load_table(tmp_path)
+    assert table.targets("scene").sum(1).tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
