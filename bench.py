@@ -44,7 +44,7 @@ from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
 from data.tables import load_table
 from models import METHODS
-from models.backbone import ARCHITECTURES, build_backbone
+from models.backbone import ARCHITECTURES, build_backbone, compile_backbone
 from models.graph import WARMUP_STEPS, GraphedLearner
 from models.optimisers import make_optimizer
 from models.roofline import images_per_second, training_operations
@@ -537,7 +537,7 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLear
     method = METHODS[case.method](build_backbone(case.arch))
     method.to(case.device, memory_format=torch.channels_last)
     if "compiled" in mode:
-        method.backbone.compile(dynamic=False)
+        compile_backbone(method.backbone)
     optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5)
     scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
     learn = Learner(method, optimizer, scaler, common.DTYPES[precision])

@@ -90,7 +90,10 @@ def one_line_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_memory_error(error):
             raise
-        fail(f"not enough memory ({first_line(error)}): lower --batch-size, --size or the width of the heads")
+        fail(
+            f"not enough memory ({first_line(error)}): lower --batch-size, --size or "
+            "the width of the heads; in pretraining, --accumulate 4 takes a step in four parts"
+        )
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
@@ -630,6 +633,7 @@ def start_ranks(device: str) -> tuple[torch.device, int, int]:
     local = int(os.environ.get("LOCAL_RANK", 0))
     place = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
+        refuse_old_gpu(place)
         torch.cuda.set_device(place)
         torch.backends.cudnn.benchmark = True
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -638,6 +642,19 @@ def start_ranks(device: str) -> tuple[torch.device, int, int]:
     patience = datetime.timedelta(hours=12)  # the others wait while rank 0 checks; torchrun sees deaths
     dist.init_process_group(backend, timeout=patience, device_id=place if cuda else None)
     return place, dist.get_rank(), dist.get_world_size()
+
+
+def refuse_old_gpu(place: torch.device) -> None:
+    """ConfigError where torch was built for newer GPUs alone, and would end in the middle of a step."""
+    import torch
+
+    built_for = [int(re.sub(r"\D", "", arch)) for arch in torch.cuda.get_arch_list() if arch[:3] == "sm_"]
+    major, minor = torch.cuda.get_device_capability(place)
+    if built_for and 10 * major + minor < min(built_for):
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(place)} (sm_{major}{minor}) is older than what torch "
+            f"{torch.__version__} is built for (sm_{min(built_for)} and newer): install requirements-v100.txt"
+        )
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from models.backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_backbone,
+    compile_backbone,
     extract_features,
     read_weights,
     save_backbone,
@@ -195,12 +196,12 @@ def main(argv: list[str] | None = None) -> None:
                     end_by_signal(stop, say, out, epoch, args.epochs, step, steps)
 
             # Check: how healthy and how good the features are, then the row of the log
+            loss = losses.total() / steps  # before the clock stops: it waits until a GPU is done
             watch.stop()
-            last = epoch + 1 == stop_epoch
             checks = epoch + 1 == args.epochs or (epoch + 1) % args.knn_every == 0
             row = {
                 "epoch": epoch + 1,
-                "loss": mean_over_ranks(losses.total() / steps, ranks, device),
+                "loss": mean_over_ranks(loss, ranks, device),
                 "chance_loss": method.chance_loss(plan.largest() * ranks // args.accumulate),
                 "lr": learning_rate(epoch * steps + steps - 1, args.epochs * steps, warmup, args.lr),
                 **check_features(method.backbone, images, args, dtype, checks and images.knn),
@@ -210,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
             }
             progress = Progress(epoch + 1, 0, [*progress.log, row])
             if lead:
-                finish_epoch(out, progress, method.backbone, about, save, checks or last)
+                finish_epoch(out, progress, method.backbone, about, save, checks or epoch + 1 == stop_epoch)
                 bar.write(describe(row, args.epochs))
         bar.close()
         if lead:
@@ -372,7 +373,7 @@ def build_model(
     if args.compile:
         for name in ("backbone", "key_backbone"):
             if hasattr(method, name):
-                getattr(method, name).compile(dynamic=False)  # one program a shape, each as fast as can be
+                compile_backbone(getattr(method, name))
     return method, DistributedDataParallel(method, broadcast_buffers=False) if ranks > 1 else method
 
 

@@ -140,6 +140,7 @@ class TorchLoader:
 
     def copy_ahead(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
         """Pixels of rows (n,), copied beside the computation, and the event that tells of their arrival."""
+        torch.cuda.set_device(self.side.device)  # of this thread: else it is GPU 0, also for other ranks
         staged = torch.empty(len(rows), *self.pixels.shape[1:], dtype=torch.uint8, pin_memory=True)
         torch.index_select(self.pixels, 0, rows, out=staged)
         with torch.cuda.stream(self.side):

@@ -46,9 +46,23 @@ def build_backbone(
         state, about = read_weights(init)
         load_weights(backbone, state, init)
     pools = about.get("maxpool", True) if maxpool is None else maxpool
-    if not pools:
+    if pools:
+        # The largest of ReLUs is the ReLU of the largest, for a quarter of the numbers: the same bits.
+        backbone.maxpool, backbone.relu = nn.Sequential(backbone.maxpool, backbone.relu), nn.Identity()
+    else:
         backbone.maxpool = nn.Identity()
     return backbone
+
+
+def compile_backbone(backbone: nn.Module) -> None:
+    """torch.compile a backbone, in place: one program for each shape, with the pool's own backward kernel."""
+    from torch._inductor import decomposition  # takes seconds
+
+    # torch 2.14 replaces that kernel by a scatter in fp32, with atomic additions; 2.10 has no such entry.
+    pool = torch.ops.aten.max_pool2d_with_indices_backward.default
+    decomposition.decompositions.pop(pool, None)
+    decomposition.fast_random_decomps.cache_clear()  # a copy of the table
+    backbone.compile(dynamic=False)
 
 
 def backbone_width(backbone: nn.Module) -> int:

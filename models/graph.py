@@ -45,6 +45,8 @@ class GraphedLearner:
             self.try_capture(views)
         if self.captured:
             loss = replayed(self.captured, views)
+        elif self.refused:
+            loss = self.learner.backward(views)
         else:
             loss = beside(self.learner.backward, views)
         self.learner.update()

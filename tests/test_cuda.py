@@ -12,6 +12,7 @@ import torch
 from conftest import picture, refused, script
 from PIL import Image
 
+import common
 from data import fused, loader
 from data.augment import Recipe
 from data.loader import DecodedLoader, Plan, TorchLoader, in_thread
@@ -181,6 +182,24 @@ def test_a_graph_that_cannot_be_captured_is_done_without(monkeypatch):
     assert plain.optimizer.param_groups[0]["params"][0].grad is None
     for mine, other in zip(plain.model.parameters(), graphed.learner.model.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_after_a_refused_capture_steps_run_where_all_else_does(monkeypatch):
+    monkeypatch.setattr(graph, "beside", lambda *_: pytest.fail("another stream, with memory of its own"))
+    graphed = graph.GraphedLearner(small_learner("simsiam"))
+    graphed.refused = True
+    graphed(tuple(torch.randn(2, 8, 3, 12, 12)))
+
+
+def test_a_gpu_older_than_torch_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_90"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "Tesla V100")
+    for capability in ((7, 5), (9, 0), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place, it=capability: it)
+        common.refuse_old_gpu(CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (7, 0))
+    with pytest.raises(common.ConfigError, match=r"Tesla V100 \(sm_70\) .* install requirements-v100.txt"):
+        common.refuse_old_gpu(CPU)
 
 
 @pytest.mark.parametrize("flags", [["--device", "cpu"], ["--device", "cpu", "--accumulate", "3"]])

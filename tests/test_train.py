@@ -20,7 +20,7 @@ import common
 import train_ssl
 from data import images
 from models import METHODS
-from models.backbone import WeightsError, build_backbone, read_weights
+from models.backbone import WeightsError, build_backbone, compile_backbone, read_weights
 from models.optimisers import LARS, learning_rate, make_optimizer, set_rate
 
 CHECKED = "feature_std,effective_rank,knn_macro_f1,knn5_accuracy"
@@ -75,6 +75,31 @@ def test_a_compiled_backbone_has_one_program_a_size_and_none_for_the_checks(tiny
     assert {key: value.shape for key, value in saved.items()} == {
         key: value.shape for key, value in plain.items() if not key.startswith("fc.")
     }
+
+
+def test_compiled_the_pool_keeps_its_backward_kernel():
+    from torch._inductor.decomposition import select_decomp_table
+
+    backbone = build_backbone()
+    compile_backbone(backbone)
+    assert torch.ops.aten.max_pool2d_with_indices_backward.default not in select_decomp_table()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_the_stem_gives_torchvision_s_bits(arch):
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, arch)()
+    theirs.fc = torch.nn.Identity()
+    ours = build_backbone(arch)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(8, 3, 64, 64)
+    outputs = []
+    for model in (theirs, ours):
+        outputs.append(model(images))
+        outputs[-1].square().sum().backward()
+    assert torch.equal(*outputs)
+    for (name, weight), mine in zip(theirs.named_parameters(), ours.parameters(), strict=True):
+        assert torch.equal(weight.grad, mine.grad), name
 
 
 def test_it_learns(tiny, tmp_path):
