@@ -374,7 +374,14 @@ def build_model(
         for name in ("backbone", "key_backbone"):
             if hasattr(method, name):
                 compile_backbone(getattr(method, name))
-    return method, DistributedDataParallel(method, broadcast_buffers=False) if ranks > 1 else method
+    return method, distributed(method) if ranks > 1 else method
+
+
+def distributed(method: torch.nn.Module) -> DistributedDataParallel:
+    """DistributedDataParallel around a method whose buffers are alike on all ranks: none is sent."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.14 warns of the old name
+    return DistributedDataParallel(method, **{new if new in known else old: False})
 
 
 def build_method(args: argparse.Namespace, init: str | None = None) -> torch.nn.Module:

@@ -42,7 +42,8 @@ def table(rows: pd.DataFrame, task: str) -> str:
 
 
 def entry(cell: tuple, best: bool) -> str:
-    """`0.1234 ± 0.0012`, 18 characters wide; without the spread where there is one seed."""
-    spread = f" ± {cell.std:.4f}" if cell.n > 1 else ""
+    """`0.1234 ± 0.0012`, 18 characters wide; without the spread where there is none: of one seed, or of a
+    solved head on all labels, where nothing is drawn."""
+    spread = f" ± {cell.std:.4f}" if cell.n > 1 and cell.std > 0 else ""
     text = f"{cell.mean:.4f}{spread}".rjust(18)
     return BOLD.format(text) if best and sys.stdout.isatty() else text
