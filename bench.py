@@ -34,7 +34,7 @@ from PIL import Image
 from torchvision import transforms
 
 import common
-from common import number
+from common import number, say
 from data.check import check_files
 from data.fused import available, costs
 from data.images import choose_loader
@@ -224,10 +224,6 @@ def main(argv: list[str] | None = None) -> None:
 def name_for_file(device: torch.device, name: str) -> str:
     """`cpu`, or which GPU, as `nvidia-h100-80gb-hbm3`: two of them must not replace each other's table."""
     return device.type if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def crowded() -> str:

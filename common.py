@@ -63,6 +63,12 @@ class WeightsError(UserError):
     """Weights that cannot be had, read or matched."""
 
 
+def say(text: str) -> None:
+    """Print a line once, not once a rank."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, flush=True)
+
+
 def fail(message: str) -> NoReturn:
     """End with one line on stderr and exit code 2."""
     if int(os.environ.get("RANK", 0)) > 0:

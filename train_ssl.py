@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import common
-from common import ConfigError, number
+from common import ConfigError, number, say
 from data.augment import Recipe
 from data.images import FEWEST, Images, choose_loader, make_loader, open_images
 from data.loader import Plan
@@ -145,7 +145,6 @@ def main(argv: list[str] | None = None) -> None:
     device, rank, ranks = common.start_ranks(args.device)
     chosen = resolve(args, device, ranks)
     lead, out = rank == 0, Path(args.out)
-    say = print if lead else silent
     with common.hold(out, "train_ssl.py") if lead else contextlib.nullcontext():
         # Data: a table, its training rows, and what each step sees of them
         with common.rank_zero_first(rank, ranks):
@@ -164,17 +163,17 @@ def main(argv: list[str] | None = None) -> None:
         config = common.flags_of(args, parser)
         learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
         learn = GraphedLearner(learn) if args.graph else learn
-        tell(say, config, images, args, why)
+        tell(config, images, args, why)
         if args.profile:
-            return profile(args, loader, learn, device, out, say)
+            return profile(args, loader, learn, device, out)
 
         # Begin, or go on from the checkpoint
         parts = Parts(method, optimizer, scaler)
         about = about_backbone(args, images)
         progress, found = load_checkpoint(out, parts, config, chosen, images.digest, about)
         stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
-        say_where_it_stands(say, progress, found, stop_epoch, args, out)
-        save = Saver(out, parts, config, about, images.digest, found) if lead else silent
+        say_where_it_stands(progress, found, stop_epoch, args, out)
+        save = Saver(out, parts, config, about, images.digest, found) if lead else lambda progress: None
         if lead:
             write_beginning(out, config | common.about(device), about, loader, images, fresh=not found)
         stop, steps, warmup = StopFlag(ranks), plan.steps(), round(args.warmup_epochs * plan.steps())
@@ -193,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
                     save(watch.progress(epoch, step + 1, losses.total()))
                 if stopping:
                     bar.close()
-                    end_by_signal(stop, say, out, epoch, args.epochs, step, steps)
+                    end_by_signal(stop, out, epoch, args.epochs, step, steps)
 
             # Check: how healthy and how good the features are, then the row of the log
             loss = losses.total() / steps  # before the clock stops: it waits until a GPU is done
@@ -315,10 +314,6 @@ def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[s
     return chosen
 
 
-def silent(*words: object) -> None:
-    """What every rank but the first says."""
-
-
 # Data
 
 
@@ -413,7 +408,7 @@ def refuse_too_large(args: argparse.Namespace, device: torch.device) -> None:
 # Going on, and stopping
 
 
-def end_by_signal(stop: StopFlag, say, out: Path, epoch: int, epochs: int, step: int, steps: int) -> None:
+def end_by_signal(stop: StopFlag, out: Path, epoch: int, epochs: int, step: int, steps: int) -> None:
     say(
         f"stopped by a signal in epoch {epoch + 1}/{epochs} after step {step + 1}/{steps}; "
         f"{out / 'checkpoint.pt'} is there: the same command goes on"
@@ -421,7 +416,7 @@ def end_by_signal(stop: StopFlag, say, out: Path, epoch: int, epochs: int, step:
     raise SystemExit(stop.exit_code())
 
 
-def say_where_it_stands(say, progress: Progress, source: str, stop_epoch: int, args, out: Path) -> None:
+def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, args, out: Path) -> None:
     if progress.epoch >= stop_epoch:
         say(f"{out} is complete at epoch {progress.epoch}")
     elif source:
@@ -502,7 +497,7 @@ def crowded() -> str:
     return f"\nhint: {crowd}: OMP_NUM_THREADS=1 may be faster"
 
 
-def tell(say, config: dict, images: Images, args: argparse.Namespace, why: str) -> None:
+def tell(config: dict, images: Images, args: argparse.Namespace, why: str) -> None:
     """The resolved flags, and what the run makes of its data."""
     say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
     if args.data is None:
@@ -572,7 +567,7 @@ def make_bar(epochs: int, images: int, progress: Progress, steps: int, lead: boo
 # Where the time goes
 
 
-def profile(args, loader, learn: Learner, device: torch.device, out: Path, say) -> None:
+def profile(args, loader, learn: Learner, device: torch.device, out: Path) -> None:
     """Time the loader alone, the model alone and both; say which one limits, and leave profile.csv and
     trace.json."""
     found = profile_steps(loader, learn, device, args.profile, out / "trace.json")

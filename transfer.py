@@ -33,7 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 import common
-from common import ConfigError, DataError, WeightsError, harmless, number
+from common import ConfigError, DataError, WeightsError, harmless, number, say
 from data.augment import Recipe, draw, view
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
@@ -228,7 +228,6 @@ def main(argv: list[str] | None = None) -> None:
     args = read_flags(parser, argv)
     device, rank, ranks = common.start_ranks(args.device)
     args.device, args.precision = device.type, common.resolve_precision(args.precision, device)
-    say = print if rank == 0 else silent
     if args.data is None:
         scenes = f"{args.scenes} built-in scenes of {args.size} px"
         say(f"no --data: {scenes}, {args.epochs} epochs, {len(args.seed_list)} seeds")
@@ -280,10 +279,6 @@ def exit_on_signals(work: "Work") -> None:
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
             signal.signal(getattr(signal, name), leave)
-
-
-def silent(message: str) -> None:
-    """What the ranks other than 0 say."""
 
 
 def chosen_by_few(study: Study, data: Data) -> str:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import common
-from common import DataError
+from common import DataError, say
 from data.check import check_files
 from data.pixels import channel_statistics
 from data.splits import explain_empty
@@ -62,7 +62,7 @@ def open_table(source: Source, report: Path) -> tuple[Table, pd.DataFrame]:
     root = Path(source.data) if source.data else built_in_scenes(source)
     table = load_table(root, source.splits, source.split)
     for note in table.notes:
-        tell(f"note: {note}")
+        say(f"note: {note}")
     source.cache.mkdir(parents=True, exist_ok=True)
     manifest = manifest_of(table.root, source.cache)
     checked = check_files(table.root, list(table.files), manifest, source.workers)
@@ -88,7 +88,7 @@ def refuse_or_skip(root: Path, bad: pd.DataFrame, count: int, report: Path, skip
         raise DataError(f"{message}: mend or remove them, or add --skip-bad-files")
     if len(bad) == count:
         raise DataError(f"{message}: nothing is left")
-    tell(f"left out: {message}")
+    say(f"left out: {message}")
 
 
 def tell_duplicates(table: Table, checked: pd.DataFrame, cache: Path) -> None:
@@ -102,7 +102,7 @@ def tell_duplicates(table: Table, checked: pd.DataFrame, cache: Path) -> None:
         common.write_csv(file, found)
     if len(found):
         across = (found["split"] != found["split_of_first"]).sum()
-        tell(
+        say(
             f"note: {table.root}: {len(found):,} images are another one byte for byte, {across:,} of them in "
             f"another split (all in {file})"
         )
@@ -136,18 +136,12 @@ def tail_of(file: Path, length: int = 512) -> bytes:
         return stream.read()
 
 
-def tell(message: str) -> None:
-    """Print a line once, not once a rank."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(message, flush=True)
-
-
 def statistics_of(pixels: torch.Tensor) -> tuple[list[float], list[float]]:
     """`channel_statistics`, and a note where a channel tells nothing."""
     mean, std = channel_statistics(pixels)
     for channel, name in enumerate(("red", "green", "blue")):
         if std[channel] == 1:
-            tell(f"note: {name} is {255 * mean[channel]:.0f} in every pixel: the network sees nothing in it")
+            say(f"note: {name} is {255 * mean[channel]:.0f} in every pixel: the network sees nothing in it")
     return mean, std
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from common import ConfigError, first_line, replacing
+from common import ConfigError, first_line, replacing, say
 
 # Flags that do not change what is learned: a run may go on with others
 NO_EFFECT = {
@@ -138,8 +138,8 @@ def read_checkpoint(out: Path) -> tuple[Path, dict | None]:
         except Exception as error:  # torch.load raises whatever the damaged bytes lead to
             damage = damage or f"{file}: damaged ({first_line(error)})"
             continue
-        if file != newest and int(os.environ.get("RANK", 0)) == 0:
-            print(f"{damage or f'{newest} is missing'}: going back to {file.name}", flush=True)
+        if file != newest:
+            say(f"{damage or f'{newest} is missing'}: going back to {file.name}")
         return file, state
     if damage:
         raise ConfigError(f"{damage}: remove it to start again")
