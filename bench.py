@@ -228,7 +228,7 @@ def name_for_file(device: torch.device, name: str) -> str:
 
 def crowded() -> str:
     """What to know of the load: two threads that wait for others are many times slower than one."""
-    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, common.cores()
+    load, cores = os.getloadavg()[0], common.cores()
     if load < 1.5 * cores:
         return f"load {load:.1f} on {common.counted(cores, 'core')}"
     one = torch.get_num_threads() == 1

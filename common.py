@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import difflib
 import errno
+import fcntl
 import math
 import os
 import platform
@@ -32,11 +33,6 @@ import yaml
 
 if TYPE_CHECKING:
     import torch  # takes seconds, and a command that only reads files or shows its flags needs none
-
-try:
-    import fcntl
-except ImportError:  # Windows has no POSIX locks: there, nothing keeps two processes apart
-    fcntl = None
 
 ORPHANS = 20  # seconds: the worker processes of a killed process have noticed by then, and let its lock go
 ROOT = Path(__file__).resolve().parent
@@ -548,9 +544,6 @@ def hold(folder: Path, what: str) -> Iterator[None]:
     the user of the folder in that message. Temporary files of dead processes are removed.
     """
     make_folder(folder)
-    if fcntl is None:
-        yield
-        return
     file = folder / ".running"
     lock, until = take_lock(file), time.monotonic() + ORPHANS
     while lock is None and is_orphaned(file) and time.monotonic() < until:

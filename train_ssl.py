@@ -488,7 +488,7 @@ def describe(row: dict, epochs: int) -> str:
 def crowded() -> str:
     """A hint where this process's threads wait for those of others, which is many times slower than one
     thread."""
-    if not hasattr(os, "getloadavg") or torch.cuda.is_available() or torch.get_num_threads() == 1:
+    if torch.cuda.is_available() or torch.get_num_threads() == 1:
         return ""
     load = os.getloadavg()[0]
     if load < 1.5 * common.cores():

@@ -276,9 +276,9 @@ def exit_on_signals(work: "Work") -> None:
         print(f"{signal.Signals(number).name}: {work.kept()}", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
-            signal.signal(getattr(signal, name), leave)
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        if signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, leave)
 
 
 def chosen_by_few(study: Study, data: Data) -> str:

@@ -37,6 +37,7 @@ import argparse
 import contextlib
 import ctypes
 import difflib
+import fcntl
 import io
 import itertools
 import json
@@ -57,11 +58,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 import yaml
-
-try:
-    import fcntl
-except ImportError:  # Windows: no locks; end orphaned trials by hand
-    fcntl = None
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -515,9 +511,6 @@ def prepare(search: Search, stack: contextlib.ExitStack) -> Store | None:
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """One tuner a directory: the second is refused with host and process of the first."""
-    if fcntl is None:
-        yield
-        return
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -551,9 +544,8 @@ def exit_on_signals() -> None:
     def leave(number, frame):
         raise SystemExit(128 + number)
 
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
             signal.signal(number, leave)
 
 
@@ -629,11 +621,8 @@ def start(search: Search, run: Run, slot: int) -> Job:
     they end with the tuner, even by kill -9.
     """
     directory = search.directory(run)
-    options = {}
     with open(f"{directory}.lock", "w") as lock, open(f"{directory}.log", "ab") as log:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # waits for what an earlier tuner may have left running
-            options = {"pass_fds": [lock.fileno()], "start_new_session": True}
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for what an earlier tuner may have left running
         process = subprocess.Popen(
             command_of(search, run),
             stdin=subprocess.DEVNULL,
@@ -641,7 +630,8 @@ def start(search: Search, run: Run, slot: int) -> Job:
             stderr=subprocess.STDOUT,
             env=environment(search.workers, slot),
             preexec_fn=die_with_the_tuner if LIBC else None,
-            **options,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,
         )
     earlier = read_log(directory, run.rung) if search.resumes else {}
     spent = float(earlier["seconds"].sum()) if "seconds" in earlier else 0.0

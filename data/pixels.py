@@ -347,9 +347,6 @@ def _reserve(file: Path, size: int) -> None:
 @contextlib.contextmanager
 def _one_at_a_time(file: Path) -> Iterator[None]:
     """Wait until no other process holds the lock `file`, then hold it. It ends with its holder."""
-    if common.fcntl is None:
-        yield
-        return
     lock = common.take_lock(file)
     if lock is None:
         print(f"waiting for another process to decode the same images ({file})", flush=True)

@@ -110,9 +110,8 @@ class StopFlag:
     def __init__(self, ranks: int):
         self.ranks, self.caught = ranks, []
         self.work, self.sum = None, torch.zeros(())  # on the CPU: gloo, so no GPU is waited for
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self.handle)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self.handle)
 
     def handle(self, number: int, frame: object) -> None:
         self.caught.append(number)

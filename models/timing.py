@@ -2,6 +2,7 @@
 waited."""
 
 import itertools
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -118,8 +119,6 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's peak of allocated memory, or this process's largest resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
