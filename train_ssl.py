@@ -268,28 +268,25 @@ def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namesp
     return args
 
 
-METHOD_FLAGS = [
-    "hidden",
-    "out_dim",
-    "lambda_",
-    "temperature",
-    "queue_size",
-    "key_momentum",
-    "bn_splits",
-    "symmetric",
-    "predictor_hidden",
-    "predictor_rate",
-]
 FLAG_OF = {"out": "out_dim", "splits": "bn_splits"}  # where a constructor's argument has another name
 
 
+def settings_of(method: str) -> dict[str, object]:
+    """Flag -> default of a method's settings, which are the arguments of its constructor."""
+    arguments = inspect.signature(METHODS[method]).parameters
+    return {
+        FLAG_OF.get(name, name): argument.default
+        for name, argument in arguments.items()
+        if name != "backbone"
+    }
+
+
 def own_settings(args: argparse.Namespace) -> dict[str, object]:
-    """Flag -> default of the settings that the method has; ConfigError where a flag is given that it has
-    not."""
-    parameters = inspect.signature(METHODS[args.method]).parameters
-    own = {FLAG_OF.get(n, n): p.default for n, p in parameters.items() if n != "backbone"}
-    for name in METHOD_FLAGS:
-        if name not in own and getattr(args, name) is not None:
+    """`settings_of` the method; ConfigError where a flag is given that only other methods have."""
+    own = settings_of(args.method)
+    every = set().union(*map(settings_of, METHODS))
+    for name in sorted(every - own.keys()):
+        if getattr(args, name) is not None:
             raise ConfigError(f"--{name.strip('_').replace('_', '-')} is no setting of {args.method}")
     return own
 
