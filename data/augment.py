@@ -47,9 +47,8 @@ class Recipe(NamedTuple):
     jitter_probability: float = 0.8
     sigma: tuple[float, float] = (0.1, 2.0)  # of the Gaussian blur, pixels of the view
     blur_probability: float = 0.5
-    quarter_turns: bool = (
-        False  # half of the views transposed: with both flips, the square's eight symmetries
-    )
+    # half of the views transposed: with both flips, the square's eight symmetries
+    quarter_turns: bool = False
 
 
 class Draw(NamedTuple):

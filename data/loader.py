@@ -86,9 +86,8 @@ def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
 class Step(NamedTuple):
     """What a thread prepares for one step."""
 
-    images: (
-        torch.Tensor | None
-    )  # uint8 (n, 3, H, W); or of the whole data set, where the pixels stay on a GPU
+    # uint8 (n, 3, H, W); or of the whole data set, where the pixels stay on a GPU
+    images: torch.Tensor | None
     draws: tuple[Draw, ...]
     numbers: torch.Tensor | None  # `pack` of the draws, pinned; None on a CPU
     copied: torch.cuda.Event | None = None  # tells when the images have reached the GPU

@@ -126,9 +126,8 @@ def _from_jpeg(data: bytes, largest: int | None) -> tuple[np.ndarray, int]:
         raise
     except Exception:  # Pillow's header readers raise many types on damage
         raise DataError("not a valid JPEG file: its header is damaged or truncated") from None
-    if (
-        image.mode == "CMYK" and "adobe" not in image.info
-    ):  # decoders differ in whether 255 is no ink or full ink
+    # Decoders differ in whether 255 is no ink or full ink
+    if image.mode == "CMYK" and "adobe" not in image.info:
         raise DataError(refusal(4, "uint8", "in CMYK colours without Adobe's mark"))
     try:
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)

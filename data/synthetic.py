@@ -333,9 +333,8 @@ PURE: dict[str, Recipe] = {  # Sentinel2GlobalLULC, in the order of Table II, by
     ],
 }
 TREES = (objects, "leaf", dict(size=7, cover=0.25, tall=2))
-MIXED: dict[
-    str, tuple[int, list[Recipe]]
-] = {  # Land-1.0: its scenes (Table II), and the looks a class may take
+# Land-1.0: its scenes (Table II), and the looks a class may take
+MIXED: dict[str, tuple[int, list[Recipe]]] = {
     "Artificial": (437, [PURE["UrbanBlUpArea"]]),
     "AnnualCroplands": (3690, [PURE[name] for name in PURE if name.startswith("Crop")]),
     "Greenhouses": (

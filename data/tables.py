@@ -46,9 +46,8 @@ class Table:
     split: np.ndarray  # (n,) str: train, val or test
     classes: list[str]  # the paper's names where it has them, else the folders'
     fractions: np.ndarray | None = None  # (n, len(classes)) float32: land-cover fractions of each image
-    rule: str = (
-        "paper"  # where the split comes from: paper, folders, csv, lists, spatial; none without classes
-    )
+    # where the split comes from: paper, folders, csv, lists, spatial; none without classes
+    rule: str = "paper"
     notes: tuple[str, ...] = ()  # what was left out or mended, a line each
 
     def __len__(self):

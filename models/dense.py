@@ -27,9 +27,8 @@ class Windows(NamedTuple):
 
     starts: list[int]  # pixels
     side: int  # pixels
-    pixels: list[
-        np.ndarray
-    ]  # (patches, side) share of a patch that is a pixel of the window; sums to 1 over all
+    # (patches, side) share of a patch that is a pixel of the window; sums to 1 over all
+    pixels: list[np.ndarray]
     cells: list[np.ndarray]  # (patches, cells) the same of the feature map's cells
 
 

@@ -7,12 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PENALTIES = (
-    1000,
-    100,
-    10,
-    1,
-)  # on the sum of the losses of standardised features: 1 / C as scikit-learn has it
+# On the weights of standardised features, beside the sum of the losses: 1 / C as scikit-learn has it
+PENALTIES = (1000, 100, 10, 1)
 VOTERS = (20, 5)  # nearest neighbours of the k-NN macro F1 and of the 5-NN accuracy
 
 

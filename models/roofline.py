@@ -17,9 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-NORM_PASSES = (
-    8  # 3 forward (statistics; read, write), 5 backward (sums of gradient and input; both again, write)
-)
+# 3 forward (statistics; read, write), 5 backward (sums of gradient and input; both again, write)
+NORM_PASSES = 8
 SUM_PASSES = 2  # a block's shortcut read by the forward sum, and its gradient by the sum in the backward pass
 
 

@@ -175,9 +175,8 @@ def training_times(logs: pd.DataFrame, configs: dict[str, dict], images: int) ->
         hours = log.seconds.sum() / 3600
         if not hours:
             continue
-        rate = (
-            1 / (1 / log.images_per_s).mean()
-        )  # epochs have the same images, so the mean of their times counts
+        # Epochs have the same images, so the mean of their times counts
+        rate = 1 / (1 / log.images_per_s).mean()
         comparable = str(config.get("size")) == "224" and rate > 0
         line = {
             "run": run,

@@ -40,10 +40,8 @@ class Results:
         place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-        except (
-            BlockingIOError,
-            PermissionError,
-        ):  # POSIX allows either for a lock that another process holds
+        # POSIX allows either for a lock that another process holds
+        except (BlockingIOError, PermissionError):
             yield False
             return
         except OSError as error:

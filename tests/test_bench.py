@@ -54,9 +54,8 @@ def test_operations_are_those_of_the_papers_and_follow_the_size():
     total = {n: sum(op.flops for op in ops) for n, ops in ((64, small), (128, large))}
     assert total[128] / total[64] == pytest.approx(4, rel=0.02)
     forward = [op for op in training_operations(build_backbone(), 224) if op.name.endswith(": forward")]
-    assert sum(op.flops for op in forward) == pytest.approx(
-        2 * 1.814e9, rel=0.001
-    )  # multiply-adds of He et al.
+    # multiply-adds of He et al.
+    assert sum(op.flops for op in forward) == pytest.approx(2 * 1.814e9, rel=0.001)
     halves, singles = (training_operations(build_backbone(), 64, element) for element in (2, 4))
     assert sum(op.bytes for op in singles) == 2 * sum(op.bytes for op in halves)
     slow = images_per_second(large, 1e9, 1e30), images_per_second(large, 1e30, 1e9)

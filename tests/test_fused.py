@@ -120,9 +120,8 @@ def test_the_dtype_of_training(interpreted, dtype):
     x, d = images(3, 20, 20), drawn(3, 20, 20)
     ours, expected = interpreted.fused_view(x, d, 20, MEAN, STD, dtype), view(x, d, 20, MEAN, STD)
     assert ours.dtype == dtype and (d.sigma > 0).any() and (d.sigma == 0).any()
-    step = torch.finfo(
-        dtype
-    ).eps  # the interpreter cuts where a GPU rounds: one step of the dtype instead of half
+    # the interpreter cuts where a GPU rounds: one step of the dtype instead of half
+    step = torch.finfo(dtype).eps
     assert ((ours.float() - expected).abs() <= step * expected.abs() + 1e-5).all()
 
 

@@ -245,11 +245,8 @@ def test_other_data_is_not_compared(tmp_path):
 
 
 def test_the_epoch_is_chosen_by_the_mean_validation_over_the_seeds(tmp_path):
-    val = {
-        1: (0.2, 0.5),
-        2: (0.3, 0.3),
-        3: (0.1, 0.9),
-    }  # seed 1 alone would take epoch 3, the mean takes epoch 2
+    # seed 1 alone would take epoch 3, the mean takes epoch 2
+    val = {1: (0.2, 0.5), 2: (0.3, 0.3), 3: (0.1, 0.9)}
     rows = [
         row("fraction", "random", "linear", 5, seed, "rmse", "all", value, "val", epoch)
         for epoch, values in val.items()

@@ -125,9 +125,8 @@ def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
     )
     assert f"right in {right:.0%}" in said
     assert rmse < 0.75 * spread
-    assert (
-        rmse < 0.75 * error(found.row.max() - found.row, found.column.max() - found.column)[0]
-    )  # of a map upside down
+    upside_down = error(found.row.max() - found.row, found.column.max() - found.column)[0]
+    assert rmse < 0.75 * upside_down
     with Image.open(tmp_path / "scene-map.png") as image:
         assert image.width > 800 and np.asarray(image.convert("RGB")).std() > 20
 

@@ -76,9 +76,8 @@ def test_pure_scenes_are_laid_out_as_the_archive(pure):
     assert set(np.bincount(table.labels)) == {2, 3}
     scene = synthetic.render(9, 32, np.random.default_rng([0, 0, 9, 1]))
     stored = np.asarray(Image.open(pure / names[9] / "00001.jpg"))
-    assert (
-        stored.shape == (32, 32, 3) and abs(stored.astype(int) - scene).mean() < 6
-    )  # JPEG's loss, not another scene
+    # JPEG's loss, not another scene
+    assert stored.shape == (32, 32, 3) and abs(stored.astype(int) - scene).mean() < 6
 
 
 def test_mixed_scenes_are_laid_out_as_land(mixed):

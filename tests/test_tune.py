@@ -310,9 +310,8 @@ def test_a_killed_tuner_leaves_no_trial_running_and_the_same_command_goes_on(wor
     slow = ("--pause", "0.2")
     full = [sys.executable, ROOT / "tune.py", *command(grid, *words, "killed", *slow)[1:]]
     tuner = subprocess.Popen(full, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (
-        list(Path("killed").glob("trials/*-2.json")) and alive(Path("killed"))
-    ):  # amid the second rung
+    # amid the second rung
+    while not (list(Path("killed").glob("trials/*-2.json")) and alive(Path("killed"))):
         assert tuner.poll() is None
         time.sleep(0.02)
     tuner.send_signal(how)
@@ -405,9 +404,8 @@ def test_results_csv_of_a_script_without_stop_epoch(workplace, monkeypatch):
     assert list(table[table.rung == 5].sort_values("rmse").lr) == [0.1, 0.5, 1]
     assert list(table[table.rung == 10].lr) == [0.1]
     assert table.rmse[0] == pytest.approx(0.1 + 0.005)  # the mean of the seeds' val rows
-    assert (
-        yaml.safe_load(Path("out/best.yaml").read_text())["lr"] == "1e-1"
-    )  # no config.yaml: the swept flags alone
+    # no config.yaml: the swept flags alone
+    assert yaml.safe_load(Path("out/best.yaml").read_text())["lr"] == "1e-1"
     words = (
         "--script",
         "transfer.py",
@@ -862,6 +860,5 @@ def test_a_second_tuner_is_refused_with_the_place_of_the_first(workplace, monkey
         search(monkeypatch, {"lr": [1e-2, 1e-3]}, "--max-epochs", "1")
     place = f"process {os.getpid()} on {platform.node()}"
     assert stop.value.code == 2 and f"out is in use by {place}" in capsys.readouterr().err
-    assert (
-        len(search(monkeypatch, {"lr": [1e-2, 1e-3]}, "--max-epochs", "1")) == 2
-    )  # when the first has ended
+    # when the first has ended
+    assert len(search(monkeypatch, {"lr": [1e-2, 1e-3]}, "--max-epochs", "1")) == 2
