@@ -54,6 +54,7 @@ from scores.choice import FEW
 
 LARGE_FROM = 0.8  # --size SMALL:LARGE trains at LARGE from this share of the epochs on
 BETWEEN_CHECKPOINTS = 30  # seconds: a checkpoint is 150 MB, so epochs that end faster share one
+LEFT = {"backbone": "backbone.pth", "log": "log.csv", "views": "views.png", "curve": "curve.png"}
 
 
 def build_parser() -> common.Parser:
@@ -268,6 +269,16 @@ def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namesp
     return args
 
 
+def own_settings(args: argparse.Namespace) -> dict[str, object]:
+    """`settings_of` the method; ConfigError where a flag is given that only other methods have."""
+    own = settings_of(args.method)
+    every = set().union(*map(settings_of, METHODS))
+    for name in sorted(every - own.keys()):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.strip('_').replace('_', '-')} is no setting of {args.method}")
+    return own
+
+
 FLAG_OF = {"out": "out_dim", "splits": "bn_splits"}  # where a constructor's argument has another name
 
 
@@ -279,16 +290,6 @@ def settings_of(method: str) -> dict[str, object]:
         for name, argument in arguments.items()
         if name != "backbone"
     }
-
-
-def own_settings(args: argparse.Namespace) -> dict[str, object]:
-    """`settings_of` the method; ConfigError where a flag is given that only other methods have."""
-    own = settings_of(args.method)
-    every = set().union(*map(settings_of, METHODS))
-    for name in sorted(every - own.keys()):
-        if getattr(args, name) is not None:
-            raise ConfigError(f"--{name.strip('_').replace('_', '-')} is no setting of {args.method}")
-    return own
 
 
 def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[str]:
@@ -349,7 +350,15 @@ def make_plan(args: argparse.Namespace, images: Images, rank: int, ranks: int) -
     return plan
 
 
-# Model and step
+def loader_options(args: argparse.Namespace) -> dict:
+    return {
+        "size": size_at(args.size, 0, args.epochs),
+        "dtype": common.DTYPES[args.precision],
+        "cache_mb": args.dali_cache,
+    }
+
+
+# Model
 
 
 def build_model(
@@ -402,15 +411,85 @@ def refuse_too_large(args: argparse.Namespace, device: torch.device) -> None:
         )
 
 
+# What is said
+
+
+def tell(config: dict, images: Images, args: argparse.Namespace, why: str) -> None:
+    """The resolved flags, and what the run makes of its data."""
+    say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
+    if args.data is None:
+        say(f"no --data: {args.scenes} built-in scenes of {last_size(args.size)} px")
+    held_out = len(images.sample) - images.bank
+    say(
+        f"data: {len(images.train)} images of {images.width} x {images.height} px, "
+        f"mean {images.mean}, std {images.std}"
+    )
+    say(size_line(args.size, images))
+    if images.knn:
+        few = ": few, so their F1 is a rough number" if held_out < FEW else ""
+        say(f"k-NN checks: {images.bank} training images vote on {held_out} labelled ones held out{few}")
+    else:
+        say(f"k-NN checks: off: {why_no_votes(images.table)}")
+    say(f"loader: {args.loader} ({why})")
+    if args.accumulate > 1:
+        say(f"accumulate: BatchNorm and negatives see {args.batch_size // args.accumulate} images at a time")
+
+
+def size_line(size: int | str, images: Images) -> str:
+    """At which size the network sees the images, and what their own size is."""
+    own, seen = max(images.height, images.width), last_size(size)
+    text = (
+        f"size: the network sees {size} x {size} px"
+        if isinstance(size, int)
+        else f"size: {size} px, small first"
+    )
+    text += f"; the images have {images.width} x {images.height}"
+    if seen >= 1.5 * own:
+        text += f": enlarging them costs {(seen / own) ** 2:.0f} times the time; --size {own} is their own"
+    return text
+
+
+def why_no_votes(table: Table) -> str:
+    """Which split lacks labelled images for a k-NN check, why, and what to do."""
+    labelled = table.rows(table.labels >= 0)
+    voters = int((labelled.split == "train").sum())
+    if 0 < voters < min(FEWEST, (table.split == "train").sum()):
+        return f"{voters} labelled training images among unlabelled ones are too few to vote"
+    lacks_train = table.classes and not voters
+    return explain_empty(labelled, "train" if lacks_train else "val")
+
+
+# Where the time goes
+
+
+def profile(args, loader, learn: Learner, device: torch.device, out: Path) -> None:
+    """Time the loader alone, the model alone and both; say which one limits, and leave profile.csv and
+    trace.json."""
+    found = profile_steps(loader, learn, device, args.profile, out / "trace.json")
+    about = {
+        "loader": args.loader,
+        "size": args.size,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+    }
+    common.write_csv(out / "profile.csv", [about | found])
+    alone, model = found["loader_images_per_s"], found["model_images_per_s"]
+    say(
+        f"loader alone {alone:.0f} img/s, model alone {model:.0f} img/s, "
+        f"both {found['images_per_s']:.0f} img/s, "
+        f"{100 * found['data_wait']:.1f} % of the time waiting for data, "
+        f"peak memory {found['peak_memory_gb']:.2f} GB\n"
+        f"bottleneck: {'the loader' if alone < model else 'the model'}; trace: {out / 'trace.json'}"
+        f"{crowded()}"
+    )
+
+
 # Going on, and stopping
 
 
-def end_by_signal(stop: StopFlag, out: Path, epoch: int, epochs: int, step: int, steps: int) -> None:
-    say(
-        f"stopped by a signal in epoch {epoch + 1}/{epochs} after step {step + 1}/{steps}; "
-        f"{out / 'checkpoint.pt'} is there: the same command goes on"
-    )
-    raise SystemExit(stop.exit_code())
+def about_backbone(args: argparse.Namespace, images: Images) -> dict:
+    """What travels with the backbone: how it saw images."""
+    return {"mean": images.mean, "std": images.std, "size": last_size(args.size), "maxpool": args.maxpool}
 
 
 def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, args, out: Path) -> None:
@@ -421,20 +500,34 @@ def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, args, 
         say(f"going on from {out / source}: {where}")
 
 
-# Looking at the features, and saying so
+def write_beginning(out: Path, config: dict, about: dict, loader, images: Images, fresh: bool) -> None:
+    """config.yaml and views.png, where they are not there; of a run that begins `fresh` also over those that
+    a run without a checkpoint has left."""
+    if fresh or not (out / "config.yaml").exists():
+        told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
+        common.write_yaml(out / "config.yaml", config | told)
+    if fresh or not (out / "views.png").exists():
+        view1, view2 = next(iter(loader.epoch(0)))
+        save_views(view1, view2, images.mean, images.std, out / "views.png")
 
 
-def loader_options(args: argparse.Namespace) -> dict:
-    return {
-        "size": size_at(args.size, 0, args.epochs),
-        "dtype": common.DTYPES[args.precision],
-        "cache_mb": args.dali_cache,
-    }
+def make_bar(epochs: int, images: int, progress: Progress, steps: int, lead: bool) -> tqdm:
+    done = int(images * (progress.epoch + progress.step / steps))
+    silent_bar = None if lead else True  # None: silent where the output is no terminal
+    return tqdm(
+        total=epochs * images, initial=done, unit="img", unit_scale=True, smoothing=0.05, disable=silent_bar
+    )
 
 
-def about_backbone(args: argparse.Namespace, images: Images) -> dict:
-    """What travels with the backbone: how it saw images."""
-    return {"mean": images.mean, "std": images.std, "size": last_size(args.size), "maxpool": args.maxpool}
+def end_by_signal(stop: StopFlag, out: Path, epoch: int, epochs: int, step: int, steps: int) -> None:
+    say(
+        f"stopped by a signal in epoch {epoch + 1}/{epochs} after step {step + 1}/{steps}; "
+        f"{out / 'checkpoint.pt'} is there: the same command goes on"
+    )
+    raise SystemExit(stop.exit_code())
+
+
+# Checks, and what they leave
 
 
 def check_features(
@@ -492,98 +585,6 @@ def crowded() -> str:
         return ""
     crowd = f"{load:.0f} threads compete for {common.counted(common.cores(), 'core')}"
     return f"\nhint: {crowd}: OMP_NUM_THREADS=1 may be faster"
-
-
-def tell(config: dict, images: Images, args: argparse.Namespace, why: str) -> None:
-    """The resolved flags, and what the run makes of its data."""
-    say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
-    if args.data is None:
-        say(f"no --data: {args.scenes} built-in scenes of {last_size(args.size)} px")
-    held_out = len(images.sample) - images.bank
-    say(
-        f"data: {len(images.train)} images of {images.width} x {images.height} px, "
-        f"mean {images.mean}, std {images.std}"
-    )
-    say(size_line(args.size, images))
-    if images.knn:
-        few = ": few, so their F1 is a rough number" if held_out < FEW else ""
-        say(f"k-NN checks: {images.bank} training images vote on {held_out} labelled ones held out{few}")
-    else:
-        say(f"k-NN checks: off: {why_no_votes(images.table)}")
-    say(f"loader: {args.loader} ({why})")
-    if args.accumulate > 1:
-        say(f"accumulate: BatchNorm and negatives see {args.batch_size // args.accumulate} images at a time")
-
-
-def why_no_votes(table: Table) -> str:
-    """Which split lacks labelled images for a k-NN check, why, and what to do."""
-    labelled = table.rows(table.labels >= 0)
-    voters = int((labelled.split == "train").sum())
-    if 0 < voters < min(FEWEST, (table.split == "train").sum()):
-        return f"{voters} labelled training images among unlabelled ones are too few to vote"
-    lacks_train = table.classes and not voters
-    return explain_empty(labelled, "train" if lacks_train else "val")
-
-
-def size_line(size: int | str, images: Images) -> str:
-    """At which size the network sees the images, and what their own size is."""
-    own, seen = max(images.height, images.width), last_size(size)
-    text = (
-        f"size: the network sees {size} x {size} px"
-        if isinstance(size, int)
-        else f"size: {size} px, small first"
-    )
-    text += f"; the images have {images.width} x {images.height}"
-    if seen >= 1.5 * own:
-        text += f": enlarging them costs {(seen / own) ** 2:.0f} times the time; --size {own} is their own"
-    return text
-
-
-LEFT = {"backbone": "backbone.pth", "log": "log.csv", "views": "views.png", "curve": "curve.png"}
-
-
-def write_beginning(out: Path, config: dict, about: dict, loader, images: Images, fresh: bool) -> None:
-    """config.yaml and views.png, where they are not there; of a run that begins `fresh` also over those that
-    a run without a checkpoint has left."""
-    if fresh or not (out / "config.yaml").exists():
-        told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
-        common.write_yaml(out / "config.yaml", config | told)
-    if fresh or not (out / "views.png").exists():
-        view1, view2 = next(iter(loader.epoch(0)))
-        save_views(view1, view2, images.mean, images.std, out / "views.png")
-
-
-def make_bar(epochs: int, images: int, progress: Progress, steps: int, lead: bool) -> tqdm:
-    done = int(images * (progress.epoch + progress.step / steps))
-    silent_bar = None if lead else True  # None: silent where the output is no terminal
-    return tqdm(
-        total=epochs * images, initial=done, unit="img", unit_scale=True, smoothing=0.05, disable=silent_bar
-    )
-
-
-# Where the time goes
-
-
-def profile(args, loader, learn: Learner, device: torch.device, out: Path) -> None:
-    """Time the loader alone, the model alone and both; say which one limits, and leave profile.csv and
-    trace.json."""
-    found = profile_steps(loader, learn, device, args.profile, out / "trace.json")
-    about = {
-        "loader": args.loader,
-        "size": args.size,
-        "batch_size": args.batch_size,
-        "precision": args.precision,
-    }
-    common.write_csv(out / "profile.csv", [about | found])
-    alone, model = found["loader_images_per_s"], found["model_images_per_s"]
-    say(
-        f"loader alone {alone:.0f} img/s, model alone {model:.0f} img/s, "
-        f"both {found['images_per_s']:.0f} img/s, "
-        f"{100 * found['data_wait']:.1f} % of the time waiting for data, "
-        f"peak memory {found['peak_memory_gb']:.2f} GB\n"
-        f"bottleneck: {'the loader' if alone < model else 'the model'}; trace: {out / 'trace.json'}"
-        f"{crowded()}"
-    )
 
 
 if __name__ == "__main__":
