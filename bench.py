@@ -48,7 +48,7 @@ from models.backbone import ARCHITECTURES, build_backbone, compile_backbone
 from models.graph import WARMUP_STEPS, GraphedLearner
 from models.optimisers import make_optimizer
 from models.roofline import images_per_second, training_operations
-from models.step import Learner
+from models.step import DTYPES, Learner
 from models.timing import Timed, endless, peak_memory, timed_steps, wait_for
 from plots.profile import draw_times, grouped
 from plots.style import PAPER_EPOCHS, PAPER_IMAGES
@@ -268,7 +268,7 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     copy = 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
     side, flops = 8192 if cuda else 1024, {}
     for precision in precisions_of(device):
-        a = torch.randn(side, side, device=device).to(common.DTYPES[precision])
+        a = torch.randn(side, side, device=device).to(DTYPES[precision])
         multiply = functools.partial(torch.mm, a, a, out=torch.empty_like(a))
         with as_convolutions_do():
             flops[precision] = 2 * side**3 / best_seconds(multiply, device)
@@ -465,7 +465,7 @@ def loader_contenders(case: Case, ceilings: Ceilings) -> list[Contender]:
 
 
 def load(case: Case, kind: str) -> Timed:
-    dtype = common.DTYPES[precisions_of(case.device)[0]]
+    dtype = DTYPES[precisions_of(case.device)[0]]
     return timed(endless(make_loader(case, kind, dtype)), lambda batch: None, case.device)
 
 
@@ -517,9 +517,7 @@ def training_contenders(case: Case, ceilings: Ceilings, compiled: bool) -> list[
     contenders = []
     for precision, mode in ways:
         learn = functools.cache(functools.partial(make_learner, case, precision, mode))
-        loader = functools.cache(
-            functools.partial(make_loader, case, best_kind(case), common.DTYPES[precision])
-        )
+        loader = functools.cache(functools.partial(make_loader, case, best_kind(case), DTYPES[precision]))
         expected = expectation(case, ceilings, precision)
         for part, stream in (("model", first_again), ("both", endless)):
             run = functools.partial(train, stream, loader, learn, case.device)
@@ -536,7 +534,7 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLear
         compile_backbone(method.backbone)
     optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5)
     scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
-    learn = Learner(method, optimizer, scaler, common.DTYPES[precision])
+    learn = Learner(method, optimizer, scaler, DTYPES[precision])
     return GraphedLearner(learn) if "graph" in mode else learn
 
 
@@ -573,7 +571,7 @@ def roofline(case: Case, ceilings: Ceilings, precision: str) -> float:
 def count_syncs(case: Case) -> list[Row]:
     """How often a step of training, in the precision of `auto`, makes the host wait for the GPU."""
     precision = precisions_of(case.device)[0]
-    loader = make_loader(case, best_kind(case), common.DTYPES[precision])
+    loader = make_loader(case, best_kind(case), DTYPES[precision])
     learn, stream = make_learner(case, precision, "eager"), endless(loader)
     for _ in range(3):
         learn(next(stream))
@@ -766,7 +764,7 @@ def quick(case: Case, images: int, epochs: int) -> str:
     size, batch_size = case.setting
     fewer = f" ({asked} would take more than {QUICK_STEP:g} seconds a step)" if batch_size < asked else ""
     say(f"{size} px, batches of {batch_size}{fewer}, {precision}, {mode}, views by {kind}")
-    loader = make_loader(case, kind, common.DTYPES[precision])
+    loader = make_loader(case, kind, DTYPES[precision])
     parts = {
         "loader alone": (endless(loader), lambda batch: None),
         "model alone": (first_again(loader), learn),
@@ -809,7 +807,7 @@ def sentence(rates: dict[str, float], images: int, epochs: int) -> str:
 def picture(case: Case, mode: str, file: Path) -> str:
     """Profile the views and the step, each alone, and draw their operators in groups; what was drawn."""
     precision, kind = precisions_of(case.device)[0], best_kind(case)
-    loader = make_loader(case, kind, common.DTYPES[precision])
+    loader = make_loader(case, kind, DTYPES[precision])
     learn = make_learner(case, precision, mode)
     views = next(loader.epoch(0))
     for _ in range(EFFORTS[case.device.type].warmup):

@@ -693,15 +693,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
-def __getattr__(name: str) -> dict[str, torch.dtype]:
-    """DTYPES: --precision -> torch's type; made when it is asked for, as torch is not imported above."""
-    if name != "DTYPES":
-        raise AttributeError(name)
-    import torch
-
-    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
 def fits_on_gpu(nbytes: int, device: torch.device) -> bool:
     """Whether pixels stay on the GPU: at most half of its memory, all of it and not what is free just now, so
     that a restart beside another job chooses the same."""

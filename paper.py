@@ -337,7 +337,7 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     from models import METHODS as methods
     from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
     from models.optimisers import make_optimizer
-    from models.step import Learner
+    from models.step import DTYPES, Learner
     from models.timing import endless, timed_steps
 
     print(f"measuring for {seconds:g} seconds", flush=True)
@@ -347,7 +347,7 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     method = methods["barlow"](build_backbone()).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer("sgd", method, 1e-3, 0.9, 0.0)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    learn = Learner(method, optimizer, scaler, common.DTYPES[precision])
+    learn = Learner(method, optimizer, scaler, DTYPES[precision])
     pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
     plan = Plan(images, images, size, size)
     loader = TorchLoader(pixels, plan, size, IMAGENET_MEAN, IMAGENET_STD, device, learn.dtype)

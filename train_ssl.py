@@ -46,7 +46,7 @@ from models.checkpoint import Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
 from models.graph import GraphedLearner
 from models.optimisers import OPTIMISERS, learning_rate, make_optimizer, set_rate
-from models.step import Learner, Losses, StopFlag, mean_over_ranks
+from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
 from plots.run import draw_curve, save_views
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         method, model = build_model(args, device, ranks)
         optimizer = make_optimizer(args.optimizer, method, args.lr, args.momentum, args.weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
-        dtype = common.DTYPES[args.precision]
+        dtype = DTYPES[args.precision]
         config = common.flags_of(args, parser)
         learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
         learn = GraphedLearner(learn) if args.graph else learn
@@ -353,7 +353,7 @@ def make_plan(args: argparse.Namespace, images: Images, rank: int, ranks: int) -
 def loader_options(args: argparse.Namespace) -> dict:
     return {
         "size": size_at(args.size, 0, args.epochs),
-        "dtype": common.DTYPES[args.precision],
+        "dtype": DTYPES[args.precision],
         "cache_mb": args.dali_cache,
     }
 

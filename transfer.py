@@ -43,6 +43,7 @@ from models import backbone as backbones
 from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
 from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
+from models.step import DTYPES
 from scores import TASKS, Metrics, Task, measure
 from scores.choice import FEW, SETTING, exact, ratio_name
 from scores.metrics import ALL, rows_of_a_cell
@@ -352,7 +353,7 @@ def study_of(args: argparse.Namespace, device: torch.device) -> Study:
         every_epoch=args.epoch_choice == "common",
         save_model=args.save_model,
         device=device,
-        dtype=common.DTYPES[args.precision],
+        dtype=DTYPES[args.precision],
     )
 
 
@@ -439,7 +440,7 @@ def check_task(opened: Table, task: str) -> None:
 def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> dict[str, dict]:
     """What results.csv has no column for, and one file must not mix."""
     choice = "common" if study.every_epoch else "seed"
-    precision = next(name for name, dtype in common.DTYPES.items() if dtype == study.dtype)
+    precision = next(name for name, dtype in DTYPES.items() if dtype == study.dtype)
     shared = {"size": study.size, "arch": study.arch, "loss": study.loss, "epoch_choice": choice}
     shared["precision"] = precision
     extra = {"linear": {}, "finetune": {"augment": study.augment}}

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from common import ConfigError, replacing
 
 CHECK_STEPS = 50  # between looks at whether the loss is finite
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of --precision
 
 
 class Learner(NamedTuple):
