@@ -45,7 +45,7 @@ from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from models.step import DTYPES
 from scores import TASKS, Metrics, Task, measure
-from scores.choice import FEW, SETTING, exact, ratio_name
+from scores.choice import FEW, SETTING, exact, is_solved, ratio_name
 from scores.metrics import ALL, rows_of_a_cell
 from scores.printed import table
 from scores.results import CELL, COLUMNS, Key, Results, write_confusion, write_embeddings
@@ -941,7 +941,7 @@ def rows_of(key: Key, outcome: Outcome, images: int, seconds: float, commit: str
     """A cell's rows of results.csv: on test every metric, on val those over all classes."""
     shared = dict(zip([*CELL, *SETTING], key, strict=True))
     shared |= {"images": images, "seconds": f"{seconds:.2f}", "commit": commit}
-    solved = shared["lr"] == "0"  # its steps are penalties, not epochs
+    solved = is_solved(shared)  # its steps are penalties, not epochs
     rows = []
     for step, val, test in outcome.records:
         counted = {"epoch": 0, "weight_decay": exact(step)} if solved else {"epoch": step}

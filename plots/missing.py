@@ -9,7 +9,7 @@ import pandas as pd
 
 from plots.reading import read_quietly
 from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
-from scores.choice import SETTING, exact
+from scores.choice import SETTING, exact, is_solved
 
 DATA = "DATA"  # stands for a folder that no file here names
 SHOWN = 6  # missing cells that are named
@@ -139,7 +139,7 @@ def setting_flags(cell: pd.Series) -> list[str]:
     """How the other cells were trained: the columns of results.csv, and the task's and mode's part of
     settings.yaml."""
     words = []
-    solved = cell["lr"] == 0
+    solved = is_solved(cell)
     if cell["mode"] == "linear":
         words += ["--probe", "lbfgs" if solved else "sgd"]
     if not solved:

@@ -17,7 +17,7 @@ import yaml
 
 from plots.style import PER_CLASS, SHARE, ordered
 from scores import TASKS
-from scores.choice import GROUP, SETTING
+from scores.choice import GROUP, SETTING, without_penalty
 
 MEAN_OVER = [*GROUP, "unit"]  # what the seeds are averaged over
 SHOWN_FAULTS = 20  # of one file
@@ -169,8 +169,7 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     rows = rows[rows.task.isin(list(TASKS))].reset_index(drop=True)
     rows["data"] = rows.data.fillna("").map(lambda folder: Path(folder).name or "built-in")
     rows["epoch"] = rows.epoch.fillna(0)
-    solved = rows.lr == 0  # a head that was solved for: its penalty is an outcome, no setting
-    rows["weight_decay"] = rows.weight_decay.mask(solved, 0)
+    rows = without_penalty(rows)
     rows["setting"] = rows.groupby([*SETTING, "made_by"], dropna=False).ngroup()
     return without_repeats(rows, problems)
 

@@ -36,17 +36,25 @@ def at_chosen_epoch(cell: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def numeric(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of results.csv, read as text, with numbers where they are numbers; the penalty that a head was
-    solved with is an outcome, not a setting, and becomes 0."""
-    rows = rows.astype({"epoch": float, "value": float}).astype({"epoch": int})  # spreadsheets write 0.0
-    return rows.assign(weight_decay=rows.weight_decay.mask(rows.lr == "0", "0"))
+    """Rows of results.csv, read as text, with numbers for epoch and value."""
+    return rows.astype({"epoch": float, "value": float}).astype({"epoch": int})  # spreadsheets write 0.0
+
+
+def is_solved(rows: pd.DataFrame | pd.Series | dict) -> pd.Series | bool:
+    """Whether rows of results.csv, or one of them, are of a head that was solved for: its rate is 0."""
+    return pd.to_numeric(rows["lr"], errors="coerce") == 0
+
+
+def without_penalty(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with 0 for the weight decay of solved heads: their penalty is an outcome, not a setting."""
+    return rows.assign(weight_decay=rows.weight_decay.mask(is_solved(rows), rows.lr))
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation (n - 1 in the denominator) and number of the seeds of every metric over all
     classes, on val and test, at the chosen epoch. `rows`: of results.csv, as text. The epoch stays blank
     where each seed has its own."""
-    rows = numeric(rows[rows["class"] == ALL])
+    rows = without_penalty(numeric(rows[rows["class"] == ALL]))
     lines = []
     for key, cell in rows.groupby(GROUP + SETTING, sort=False):
         named = dict(zip(GROUP + SETTING, key, strict=True))

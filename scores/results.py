@@ -14,7 +14,7 @@ import yaml
 from sklearn import metrics
 
 from common import ConfigError, harmless, replacing, write_csv, write_yaml
-from scores.choice import SETTING, summarise
+from scores.choice import SETTING, summarise, without_penalty
 
 CELL = ["task", "data", "init", "mode", "ratio", "seed"]
 RESULT = ["epoch", "split", "metric", "class"]  # what differs within a cell
@@ -82,12 +82,10 @@ class Results:
 
     @staticmethod
     def keys(rows: pd.DataFrame) -> pd.Series:
-        """The cell of each row: the text of CELL and SETTING; of a solved head the penalty is an outcome,
-        no setting."""
-        solved = rows.assign(weight_decay=rows.weight_decay.mask(rows.lr == "0", "0"))
-        return pd.Series(
-            list(zip(*(solved[c] for c in [*CELL, *SETTING]), strict=True)), rows.index, dtype=object
-        )
+        """The cell of each row: the text of CELL and SETTING."""
+        settings = without_penalty(rows)
+        texts = (settings[column] for column in [*CELL, *SETTING])
+        return pd.Series(list(zip(*texts, strict=True)), rows.index, dtype=object)
 
     def done(self, wanted: dict[Key, int]) -> set[Key]:
         """Which of the wanted cells have the wanted number of rows; those with fewer are noted as damaged."""
