@@ -79,7 +79,7 @@ def disagreement(device: torch.device) -> float:
 
 def fused_view(
     images: torch.Tensor,
-    draw: Draw | None,
+    draw: Draw,
     size: int,
     mean,
     std,
@@ -93,15 +93,14 @@ def fused_view(
     these rows of the images, which need no copy of their own; without, N = n. Any strides will do.
 
     `numbers` (n, 16) are the draw and the rows as `pack` laid them out, already on the images' device;
-    without them they are packed and copied here. With them `draw` may be None: then which kernels run and
-    over how many images depends on n alone, as the replay of a CUDA graph needs; with it, images that stay
-    sharp need no memory for blur.
+    without them they are packed and copied here. The draw itself, on the CPU, tells which kernels are needed
+    and how many images are to be blurred.
     """
     if numbers is None:
         numbers = pack([draw], rows, pin=images.is_cuda)[0].to(images.device, non_blocking=True)
     n, tiles = len(numbers), triton.cdiv(size, TILE) ** 2
-    contrasted = draw is None or bool((draw.factor[:, CONTRAST] != 1).any())
-    blurred = n if draw is None else int((draw.sigma > 0).sum())
+    contrasted = bool((draw.factor[:, CONTRAST] != 1).any())
+    blurred = int((draw.sigma > 0).sum())
     out = torch.empty(n, size, size, 3, dtype=dtype, device=images.device)
     sums = torch.empty(n, tiles, device=images.device)  # of grey, a tile each
     scratch = torch.empty(2, blurred, 3, size, size, device=images.device)
