@@ -56,6 +56,7 @@ SCENES = 116  # built-in ones, each of them seen several times an epoch
 MOST_FILES = 1024  # of --data that are read
 SHARE = (0.55, 0.74)  # of the roofline: what good implementations of ResNet reach on GPUs
 PROFILED = 3  # steps
+CALLS = 10  # of a copy or a matrix product, of which the fastest counts
 TRAINING = ("both", "usual")  # parts that wait for a loader
 HANDED = 16  # images that a worker of the usual stack hands over at once, at most
 WARM = 10  # seconds that the usual stack may warm up, after its first step
@@ -282,10 +283,10 @@ def as_convolutions_do() -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = usual
 
 
-def best_seconds(call: Callable[[], object], device: torch.device, times: int = 10) -> float:
-    """Seconds of the fastest of several calls."""
+def best_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of CALLS calls."""
     batch = ([0],)
-    runs = [timed_steps([batch] * 2, lambda batch: call(), device, steps=2) for _ in range(times)]
+    runs = [timed_steps([batch] * 2, lambda batch: call(), device, steps=2) for _ in range(CALLS)]
     return min(run.seconds / run.steps for run in runs)
 
 

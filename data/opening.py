@@ -22,6 +22,8 @@ from data.splits import explain_empty
 from data.synthetic import write_scenes
 from data.tables import Table, load_table
 
+TAIL = 512  # bytes at a file's end that tell almost all pictures apart
+
 
 class Source(NamedTuple):
     """Where images come from, and what is asked of them."""
@@ -129,10 +131,10 @@ def find_duplicates(table: Table, sizes: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "split", "first", "split_of_first"])
 
 
-def tail_of(file: Path, length: int = 512) -> bytes:
-    """The last bytes of a file."""
+def tail_of(file: Path) -> bytes:
+    """The last TAIL bytes of a file."""
     with open(file, "rb") as stream:
-        stream.seek(-min(length, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+        stream.seek(-min(TAIL, os.fstat(stream.fileno()).st_size), os.SEEK_END)
         return stream.read()
 
 

@@ -44,6 +44,7 @@ from data import tiff
 RULES = 2  # of what is read, and how: manifests and decoded pixels made under other rules are made anew
 FORMATS = ("PNG", "TIFF", "BMP", "WEBP")  # beside JPEG; what is inside decides, not the name
 LARGEST = 178_956_970  # pixels: 512 MiB of RGB, the size beyond which Pillow suspects an attack
+SAMPLED = 20_000  # images that mean and deviation are taken of, at most
 PNG_BANDS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> bands
 COLOURS = {  # of a TIFF, where the number of bands does not fit them
     0: "not marked as red, green and blue",
@@ -360,14 +361,14 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def channel_statistics(pixels: torch.Tensor, at_most: int = 20_000) -> tuple[list[float], list[float]]:
+def channel_statistics(pixels: torch.Tensor) -> tuple[list[float], list[float]]:
     """(mean, standard deviation) of each channel of uint8 pixels (n, 3, H, W), in units of the range 0-1.
 
-    Over all pixels of at most `at_most` evenly spaced images; rounded to four places. The deviation of a
+    Over all pixels of at most SAMPLED evenly spaced images; rounded to four places. The deviation of a
     channel that is the same everywhere is given as 1, as it is divided by.
     """
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    every = -(-len(pixels) // at_most)
+    every = -(-len(pixels) // SAMPLED)
     for part in pixels[::every].split(512):
         x = part.to(torch.float64) / 255
         total += x.sum((0, 2, 3))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NAMES = ("train", "val", "test")
 SHARES = (0.9, 0.025, 0.075)  # of the paper's three splits
+SEED = 42  # of the authors' splits
 BLOCK = 1.0  # degrees along a side of the blocks that a spatial split keeps together
 GAP = 0.1  # degrees of latitude and of longitude between a training image and any of val or test
 _PLACE = re.compile(r"\(\s*([+-]?\d+(?:\.\d+)?)\s*,\s*([+-]?\d+(?:\.\d+)?)\s*\)")
@@ -39,7 +40,7 @@ def split_counts(n: int, shares: tuple[float, ...] = SHARES) -> tuple[int, int, 
     return train, val, n - train - val
 
 
-def split_classes(labels: np.ndarray, seed: int = 42, shares: tuple[float, ...] = SHARES) -> np.ndarray:
+def split_classes(labels: np.ndarray, seed: int = SEED, shares: tuple[float, ...] = SHARES) -> np.ndarray:
     """Split names (n,) for labels (n,) of files sorted by name within each class: the authors' members.
 
     As their tool, split-folders 0.6.1, does it: Python's generator is seeded anew for each class, the
@@ -262,7 +263,7 @@ def coordinates(root: Path, files: np.ndarray) -> np.ndarray:
     return places
 
 
-def split_blocks(blocks: np.ndarray, labels: np.ndarray, seed: int = 42) -> np.ndarray:
+def split_blocks(blocks: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Split names (n,) for the blocks (n, 2) and labels (n,) of images.
 
     In a seeded order, each block goes to the split that lacks most of what the block holds: the class
@@ -276,7 +277,7 @@ def split_blocks(blocks: np.ndarray, labels: np.ndarray, seed: int = 42) -> np.n
     wanted = np.array(SHARES)[:, None] * counts.sum(0)  # (3, classes)
     lacking = wanted.copy()
     chosen = np.empty(len(counts), int)
-    for number in np.random.default_rng(seed).permutation(len(counts)):
+    for number in np.random.default_rng(SEED).permutation(len(counts)):
         chosen[number] = (lacking / wanted @ counts[number]).argmax()
         lacking[chosen[number]] -= counts[number]
     return np.array(NAMES)[chosen][block]

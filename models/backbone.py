@@ -19,16 +19,15 @@ ARCHITECTURES = {
     "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
 }
+BATCH = 256  # images that go through a frozen backbone at once
 ABOUT = "pretraining"  # key in a state dict's metadata: mean, std, size and maxpool of the pretraining
 
 State = dict[str, torch.Tensor]
 
 
-def build_backbone(
-    arch: str = "resnet18", init: str = "random", in_channels: int = 3, maxpool: bool | None = None
-) -> nn.Module:
-    """torchvision's ResNet without its classifier: images (N, in_channels, H, W) -> features (N, 512), 2048
-    for ResNet-50.
+def build_backbone(arch: str = "resnet18", init: str = "random", maxpool: bool | None = None) -> nn.Module:
+    """torchvision's ResNet without its classifier: images (N, 3, H, W) -> features (N, 512), 2048 for
+    ResNet-50.
 
     `init` is `random`, `imagenet` or a file that `read_weights` reads. Without `maxpool` the stem halves the
     image once instead of twice, for small images; None: as the weights were pretrained. Keys and shapes are
@@ -36,9 +35,6 @@ def build_backbone(
     """
     backbone = getattr(torchvision.models, arch)()
     backbone.fc = nn.Identity()
-    if in_channels != 3:
-        backbone.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     about = {}
     if init == "imagenet":
         load_weights(backbone, imagenet_weights(arch), init)
@@ -163,7 +159,6 @@ def extract_features(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    batch_size: int = 256,
     dtype: torch.dtype = torch.float32,
     rows: Sequence[int] | None = None,
 ) -> torch.Tensor:
@@ -177,7 +172,7 @@ def extract_features(
     picked = torch.arange(len(images)) if rows is None else torch.as_tensor(rows)
     backbone.eval()
     features = []
-    for batch in picked.split(batch_size):
+    for batch in picked.split(BATCH):
         x = prepare(images[batch.to(images.device)].to(device), size, mean, std)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features.append(backbone(x).float().cpu())
