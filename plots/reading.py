@@ -237,23 +237,26 @@ def read_runs(folders: list[Path], problems: list[str]) -> tuple[dict[str, dict]
 def read_config(file: Path) -> dict:
     """The values of a YAML file of flags; empty, with a word, where there is no such file."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return read_values(file)
     except (OSError, ValueError, yaml.YAMLError) as error:
         note(f"{file}: {error}: flags unknown")
         return {}
-    if not isinstance(values, dict):
-        note(f"{file}: holds no `key: value` lines: flags unknown")
-        return {}
-    return values
 
 
 def read_quietly(file: Path) -> dict:
     """The values of a YAML file; empty where it is not there or not readable."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return read_values(file)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return values if isinstance(values, dict) else {}
+
+
+def read_values(file: Path) -> dict:
+    """The values of a YAML file; OSError, ValueError or YAMLError where it has none."""
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("holds no `key: value` lines")
+    return values
 
 
 def read_embeddings(paths: list[Path], problems: list[str]) -> list[dict]:
