@@ -94,9 +94,8 @@ class Study(NamedTuple):
     task: str
     arch: str
     size: int  # side of the images that the network sees, pixels
-    loss: str  # a key of LOSSES
     head: Training | None  # of --mode linear; None: solved for
-    whole: Training  # of --mode finetune
+    whole: Training  # of --mode finetune; its loss is that of every head
     augment: bool
     start: str  # where the head of --mode finetune starts: random, or the linear probe
     every_epoch: bool  # in results.csv, so that the seeds can share one; else each seed's best
@@ -345,7 +344,6 @@ def study_of(args: argparse.Namespace, device: torch.device) -> Study:
         task=args.task,
         arch=args.arch,
         size=args.size,
-        loss=args.loss,
         head=head,
         whole=whole,
         augment=args.augment,
@@ -441,7 +439,7 @@ def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> d
     """What results.csv has no column for, and one file must not mix."""
     choice = "common" if study.every_epoch else "seed"
     precision = next(name for name, dtype in DTYPES.items() if dtype == study.dtype)
-    shared = {"size": study.size, "arch": study.arch, "loss": study.loss, "epoch_choice": choice}
+    shared = {"size": study.size, "arch": study.arch, "loss": study.whole.loss, "epoch_choice": choice}
     shared["precision"] = precision
     extra = {"linear": {}, "finetune": {"augment": study.augment}}
     if study.start != "random":
@@ -558,9 +556,9 @@ def probe(cell: Cell, frozen: Frozen, data: Data, study: Study) -> Outcome:
     key = subset.tobytes()
     if study.head is None and key in frozen.solved:
         return frozen.solved[key]
-    judge = Judge(frozen, data, study.task, study.loss, torch.float32)
+    judge = Judge(frozen, data, study.task, study.whole.loss, torch.float32)
     if study.head is None:
-        heads = linear_heads(frozen.features[subset], frozen.targets[subset], frozen.axes, study.loss)
+        heads = linear_heads(frozen.features[subset], frozen.targets[subset], frozen.axes, study.whole.loss)
         outcome = choose(heads, judge, TASKS[study.task], keep_state=study.save_model)
     else:
         torch.manual_seed(cell.seed)
@@ -657,7 +655,7 @@ def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None
         keep_statistics=keep_statistics,
         advance=advance,
     )
-    judge = Judge(pictures, data, study.task, study.loss, study.dtype)
+    judge = Judge(pictures, data, study.task, study.whole.loss, study.dtype)
     return choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
 
 
@@ -962,7 +960,7 @@ def save_best_model(
     model = {
         "task": study.task,
         "classes": data.classes,
-        "loss": study.loss,
+        "loss": study.whole.loss,
         "arch": study.arch,
         "maxpool": cell.init.maxpool,
         "size": study.size,
