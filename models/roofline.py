@@ -30,15 +30,6 @@ class Operation(NamedTuple):
     flops: float
 
 
-# Bytes/s of memory and FLOP/s of half-precision matrix products, dense, from the vendor's data sheets
-GPUS = {
-    "V100": (0.9e12, 125e12),
-    "A100-80": (2.039e12, 312e12),
-    "H100": (3.35e12, 989.4e12),
-    "H200": (4.8e12, 989.4e12),
-}
-
-
 @torch.no_grad()
 def training_operations(backbone: nn.Module, size: int, element: int = 2) -> list[Operation]:
     """Operators of a forward and backward pass of a ResNet on a view of `size` px, `element` bytes a number.

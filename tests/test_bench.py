@@ -15,7 +15,7 @@ import bench
 from bench import Clock, Contender, Effort, Row, Setting
 from models.backbone import build_backbone
 from models.graph import EAGER_STEPS
-from models.roofline import GPUS, images_per_second, training_operations
+from models.roofline import images_per_second, training_operations
 from models.timing import Timed, profile_steps, timed_steps
 from plots.profile import group_of
 
@@ -41,6 +41,15 @@ def contender(part, rates, what="x", precision="fp32"):
 
 
 # The roofline
+
+
+# Bytes/s of memory and FLOP/s of half-precision matrix products, dense, from the vendor's data sheets
+GPUS = {
+    "V100": (0.9e12, 125e12),
+    "A100-80": (2.039e12, 312e12),
+    "H100": (3.35e12, 989.4e12),
+    "H200": (4.8e12, 989.4e12),
+}
 
 
 @pytest.mark.parametrize("gpu, known", [("V100", 3467), ("A100-80", 8338), ("H100", 19139), ("H200", 23218)])
