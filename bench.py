@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     device, *_ = common.start_ranks(args.device)
     about = common.about(device)
     say(f"{about['device_name']}, " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
-    say(crowded())
+    say(busy())
     settings = settings_of(args, device)
     if args.quick:
         case = make_case(settings[0], args, device)
@@ -223,14 +223,13 @@ def name_for_file(device: torch.device, name: str) -> str:
     return device.type if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def crowded() -> str:
-    """What to know of the load: two threads that wait for others are many times slower than one."""
-    load, cores = os.getloadavg()[0], common.cores()
-    if load < 1.5 * cores:
-        return f"load {load:.1f} on {common.counted(cores, 'core')}"
+def busy() -> str:
+    """What to know of the load."""
+    crowd = common.crowded()
+    if not crowd:
+        return f"load {os.getloadavg()[0]:.1f} on {common.counted(common.cores(), 'core')}"
     one = torch.get_num_threads() == 1
     best = "one thread is best" if one else "OMP_NUM_THREADS=1 may be many times faster"
-    crowd = f"{load:.0f} threads compete for {common.counted(cores, 'core')}"
     return f"busy: {crowd}, so nothing here holds for an idle machine, and {best}"
 
 

@@ -621,6 +621,13 @@ def cores() -> int:
     return count
 
 
+def crowded() -> str:
+    """`9 threads compete for 2 cores` where they do, else blank: threads that wait for those of others are
+    many times slower than one alone."""
+    load = os.getloadavg()[0]
+    return f"{load:.0f} threads compete for {counted(cores(), 'core')}" if load >= 1.5 * cores() else ""
+
+
 def start_ranks(device: str) -> tuple[torch.device, int, int]:
     """(device, rank, ranks): one process alone, or the place that torchrun gave this one."""
     import torch

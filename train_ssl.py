@@ -14,7 +14,6 @@ on from it, exactly.
 import argparse
 import contextlib
 import inspect
-import os
 import time
 from pathlib import Path
 
@@ -480,7 +479,7 @@ def profile(args, loader, learn: Learner, device: torch.device, out: Path) -> No
         f"{100 * found['data_wait']:.1f} % of the time waiting for data, "
         f"peak memory {found['peak_memory_gb']:.2f} GB\n"
         f"bottleneck: {'the loader' if alone < model else 'the model'}; trace: {out / 'trace.json'}"
-        f"{crowded()}"
+        f"{hint_of_load()}"
     )
 
 
@@ -572,18 +571,14 @@ def describe(row: dict, epochs: int) -> str:
         text += "\nwarning: the features have collapsed: every image looks the same; change the recipe"
     if row["feature_std"] is None:
         text += "\nwarning: the features are not finite, so they were not looked at; lower --lr"
-    return text + crowded()
+    return text + hint_of_load()
 
 
-def crowded() -> str:
-    """A hint where this process's threads wait for those of others, which is many times slower than one
-    thread."""
-    if torch.cuda.is_available() or torch.get_num_threads() == 1:
+def hint_of_load() -> str:
+    """What helps a CPU whose cores are crowded; else blank."""
+    crowd = common.crowded()
+    if not crowd or torch.cuda.is_available() or torch.get_num_threads() == 1:
         return ""
-    load = os.getloadavg()[0]
-    if load < 1.5 * common.cores():
-        return ""
-    crowd = f"{load:.0f} threads compete for {common.counted(common.cores(), 'core')}"
     return f"\nhint: {crowd}: OMP_NUM_THREADS=1 may be faster"
 
 

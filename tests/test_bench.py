@@ -258,7 +258,7 @@ def test_one_thread_is_not_said_to_be_many(monkeypatch):
         assert bench.common.about(cpu)["device_name"].endswith(f", {said}")
     monkeypatch.setattr(bench.common, "cores", lambda: 1)
     monkeypatch.setattr(bench.os, "getloadavg", lambda: (4.0, 0, 0))
-    assert "4 threads compete for 1 core, so" in bench.crowded()
+    assert "4 threads compete for 1 core, so" in bench.busy()
 
 
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path, capsys):
