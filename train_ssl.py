@@ -49,7 +49,7 @@ from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
 from plots.run import draw_curve, save_views
-from scores.choice import FEW
+from scores.printed import FEW
 
 LARGE_FROM = 0.8  # --size SMALL:LARGE trains at LARGE from this share of the epochs on
 BETWEEN_CHECKPOINTS = 30  # seconds: a checkpoint is 150 MB, so epochs that end faster share one

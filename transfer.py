@@ -45,9 +45,9 @@ from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from models.step import DTYPES
 from scores import TASKS, Metrics, Task, measure
-from scores.choice import FEW, SETTING, exact, is_solved, ratio_name
+from scores.choice import SETTING, is_solved
 from scores.metrics import ALL, rows_of_a_cell
-from scores.printed import table
+from scores.printed import FEW, exact, ratio_name, table
 from scores.results import CELL, COLUMNS, Key, Results, write_confusion, write_embeddings
 
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}

@@ -9,7 +9,8 @@ import pandas as pd
 
 from plots.reading import read_quietly
 from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
-from scores.choice import SETTING, exact, is_solved
+from scores.choice import SETTING, is_solved
+from scores.printed import exact
 
 DATA = "DATA"  # stands for a folder that no file here names
 SHOWN = 6  # missing cells that are named

@@ -1,6 +1,6 @@
 """The numbers of transfer.py: metrics and tasks, results.csv, and which epoch counts.
 
-`scores.results` and `scores.printed` are imported by name, as only transfer.py writes results.
+`scores.results` and `scores.printed`, which write and show them, are imported by name.
 """
 
 from scores.choice import at_chosen_epoch, choose_epoch, summarise

@@ -4,7 +4,6 @@ import pandas as pd
 
 from scores.metrics import ALL, TASKS
 
-FEW = 100  # images below which a score is a rough number: an accuracy of 0.8 has a standard error of 0.04
 GROUP = ["task", "data", "init", "mode", "ratio"]  # what the seeds are averaged over
 SETTING = ["lr", "momentum", "weight_decay", "epochs", "batch_size"]  # how a cell was trained
 SUMMARY = [*GROUP, "split", "metric", "epoch", "mean", "std", "n", *SETTING]  # columns of summary.csv
@@ -64,21 +63,3 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             values = {"mean": seeds.value.mean(), "std": seeds.value.std(), "n": len(seeds)}
             lines.append(named | {"split": split, "metric": metric, "epoch": epoch} | values)
     return pd.DataFrame(lines, columns=SUMMARY)
-
-
-def exact(number: float | str) -> str:
-    """The shortest text that reads back as the same number: 20240101, 0.1, 33.333333; text stays as it is."""
-    if isinstance(number, str):
-        return number
-    return str(int(number)) if float(number).is_integer() else repr(float(number))
-
-
-def ratio_name(ratio: float | str) -> str:
-    """`25 %` of the training images, or `10/class`, as the column ratio has it."""
-    return str(ratio) if "/" in str(ratio) else f"{float(ratio):g} %"
-
-
-def ratio_rank(ratio: float | str) -> tuple[bool, float]:
-    """A key to sort ratios by: numbers of images a class first, then shares."""
-    count, _, per_class = str(ratio).partition("/")
-    return not per_class, float(count)

@@ -1,14 +1,33 @@
-"""The table that transfer.py prints at its end."""
+"""How scores are shown: numbers and ratios as text, and the table that transfer.py prints at its end."""
 
 import sys
 
 import pandas as pd
 
 from common import counted
-from scores.choice import ratio_name, ratio_rank, summarise
+from scores.choice import summarise
 from scores.metrics import TASKS, sign_of
 
+FEW = 100  # images below which a score is a rough number: an accuracy of 0.8 has a standard error of 0.04
 BOLD = "\033[1m{}\033[0m"
+
+
+def exact(number: float | str) -> str:
+    """The shortest text that reads back as the same number: 20240101, 0.1, 33.333333; text stays as it is."""
+    if isinstance(number, str):
+        return number
+    return str(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def ratio_name(ratio: float | str) -> str:
+    """`25 %` of the training images, or `10/class`, as the column ratio has it."""
+    return str(ratio) if "/" in str(ratio) else f"{float(ratio):g} %"
+
+
+def ratio_rank(ratio: float | str) -> tuple[bool, float]:
+    """A key to sort ratios by: numbers of images a class first, then shares."""
+    count, _, per_class = str(ratio).partition("/")
+    return not per_class, float(count)
 
 
 def table(rows: pd.DataFrame, task: str) -> str:

@@ -16,8 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from common import ConfigError
 from models.probe import linear_heads, nearest, principal_axes, probabilities
 from scores import choose_epoch, fraction_metrics, scene_metrics, summarise
-from scores.choice import exact, ratio_name, ratio_rank
-from scores.printed import table
+from scores.printed import exact, ratio_name, ratio_rank, table
 from scores.results import COLUMNS, Results, write_confusion
 
 CLASSES = list("abcdefghij")
