@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 ORPHANS = 20  # seconds: the worker processes of a killed process have noticed by then, and let its lock go
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ["torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "scikit-learn"]
-ABOUT = {"versions", "commit", "device_name", "mean", "std", "collapsed_below", "images"}  # no flags
+# Keys of config.yaml beside the flags
+NOT_FLAGS = {"versions", "commit", "device_name", "mean", "std", "collapsed_below", "images"}
 
 
 # Errors
@@ -308,7 +309,7 @@ def read_yaml(file: Path, parser: Parser) -> dict:
     actions, checked = flag_actions(parser), {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name in ABOUT or name == "config":
+        if name in NOT_FLAGS or name == "config":
             continue
         if name not in actions:
             near = difflib.get_close_matches(name, actions, 1, 0.0)

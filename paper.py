@@ -334,8 +334,8 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     import torch  # takes seconds, and --help needs none of this
 
     from data.loader import Plan, TorchLoader
-    from models import METHODS as methods
     from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+    from models.barlow import BarlowTwins
     from models.optimisers import make_optimizer
     from models.step import DTYPES, Learner
     from models.timing import endless, timed_steps
@@ -344,7 +344,7 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     device, _, _ = common.start_ranks("auto")
     images = 512 if device.type == "cuda" else 8  # a step that has begun is waited for
     precision = common.resolve_precision("auto", device)
-    method = methods["barlow"](build_backbone()).to(device, memory_format=torch.channels_last)
+    method = BarlowTwins(build_backbone()).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer("sgd", method, 1e-3, 0.9, 0.0)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     learn = Learner(method, optimizer, scaler, DTYPES[precision])

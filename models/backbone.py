@@ -20,7 +20,7 @@ ARCHITECTURES = {
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
 }
 BATCH = 256  # images that go through a frozen backbone at once
-ABOUT = "pretraining"  # key in a state dict's metadata: mean, std, size and maxpool of the pretraining
+METADATA_KEY = "pretraining"  # of a state dict's metadata: mean, std, size and maxpool of the pretraining
 
 State = dict[str, torch.Tensor]
 
@@ -85,7 +85,7 @@ def save_backbone(backbone: nn.Module, file: Path, about: dict) -> None:
     std, size, maxpool), so that whoever loads it normalises as the pretraining did. torchvision loads it as
     it is."""
     state = OrderedDict((clean_key(key), value) for key, value in backbone.state_dict().items())
-    state._metadata = {ABOUT: about}
+    state._metadata = {METADATA_KEY: about}
     with replacing(file) as partial:
         torch.save(state, partial)
 
@@ -104,7 +104,7 @@ def read_weights(file: str | Path) -> tuple[State, dict]:
         raise WeightsError(f"{file}: no such weights file (or give random or imagenet)") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from None
-    about = getattr(content, "_metadata", {}).get(ABOUT, {})
+    about = getattr(content, "_metadata", {}).get(METADATA_KEY, {})
     if isinstance(content, dict) and isinstance(content.get("about"), dict):
         about = content["about"]  # checkpoint.pt
     for key in ("MODEL", "model", "state_dict"):
