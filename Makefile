@@ -1,6 +1,6 @@
 # make demo | make lint test | make test-oldest | make soak | make paper DATA=FOLDER | make paper-small
 # An active virtual environment is used, else .venv is made. ARGS goes to paper.py, or to the demo's
-# train_ssl.py: make paper DATA=FOLDER ARGS=--dry-run, make demo ARGS="--epochs 2 --scenes 600"
+# train_ssl.py: make paper DATA=FOLDER ARGS=--dry-run, make demo ARGS="--epochs 2 --scenes 1200"
 VENV := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(VENV)/bin/python
 REQUIREMENTS := requirements.txt
