@@ -253,7 +253,7 @@ def flag(group: argparse._ArgumentGroup, name: str, default: bool | None, text: 
 
 
 def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namespace:
-    """The flags, each one of the method's that is left out standing at the default of its constructor.
+    """The flags. A flag of the method that is not given takes the default of the method's constructor.
     Without --data small settings stand in for the defaults; the command line and the YAML file still win."""
     args = common.parse(parser, argv, recipes=common.ROOT / "yaml")
     if args.data is None:
@@ -292,8 +292,8 @@ def settings_of(method: str) -> dict[str, object]:
 
 
 def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[str]:
-    """Replace `auto` by what this machine makes of it; the flags for which it did so. They bind no later
-    start."""
+    """Replace `auto` by what this machine can do. Returns the flags that were `auto`: a later start may
+    resolve them differently."""
     if args.batch_size % (ranks * args.accumulate):
         raise ConfigError(
             f"--batch-size {args.batch_size} does not divide among {ranks} ranks and {args.accumulate} parts"
@@ -548,8 +548,8 @@ def check_features(
 
 
 def finish_epoch(out: Path, progress: Progress, backbone, about: dict, save: Saver, due: bool) -> None:
-    """log.csv, and where it is due or long ago backbone.pth and the checkpoint, in this order: a run that is
-    killed in between writes them again."""
+    """Write log.csv; if `due`, or if the last checkpoint is older than BETWEEN_CHECKPOINTS, then backbone.pth
+    and last the checkpoint: a run killed in between writes them again."""
     common.write_csv(out / "log.csv", progress.log)
     file = out / "checkpoint.pt"
     if due or not file.exists() or time.time() - file.stat().st_mtime > BETWEEN_CHECKPOINTS:

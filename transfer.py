@@ -897,7 +897,7 @@ class Work:
 
 @contextlib.contextmanager
 def about_cell(cell: Cell) -> Iterator[None]:
-    """Name the cell in what the user has to mend."""
+    """Begin a ConfigError with the cell it came from."""
     try:
         yield
     except ConfigError as error:

@@ -25,10 +25,10 @@ its rungs: it is marked `over budget` beside the metric of its last check (`knn_
 and is neither ranked nor promoted; the search goes on.
 
 OUT/trials.csv is the leaderboard (`front`: no other row is both better and cheaper), OUT/best.yaml the winner
-for --config, OUT/importance.csv what each flag matters, OUT/search.png the picture; OUT/trials/ holds the run
-directories. After any kill the same command goes on and tries failed trials again. More trials, values, seeds
-or minutes train what is new and keep the rest. Several workers split the CPU cores; rounding depends on a
-trial's threads: for the same bits with any --workers, set OMP_NUM_THREADS. Exit code 1: trials failed.
+for --config, OUT/importance.csv how much each flag matters, OUT/search.png the picture; OUT/trials/ holds the
+run directories. After any kill the same command goes on and tries failed trials again. More trials, values,
+seeds or minutes train what is new and keep the rest. Several workers split the CPU cores; rounding depends on
+a trial's threads: for the same bits with any --workers, set OMP_NUM_THREADS. Exit code 1: trials failed.
 """
 
 from __future__ import annotations
@@ -1003,7 +1003,7 @@ def compare_rankings(search: Search, table: pd.DataFrame) -> None:
 
 
 def flag_importance(search: Search, table: pd.DataFrame) -> pd.DataFrame:
-    """importance.csv: how much worse a random forest foretells trials that it has not seen when one flag's
+    """importance.csv: how much worse a random forest predicts trials that it has not seen when one flag's
     values are shuffled, as a share of the metric's variance; mean and std over 20 splits of the trials."""
     rung = table["rung"].mode().min()  # where most trials ended
     rows = table[table["rung"] == rung]
@@ -1034,7 +1034,7 @@ def flag_importance(search: Search, table: pd.DataFrame) -> pd.DataFrame:
     said = [f"{row.flag} {row.importance:.2f} (+-{row.std:.2f})" for row in out.itertuples(index=False)]
     print(f"importance at epoch {rung}, {len(y)} trials: {', '.join(said)}")
     if out["explained"].iloc[0] <= 0:
-        print("  but the forest foretells no trial that it has not seen: too few trials, or no flag matters")
+        print("  but the forest predicts no trial that it has not seen: too few trials, or no flag matters")
     return out
 
 

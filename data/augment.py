@@ -43,7 +43,7 @@ class Recipe(NamedTuple):
     area: tuple[float, float] = (0.2, 1.0)  # of the crop, as a share of the image
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width : height of the crop, uniform in its logarithm
     flip: float = 0.5  # probability, horizontal and vertical each
-    jitter: float = 0.4  # brightness, contrast and saturation factors are uniform in 1 -+ jitter
+    jitter: float = 0.4  # brightness, contrast and saturation factors are uniform in 1 +- jitter
     jitter_probability: float = 0.8
     sigma: tuple[float, float] = (0.1, 2.0)  # of the Gaussian blur, pixels of the view
     blur_probability: float = 0.5

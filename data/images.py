@@ -1,5 +1,5 @@
-"""The images of a pretraining: which train, which are looked at, what they look like on average, and their
-loader."""
+"""The images of a pretraining: which train, which are sampled for the checks, their mean and deviation, and
+their loader."""
 
 from __future__ import annotations
 

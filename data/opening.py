@@ -1,6 +1,6 @@
 """Opening `--data`: the table of a folder, or of the built-in scenes, without files that do not decode.
 
-Every script comes in here, so that all see the same images, the same splits and the same refusals.
+Every script opens its data here, so that all see the same images, the same splits and the same refusals.
 """
 
 import argparse

@@ -62,8 +62,8 @@ def compile_backbone(backbone: nn.Module) -> None:
 
 
 def backbone_width(backbone: nn.Module) -> int:
-    """Features of a backbone: torchvision's ResNets leave them in `inplanes`; what does not say it has
-    ResNet-18's 512 (else the head, which comes first on its features, does not fit them and says so)."""
+    """Number of features. torchvision's ResNets keep it in `inplanes`; any other module is taken to have
+    ResNet-18's 512."""
     return int(getattr(backbone, "inplanes", 512))
 
 

@@ -1,4 +1,5 @@
-"""What a run directory keeps to go on from: checkpoint.pt and the one before it, and whose they are."""
+"""What a run directory keeps to go on from: checkpoint.pt and the one before it, and which run they
+belong to."""
 
 import os
 from dataclasses import dataclass, field

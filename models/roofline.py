@@ -1,8 +1,7 @@
 """How fast a GPU can train a ResNet at best: each operator at the speed of its memory or of its arithmetic.
 
     operations = training_operations(build_backbone(), 224)
-    rate = images_per_second(operations, 3.35e12, 989e12)         # bytes/s and FLOP/s of an H100: about
-    18,900
+    images_per_second(operations, 3.35e12, 989e12)    # bytes/s and FLOP/s of an H100: about 18,900
 
 Counted are the convolutions, and what lies between them as if BatchNorm, ReLU and the residual's sum were
 one kernel; activations cross memory once an operator, in the dtype of training. Weights, heads, optimiser

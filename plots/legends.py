@@ -1,4 +1,4 @@
-"""Keys that stand below a figure."""
+"""Legends that stand below a figure."""
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

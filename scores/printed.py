@@ -49,7 +49,8 @@ def table(rows: pd.DataFrame, task: str) -> str:
     best = {c: (signs[c] * cells["mean"]).idxmax() for c, cells in known.groupby("column")}
 
     shown = TASKS[task].metric if several else task
-    title = f"{shown} on test, mean ± standard deviation over {counted(found.n.min(), 'seed')}"
+    seeds = ("at least " if found.n.nunique() > 1 else "") + counted(found.n.min(), "seed")
+    title = f"{shown} on test, mean ± standard deviation over {seeds}"
     lines = [title, " " * 24 + "".join(f"{column:>18}" for column in columns)]
     for (init, mode), cells in found.groupby(["init", "mode"], sort=False):
         winners = cells.index.isin(best.values())

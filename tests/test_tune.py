@@ -742,13 +742,13 @@ def test_importance_finds_the_flag_that_matters(tmp_path, capsys):
     assert (found["std"] > 0).all() and set(found.trials) == {40} and set(found.epoch) == {5}
     assert found.explained["lr"] > 0.8 and (tmp_path / "search.png").stat().st_size > 10_000
     said = capsys.readouterr().out
-    assert "importance at epoch 5, 40 trials: lr " in said and "foretells no trial" not in said
+    assert "importance at epoch 5, 40 trials: lr " in said and "predicts no trial" not in said
 
 
 def test_importance_says_when_nothing_can_be_known(tmp_path, capsys):
     search, results = synthetic(tmp_path, lambda i, flags: i * 7919 % 40 / 40)  # of the trial's number alone
     tune.flag_importance(search, tune.leaderboard(search, results))
-    assert "foretells no trial" in capsys.readouterr().out
+    assert "predicts no trial" in capsys.readouterr().out
     few = {run: row for run, row in results.items() if run.trial < 5}
     assert tune.flag_importance(search, tune.leaderboard(search, few)).empty
     assert "it takes 8 trials" in capsys.readouterr().out
