@@ -337,6 +337,7 @@ def check_value(value: object, action: argparse.Action, where: str) -> object:
 
 
 def check_one(value: object, action: argparse.Action, where: str) -> object:
+    """One value of a flag, by its type and choices; a ConfigError about it begins with `where`."""
     kind = getattr(action.type, "kind", None)
     if kind and (isinstance(value, bool) or not isinstance(value, (int, kind))):
         way = plain(value, kind)
@@ -512,7 +513,7 @@ def is_alive(pid: int) -> bool:
 
 
 def write_csv(path: Path, rows: list[dict] | pd.DataFrame) -> None:
-    """File names that are not UTF-8 keep their bytes."""
+    """Write rows as a CSV, whole or not at all. File names that are not UTF-8 keep their bytes."""
     with replacing(path) as partial:
         pd.DataFrame(rows).to_csv(partial, index=False, errors="surrogateescape")
 
@@ -533,6 +534,7 @@ def untaken(name: str, taken: set[str]) -> str:
 
 
 def write_yaml(path: Path, values: dict) -> None:
+    """Write values as YAML in their order, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

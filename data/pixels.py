@@ -16,6 +16,8 @@ the previews inside a JPEG.
 
 NVIDIA DALI, which decodes for `data.dali`, gives the same pixels on a CPU of every file that is read here
 (TIFFs with a palette or CMYK within one level): tests/test_pixels.py.
+
+On import, for the whole process: Image.MAX_IMAGE_PIXELS is set to None, and Pillow's warnings are ignored.
 """
 
 import contextlib

@@ -24,18 +24,20 @@ class MoCo(nn.Module):
     whole of it: a query and its key never share their batch statistics, which would give the positive away.
     With `symmetric` each view is a query once and a key once, and keys enter the queue only after both losses
     are computed.
+
+    `hidden` and `out` are the widths of the projector's hidden layer and of the embedding.
     """
 
     def __init__(
         self,
-        backbone,
-        hidden=512,
-        out=128,
-        temperature=0.2,
-        queue_size=4096,
-        key_momentum=0.99,
-        splits=8,
-        symmetric=True,
+        backbone: nn.Module,
+        hidden: int = 512,
+        out: int = 128,
+        temperature: float = 0.2,
+        queue_size: int = 4096,
+        key_momentum: float = 0.99,
+        splits: int = 8,
+        symmetric: bool = True,
     ):
         super().__init__()
         self.backbone, self.projector = backbone, mlp([backbone_width(backbone), hidden, out], norm=False)
@@ -48,7 +50,8 @@ class MoCo(nn.Module):
         cursor = torch.zeros((), dtype=torch.long)  # next row of the queue to be replaced
         self.register_buffer("cursor", cursor)
 
-    def forward(self, view1, view2):
+    def forward(self, view1: torch.Tensor, view2: torch.Tensor) -> torch.Tensor:
+        """views (N, 3, H, W) -> loss ()."""
         queue = self.queue.clone()
         with torch.no_grad():
             if self.training:
@@ -69,21 +72,23 @@ class MoCo(nn.Module):
         )
 
     @torch.no_grad()
-    def keys(self, view):
+    def keys(self, view: torch.Tensor) -> torch.Tensor:
+        """Keys (N, out) of unit length of a view (N, 3, H, W), normalised group by group."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         groups = max(1, min(self.splits // ranks, len(view) // LEAST))
         k = torch.cat([self.key_projector(self.key_backbone(group)) for group in view.tensor_split(groups)])
         return F.normalize(k.float(), dim=1)
 
     @torch.no_grad()
-    def move_key_encoder(self):
+    def move_key_encoder(self) -> None:
         """key <- m key + (1 - m) query (Eq. 2), all weights in one operator."""
         query = [*self.backbone.parameters(), *self.projector.parameters()]
         key = [*self.key_backbone.parameters(), *self.key_projector.parameters()]
         torch._foreach_lerp_(key, query, 1 - self.key_momentum)
 
     @torch.no_grad()
-    def enqueue(self, keys):
+    def enqueue(self, keys: torch.Tensor) -> None:
+        """Put the keys (N, out) of all ranks in the place of the oldest of the queue, while training."""
         if not self.training:
             return
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -95,7 +100,7 @@ class MoCo(nn.Module):
         self.queue[rows] = keys.type_as(self.queue)
         self.cursor.copy_((self.cursor + len(keys)) % len(self.queue))
 
-    def chance_loss(self, batch_size):
+    def chance_loss(self, batch_size: int) -> float:
         """Cross-entropy of a uniform guess among the positive and the queue."""
         return math.log(len(self.queue) + 1)
 

@@ -96,6 +96,7 @@ def leave_blank_row(log: Path, epoch: int) -> None:
 
 
 def mean_over_ranks(value: float, ranks: int, device: torch.device) -> float:
+    """The mean of the ranks' values, the same on every rank."""
     if ranks == 1:
         return value
     total = torch.tensor(value, dtype=torch.float64, device=device)
@@ -119,6 +120,7 @@ class StopFlag:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def is_asked(self) -> bool:
+        """Whether to stop after this step. Every rank has to ask at the same steps."""
         if self.ranks == 1:
             return bool(self.caught)
         asked = False
