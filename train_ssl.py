@@ -377,23 +377,6 @@ def build_model(
     return method, distributed(method) if ranks > 1 else method
 
 
-def distributed(method: torch.nn.Module) -> DistributedDataParallel:
-    """DistributedDataParallel around a method whose buffers are alike on all ranks: none is sent."""
-    known = inspect.signature(DistributedDataParallel).parameters
-    new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.14 warns of the old name
-    return DistributedDataParallel(method, **{new if new in known else old: False})
-
-
-def build_method(args: argparse.Namespace, init: str | None = None) -> torch.nn.Module:
-    """The method of the flags, on a backbone of the flags."""
-    parameters = inspect.signature(METHODS[args.method]).parameters
-    values = {name: getattr(args, FLAG_OF.get(name, name)) for name in parameters if name != "backbone"}
-    if "key_momentum" in values:
-        values["key_momentum"] **= 1 / args.accumulate  # the key encoder moves once a part
-    backbone = build_backbone(args.arch, init or args.init, maxpool=args.maxpool)
-    return METHODS[args.method](backbone, **values)
-
-
 def refuse_too_large(args: argparse.Namespace, device: torch.device) -> None:
     """ConfigError where weights, gradients and two moments of the optimiser are more than the memory there
     is."""
@@ -408,6 +391,23 @@ def refuse_too_large(args: argparse.Namespace, device: torch.device) -> None:
             f"not enough memory: this network takes {needed / 1e9:.1f} GB to train, and {device.type} has "
             f"{memory / 1e9:.1f} GB: lower --hidden, --out-dim or --queue-size"
         )
+
+
+def build_method(args: argparse.Namespace, init: str | None = None) -> torch.nn.Module:
+    """The method of the flags, on a backbone of the flags."""
+    parameters = inspect.signature(METHODS[args.method]).parameters
+    values = {name: getattr(args, FLAG_OF.get(name, name)) for name in parameters if name != "backbone"}
+    if "key_momentum" in values:
+        values["key_momentum"] **= 1 / args.accumulate  # the key encoder moves once a part
+    backbone = build_backbone(args.arch, init or args.init, maxpool=args.maxpool)
+    return METHODS[args.method](backbone, **values)
+
+
+def distributed(method: torch.nn.Module) -> DistributedDataParallel:
+    """DistributedDataParallel around a method whose buffers are alike on all ranks: none is sent."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.14 warns of the old name
+    return DistributedDataParallel(method, **{new if new in known else old: False})
 
 
 # What is said
