@@ -466,7 +466,7 @@ def load(case: Case, kind: str) -> Timed:
 
 
 def bound(case: Case, kind: str, ceilings: Ceilings) -> str:
-    """What the bytes of both views allow, were there nothing but memory."""
+    """At most how many images a second: those at which the bytes of both views take all of the time."""
     size, (height, width) = case.setting.size, case.images.pixels.shape[-2:]
     if kind == "dali":
         return ""
@@ -550,7 +550,7 @@ def first_again(loader: object) -> Iterator[tuple]:
 
 
 def expectation(case: Case, ceilings: Ceilings, precision: str) -> str:
-    """What good implementations reach of the roofline on a GPU; a CPU's caches make other rules."""
+    """What good implementations reach of the roofline on a GPU; blank for a CPU, where caches decide."""
     if case.device.type == "cpu":
         return ""
     rate = roofline(case, ceilings, precision)
@@ -632,8 +632,8 @@ def train_usual(case: Case, learn: Callable) -> Timed:
     """Time the usual stack.
 
     On a GPU the loader limits it, so the images that wait at the start are used up first; on a CPU the model
-    does, and they are there again after a step. Workers that hand over a whole batch would all be done with
-    it in the same seconds, and half a minute later again: they hand over small parts.
+    does, and they are there again after a step. Workers that each made a whole batch would all end at one
+    time, and the next batches would come half a minute later: so they hand over small parts.
     """
     cuda, step, device = case.device.type == "cuda", learn(), case.device
     size, batch_size = case.setting

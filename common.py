@@ -424,7 +424,7 @@ def refuse_inside(place: Path, data: str | Path | None, flags: str) -> None:
 
 
 def is_special(path: Path) -> bool:
-    """Also for `/dev/stdout`, a link that may lead to a file."""
+    """Whether it is a folder, a device or a pipe, or `/dev/stdout`, a link that may lead to a file."""
     odd = os.path.exists(path) and not os.path.isfile(path)  # a name that is too long does not exist
     return odd or str(path.absolute().parent) in ("/dev", "/dev/fd")
 
@@ -524,7 +524,7 @@ def harmless(text: str) -> str:
 
 
 def untaken(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken, in any case; then it is."""
+    """The name, with a number where `taken` has it, in upper or lower case; it is added to `taken`."""
     own, number = name, 1
     while own.lower() in taken:
         number += 1

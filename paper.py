@@ -395,7 +395,7 @@ def last_steps(study: Study, imagenet: list[str], best: str) -> list[Step]:
 
 
 def pretraining(study: Study, recipes: dict[str, dict]) -> Iterator[Step]:
-    """Of each method, after a search for its recipe with --tune."""
+    """The steps of every method's pretraining, each after a search for its recipe with --tune."""
     size, images = ["--size", str(study.settings.size)], study.patches.train
     if study.tune:
         grid = study.recipes / "tune_ssl.yaml"
@@ -572,14 +572,14 @@ def end_with_parent() -> None:
 
 
 def add_time(file: Path, command: str, seconds: float) -> None:
-    """Add to the seconds of a command, of calls that ended."""
+    """Add the seconds of a call that has ended to those of its command."""
     times = read_times(file)
     times[command] = round(times.get(command, 0) + seconds, 1)
     common.write_csv(file, pd.DataFrame({"command": times.keys(), "seconds": times.values()}))
 
 
 def read_times(file: Path) -> dict[str, float]:
-    """Command → seconds. They are only told, so a damaged file begins anew."""
+    """Command → seconds. They are only shown, so a damaged file counts as empty."""
     try:
         rows = pd.read_csv(file)
         return dict(zip(rows.command, rows.seconds.astype(float)))

@@ -310,7 +310,7 @@ def save_items(items: list[Item], out: Path, formats: list[str], problems: list[
 
 
 def save(out: Path, stem: str, caption: str, thing: Figure | Sheet, formats: list[str]) -> None:
-    """A sheet as CSV, Markdown and LaTeX; a figure in each format, without a date: the bytes repeat."""
+    """A sheet as CSV, Markdown and LaTeX; a figure in each format, without a date, for the same bytes."""
     if isinstance(thing, Sheet):
         common.write_csv(out / f"{stem}.csv", without_formulas(thing.numbers))
         write_text(out / f"{stem}.md", tables.markdown(thing, caption))

@@ -315,7 +315,7 @@ def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[s
 
 
 def with_statistics(images: Images, init: str) -> Images:
-    """The images with the mean and std that the weights they meet were trained with, where these say so."""
+    """The images, with the mean and std of the pretraining of `init` where its weights tell them."""
     if init == "imagenet":
         return images._replace(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
     about = read_weights(init)[1] if init != "random" else {}
@@ -378,8 +378,7 @@ def build_model(
 
 
 def refuse_too_large(args: argparse.Namespace, device: torch.device) -> None:
-    """ConfigError where weights, gradients and two moments of the optimiser are more than the memory there
-    is."""
+    """ConfigError where weights, gradients and the optimiser's two moments need more memory than there is."""
     with torch.device("meta"):
         method = build_method(args, init="random")
     needed = 16 * sum(p.numel() for p in method.parameters()) + sum(4 * b.numel() for b in method.buffers())
@@ -414,7 +413,7 @@ def distributed(method: torch.nn.Module) -> DistributedDataParallel:
 
 
 def tell(config: dict, images: Images, args: argparse.Namespace, why: str) -> None:
-    """The resolved flags, and what the run makes of its data."""
+    """Say the resolved flags, and what the run makes of its data."""
     say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
     if args.data is None:
         say(f"no --data: {args.scenes} built-in scenes of {last_size(args.size)} px")
@@ -500,8 +499,8 @@ def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, args, 
 
 
 def write_beginning(out: Path, config: dict, about: dict, loader, images: Images, fresh: bool) -> None:
-    """config.yaml and views.png, where they are not there; of a run that begins `fresh` also over those that
-    a run without a checkpoint has left."""
+    """Write config.yaml and views.png where they are missing; for a run that begins `fresh` also over those
+    that a run without a checkpoint has left."""
     if fresh or not (out / "config.yaml").exists():
         told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
         common.write_yaml(out / "config.yaml", config | told)
@@ -532,8 +531,8 @@ def end_by_signal(stop: StopFlag, out: Path, epoch: int, epochs: int, step: int,
 def check_features(
     backbone: torch.nn.Module, images: Images, args: argparse.Namespace, dtype: torch.dtype, knn: bool
 ) -> dict[str, float | None]:
-    """`diagnose` of the sample. In fp16, features in eval mode overflow while running statistics are young:
-    fp32."""
+    """`diagnose` the sample. A training in fp16 does it in fp32: in eval mode features overflow while the
+    running statistics are young."""
     dtype = torch.float32 if dtype == torch.float16 else dtype
     rows = np.arange(len(images.pixels) if knn else min(images.bank, DIAGNOSED))
     size = last_size(args.size)

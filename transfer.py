@@ -436,7 +436,7 @@ def check_task(opened: Table, task: str) -> None:
 
 
 def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> dict[str, dict]:
-    """What results.csv has no column for, and one file must not mix."""
+    """What results.csv has no column for, yet must be the same for all of its rows."""
     choice = "common" if study.every_epoch else "seed"
     precision = next(name for name, dtype in DTYPES.items() if dtype == study.dtype)
     shared = {"size": study.size, "arch": study.arch, "loss": study.whole.loss, "epoch_choice": choice}
@@ -926,7 +926,7 @@ def rows_wanted(cell: Cell, study: Study, data: Data) -> int:
 
 
 def cost_of(cell: Cell, study: Study, data: Data, sharing: int) -> int:
-    """For the time left, in forward passes of an image: a backward pass takes two, a step of a head about
+    """The time of a cell, in forward passes of one image: a backward pass takes two, a step of a head about
     1 %. `sharing`: cells that share one pass of all images."""
     training = trained_by(cell, study)
     seen = 3 * training.epochs * len(data.subsets[cell.ratio, cell.seed]) if training else 0

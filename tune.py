@@ -247,8 +247,8 @@ def seed_of_config(passed: list[str], fixed: dict) -> object:
 
 
 def set_to(name: str, passed: list[str], fixed: dict) -> list[str]:
-    """The values that the command line, else the grid, gives to a flag of the script; of a flag that stands
-    twice the last ones, as argparse takes them."""
+    """The values that the command line, else the grid, gives to a flag of the script. The last counts where
+    a flag is given twice, as in argparse."""
     value = fixed.get(name)
     found = [] if value is None else [str(one) for one in (value if isinstance(value, list) else [value])]
     own = False  # whether the words belong to this flag
@@ -468,7 +468,7 @@ def check_directory(search: Search) -> None:
 
 
 def grown(before: list[dict], now: list[dict], out: Path) -> list[dict]:
-    """The trials of now, of which those from before keep their numbers."""
+    """The trials of this start; those of earlier starts keep their numbers."""
     new = list(now)
     for i, trial in enumerate(before):
         if trial not in new:
@@ -479,7 +479,7 @@ def grown(before: list[dict], now: list[dict], out: Path) -> list[dict]:
 
 
 def prepare(search: Search, stack: contextlib.ExitStack) -> Store | None:
-    """Makes and holds the directory, forgets what shall run again, and returns torchrun's store, if any."""
+    """Makes and holds the directory, removes what is to run again, and returns torchrun's store, if any."""
     store = None
     if WORLD > 1:
         from torch.distributed import rendezvous

@@ -30,7 +30,7 @@ KEPT = {"model", "optimizer", "scaler", "rng", "progress", "config", "digest"}  
 
 
 class Parts(NamedTuple):
-    """Everything that learns or counts, and so belongs into a checkpoint."""
+    """Everything that learns or counts, and so belongs in a checkpoint."""
 
     method: nn.Module
     optimizer: torch.optim.Optimizer

@@ -29,7 +29,7 @@ class Learner(NamedTuple):
         return loss
 
     def backward(self, views: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The loss, and the gradients of it."""
+        """Compute the gradients; the mean loss of the step's parts."""
         device, total = views[0].device.type, 0.0
         for part in zip(*(view.chunk(self.accumulate) for view in views)):
             with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
@@ -39,7 +39,7 @@ class Learner(NamedTuple):
         return total
 
     def update(self) -> None:
-        """Move the weights along the gradients, and forget these."""
+        """Take the optimiser's step, and drop the gradients."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -85,7 +85,7 @@ class Losses:
 
 
 def leave_blank_row(log: Path, epoch: int) -> None:
-    """The epoch's row without a loss, for who reads the log (tune.py); a run that goes on writes it anew."""
+    """Add the epoch's row, without a loss, for tune.py to read. A run that goes on rewrites it."""
     if dist.is_initialized() and dist.get_rank() > 0:
         return
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else ["epoch,loss"]

@@ -9,8 +9,8 @@ from losses.barlow import SumOverRanks
 
 
 class SyncNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm of x (N, C, ...) with the statistics of the global batch, right in value and gradient (same N
-    a rank)."""
+    """BatchNorm of x (N, C, ...) with the statistics of the global batch, right in value and gradient. Every
+    rank has the same N."""
 
     def _check_input_dim(self, x):
         pass

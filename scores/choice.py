@@ -1,4 +1,4 @@
-"""The one rule of which epoch counts, and what is left of results.csv by it: means over the seeds."""
+"""The one rule of which epoch counts, and the means over the seeds at that epoch."""
 
 import pandas as pd
 
