@@ -71,7 +71,20 @@ GRACE = 30  # seconds that a script has to save after SIGTERM
 
 OWN_FLAGS = {"out": "--out", "epochs": "--max-epochs", "stop_epoch": "--min-epochs and --max-epochs"}
 SETTINGS = ("trials", "eta", "min_epochs", "max_epochs", "metric", "seeds_per_trial", "budget_minutes")
-MACHINE = {"out", "stop_epoch", "config", "help", "device", "workers", "cache"}  # no part of best.yaml
+# No part of best.yaml: a run's own, and what the searching machine can do.
+MACHINE = {
+    "out",
+    "stop_epoch",
+    "config",
+    "help",
+    "device",
+    "workers",
+    "cache",
+    "loader",
+    "precision",
+    "graph",
+}
+BUDGET = ("epochs", "subset", "ratios", "per_class", "seeds")  # what a search has less of than a long run
 DISTRIBUTIONS = ("list", "choice", "uniform", "log_uniform")
 MINIMISED = re.compile("loss|rmse|mae|error|seconds")
 RESULT = re.compile(r"(\d+)(?:-seed(\d+))?-(\d+)")  # the name of a finished run's file
@@ -633,9 +646,21 @@ def start(search: Search, run: Run, slot: int) -> Job:
             pass_fds=[lock.fileno()],
             start_new_session=True,
         )
-    earlier = read_log(directory, run.rung) if search.resumes else {}
-    spent = float(earlier["seconds"].sum()) if "seconds" in earlier else 0.0
-    return Job(run, process, time.time(), spent)
+    return Job(run, process, time.time(), spent_before(search, run))
+
+
+def spent_before(search: Search, run: Run) -> float:
+    """Seconds of a run before this process: of its last rung in all, and of the epochs since that log.csv
+    holds."""
+    if not search.resumes:
+        return 0.0
+    since, spent = 0, 0.0
+    for rung in search.rungs[: search.rungs.index(run.rung)]:
+        file = search.result_file(run._replace(rung=rung))
+        if file.exists():
+            since, spent = rung, json.loads(file.read_text())["total_seconds"]
+    log = read_log(search.directory(run), run.rung)
+    return spent + (float(log["seconds"][since:].sum()) if "seconds" in log else 0.0)
 
 
 def command_of(search: Search, run: Run) -> list[str]:
@@ -909,6 +934,9 @@ def write_tables(search: Search, results: dict) -> None:
         value = f"{search.metric} {best[search.metric]:.4f} after {best['rung']} epochs"
         header = f"# python {search.script.name} --config {search.out / 'best.yaml'}\n"
         header += f"# trial {run.trial} of {len(search.trials)}: {value}\n"
+        budget = [f"{name} {flags[name]}" for name in BUDGET if name in flags]
+        if budget:
+            header += f"# the search's own, for a long run to overrule: {', '.join(budget)}\n"
         text = yaml.safe_dump(search.trials[run.trial] | flags, sort_keys=False, allow_unicode=True)
         write(search.out / "best.yaml", header + text)
 
@@ -1083,10 +1111,15 @@ def draw_flag(axis: Axes, search: Search, table: pd.DataFrame, name: str) -> Non
     for rung, rows in table.groupby("rung"):
         axis.plot(values[rows.index], rows[search.metric], "o", alpha=0.7, label=f"epoch {rung}")
     texts = table[name].astype(str)
-    if pd.to_numeric(texts, errors="coerce").isna().any():
-        axis.set_xticks(values.unique(), [texts[values == value].iloc[0] for value in values.unique()])
-    elif 0 < 20 * values.min() < values.max():
+    numbers = pd.to_numeric(texts, errors="coerce").notna().all()
+    if numbers and 0 < 20 * values.min() < values.max():
         axis.set_xscale("log")
+    if numbers and values.nunique() > 4:
+        axis.xaxis.set_major_formatter("{x:g}")
+    else:
+        places = values.drop_duplicates()
+        axis.set_xticks(places, texts[places.index])
+    axis.minorticks_off()
     axis.set_xlabel(name.replace("_", " "))
 
 

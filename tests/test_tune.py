@@ -182,6 +182,10 @@ def test_halving_follows_the_curves_and_the_survivor_equals_an_uninterrupted_run
     assert "Spearman correlation of the two rankings: -1.00" in capsys.readouterr().out
     assert {"search.png", "best.yaml", "search.yaml"} <= set(os.listdir("out"))
 
+    total = table[table.trial == 4].set_index("rung")[["seconds", "total_seconds"]]
+    assert total.total_seconds.tolist() == pytest.approx(total.seconds.sort_index().cumsum()[total.index])
+    head = Path("out/best.yaml").read_text().splitlines()[2]
+    assert head == "# the search's own, for a long run to overrule: epochs 9"
     best = yaml.safe_load(Path("out/best.yaml").read_text())
     assert (
         best["lr"] == 1e-2
