@@ -60,6 +60,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         kept = at_chosen_epoch(cell, named["task"])
         for (split, metric), seeds in kept.groupby(["split", "metric"], sort=False):
             epoch = seeds.epoch.iloc[0] if seeds.epoch.nunique() == 1 else ""
-            values = {"mean": seeds.value.mean(), "std": seeds.value.std(), "n": len(seeds)}
+            mean, std = round(seeds.value.mean(), 9), round(seeds.value.std(), 9)  # equal values: exactly 0
+            values = {"mean": mean, "std": std, "n": len(seeds)}
             lines.append(named | {"split": split, "metric": metric, "epoch": epoch} | values)
     return pd.DataFrame(lines, columns=SUMMARY)

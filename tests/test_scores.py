@@ -116,6 +116,13 @@ def test_a_metric_without_a_number_is_printed():
     assert "nan" in table(pd.DataFrame(rows), "fraction")
 
 
+def test_seeds_that_draw_nothing_have_no_spread():
+    rows = pd.DataFrame(lines({(seed, 1): 0.56 for seed in range(3)}, "test"))
+    found = summarise(rows).iloc[0]
+    assert (found["mean"], found["std"], found.n) == (0.56, 0, 3)
+    assert "0.5600" in table(rows, "fraction") and "± 0.0000" not in table(rows, "fraction")
+
+
 def test_names_in_another_encoding_are_written_and_read(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     rows = pd.DataFrame([line | {"class": name} for line in lines({(0, 1): 0.5})], columns=COLUMNS)
