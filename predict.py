@@ -11,7 +11,7 @@ long or as wide as the images the model learned from is a scene: it is cut into 
 what --out is called says what becomes of them:
 
     NAME.csv   a row a patch: its place in pixels, its centre in the scene's coordinates, its class and
-               fractions; beside it NAME-map.png, a picture of the map
+               fractions or probabilities; beside it NAME-map.png, a picture of the map
     NAME.tif   a float32 GeoTIFF, one band a class, one pixel a patch: a pixel is a stride wide and lies
                around its patch's centre; what is left at the right and bottom border, less than a stride,
                is not mapped
@@ -70,6 +70,7 @@ PLACE_COLUMNS = ("file", "row", "column", "x", "y", "class")  # of the CSV, befo
 class Model(NamedTuple):
     network: nn.Module  # a backbone and a linear head
     classes: list[str]
+    task: str  # "fraction", or "scene": classes
     loss: str
     tile: tuple[int, int]  # height and width of the images it learned from, pixels …
     size: int  # … and their side in the network
@@ -174,11 +175,12 @@ def open_model(file: str, device: torch.device) -> Model:
         network = nn.Sequential(backbone, nn.Linear(about["state"]["1.weight"].shape[1], len(classes)))
         network.load_state_dict(about["state"])
         place = network.eval().to(device, memory_format=torch.channels_last)
-        settings = (about["loss"], tuple(about["tile"]), about["size"], about["mean"], about["std"])
+        settings = (tuple(about["tile"]), about["size"], about["mean"], about["std"])
+        task, loss = about["task"], about["loss"]
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         why = common.first_line(error, 100)
         raise WeightsError(f"{file}: not a model of transfer.py --save-model ({why})") from None
-    return Model(place, classes, *settings, device)
+    return Model(place, classes, task, loss, *settings, device)
 
 
 # Names
@@ -245,7 +247,7 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
         raise DataError(f"{file}: no patch of {width} x {height} px has data in half of its area")
     truth = None if job.truth is None else true_shares(job.truth, len(model.classes), grid)
     mapped = Mapped(look, grid, shares, truth)
-    write_map(target, mapped, model.classes, job.suffix)
+    write_map(target, mapped, model, job.suffix)
     say_map(target, mapped, seconds, bar)
     return rows_of(mapped, model.classes)
 
@@ -460,22 +462,22 @@ def columns_of(classes: list[str]) -> list[str]:
     return columns
 
 
-def write_map(target: Path, mapped: Mapped, classes: list[str], suffix: str) -> None:
+def write_map(target: Path, mapped: Mapped, model: Model, suffix: str) -> None:
     """The GeoTIFF, or a picture."""
     if suffix in (".tif", ".tiff"):
         place = mapped.look.scene.place
         place = place and mapped.grid.map_place(place)
-        write_geotiff(target, mapped.shares.transpose(2, 0, 1), classes, place)
+        write_geotiff(target, mapped.shares.transpose(2, 0, 1), model.classes, place)
         return
     draw = draw_classes if suffix == ".png" else draw_map
-    draw(target, drawn_of(mapped, classes))
+    draw(target, drawn_of(mapped, model))
 
 
-def drawn_of(mapped: Mapped, classes: list[str]) -> Drawn:
+def drawn_of(mapped: Mapped, model: Model) -> Drawn:
     grid, scene = mapped.grid, mapped.look.scene
     rows, columns = np.array(grid.tops) + grid.height / 2, np.array(grid.lefts) + grid.width / 2
-    picture = overview(mapped.look)
-    return Drawn(picture, scene.height, scene.width, rows, columns, mapped.shares, mapped.truth, classes)
+    about = (mapped.shares, mapped.truth, model.classes, model.task)
+    return Drawn(overview(mapped.look), scene.height, scene.width, rows, columns, *about)
 
 
 def overview(look: Look) -> np.ndarray:

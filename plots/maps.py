@@ -1,11 +1,12 @@
 """Pictures of a scene's map: the scene, the largest class of each patch beside the true one, and each
-class's share."""
+class's fraction or probability."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -18,6 +19,8 @@ COLOURS = (  # Okabe and Ito's, and two more
     "#000000", "#999999", "#882255",
 )  # fmt: skip
 OTHER = "#dddddd"  # of patches whose largest class has no panel
+LARGEST = {"fraction": "largest fraction", "scene": "class"}  # task -> title of the map with a class a patch
+VALUES = {"fraction": "fraction of the patch", "scene": "probability"}  # task -> what a class's panel shows
 
 
 class Drawn(NamedTuple):
@@ -31,20 +34,30 @@ class Drawn(NamedTuple):
     found: np.ndarray  # (rows, columns, K), not finite where there are no data
     truth: np.ndarray | None
     classes: list[str]
+    task: str  # "fraction", or "scene": then `found` holds the probabilities of the classes
+
+    def amounts(self) -> np.ndarray:
+        """(K,) how much of the map each class takes: its mean fraction; of scenes the share of the patches
+        whose class it is."""
+        held = self.found[np.isfinite(self.found).all(-1)]  # (n, K)
+        if self.task == "scene":
+            return np.bincount(held.argmax(1), minlength=len(self.classes)) / len(held)
+        return held.mean(0)
 
     def shown(self) -> np.ndarray:
         """The largest classes, the largest first."""
-        return np.argsort(-np.nan_to_num(np.nanmean(self.found, (0, 1))), kind="stable")[:PANELS]
+        return np.argsort(-self.amounts(), kind="stable")[:PANELS]
 
     def class_maps(self) -> dict[str, np.ndarray]:
-        maps = {"largest fraction": self.found}
-        return maps if self.truth is None else maps | {"largest fraction, truth": self.truth}
+        name = LARGEST[self.task]
+        maps = {name: self.found}
+        return maps if self.truth is None else maps | {f"{name}, truth": self.truth}
 
 
 def draw_map(file: Path, drawn: Drawn) -> None:
-    """The scene, the class of the largest fraction with its legend, the same of the truth if it is known,
-    and the fraction of each of the largest classes."""
-    shown, maps = drawn.shown(), drawn.class_maps()
+    """The scene, the largest class of each patch with its legend, the same of the truth if it is known, and
+    the fraction or probability of each of the classes that take most."""
+    shown, maps, amounts = drawn.shown(), drawn.class_maps(), drawn.amounts()
     aspect = min(max(drawn.height / drawn.width, 0.3), 3)
     figure = Figure(figsize=(12, 8 * aspect + 1.5), layout="constrained")
     axes = figure.subplots(-(-(1 + len(maps) + len(shown)) // 4), 4, squeeze=False)
@@ -52,15 +65,15 @@ def draw_map(file: Path, drawn: Drawn) -> None:
     for axis, (title, shares) in zip(axes.flat[1:], maps.items()):
         draw_largest(axis, drawn, shares, shown, title)
     for axis, k in zip(axes.flat[1 + len(maps) :], shown):
-        mesh = draw_share(axis, drawn, k)
+        mesh = draw_share(axis, drawn, k, amounts[k])
     for axis in axes.flat[1 + len(maps) + len(shown) :]:
         axis.set_axis_off()
-    figure.colorbar(mesh, ax=axes, shrink=0.4, label="fraction of the patch")
+    figure.colorbar(mesh, ax=axes, shrink=0.4, label=VALUES[drawn.task])
     save(figure, file, drawn, shown)
 
 
 def draw_classes(file: Path, drawn: Drawn) -> None:
-    """The scene, the truth if it is known, and the class of the largest fraction side by side."""
+    """The scene, the truth if it is known, and the largest class of each patch side by side."""
     shown, maps = drawn.shown(), drawn.class_maps()
     aspect = min(max(drawn.height / drawn.width, 0.3), 3)
     figure = Figure(figsize=(9, 9 / (1 + len(maps)) * aspect + 0.9), layout="constrained")
@@ -90,10 +103,11 @@ def colour_numbers(shares: np.ndarray, shown: np.ndarray) -> np.ndarray:
     return place[np.nan_to_num(shares).argmax(-1)]
 
 
-def draw_share(axis: Axes, drawn: Drawn, k: int):
+def draw_share(axis: Axes, drawn: Drawn, k: int, amount: float) -> QuadMesh:
     shares = np.ma.masked_invalid(drawn.found[..., k])
     mesh = axis.pcolormesh(*edges(drawn), shares, cmap="cividis", vmin=0, vmax=1)
-    tidy(axis, drawn, f"{drawn.classes[k]}: {100 * shares.mean():.1f} %")
+    of_what = "\nof the patches" if drawn.task == "scene" else ""
+    tidy(axis, drawn, f"{drawn.classes[k]}: {100 * amount:.1f} %{of_what}")
     return mesh
 
 

@@ -393,6 +393,15 @@ def test_geotiff_of_a_scene(model, tmp_path, capsys):
     assert not list(tmp_path.glob(".*")) and (tmp_path / "map-map.png").exists()
 
 
+@pytest.mark.parametrize("task", ["fraction", "scene"])
+def test_a_picture_of_a_map_knows_the_task(model, tmp_path, monkeypatch, task):
+    torch.save(torch.load(model, weights_only=True) | {"task": task}, tmp_path / "model.pth")
+    file, seen = write(tmp_path / "s.tif", values("uint8", 3)), []
+    monkeypatch.setattr(predict, "draw_map", lambda file, drawn: seen.append(drawn.task))
+    run(tmp_path / "model.pth", file, "--out", tmp_path / "m.csv")
+    assert seen == [task]
+
+
 def test_a_far_scene_warns(model, tmp_path, capsys):
     file = write(tmp_path / "s.tif", values("uint16", 3))
     run(model, file, "--scale", 60000, "--out", tmp_path / "m.tif")

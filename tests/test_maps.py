@@ -1,0 +1,45 @@
+"""Pictures of maps: what they call the numbers that they show."""
+
+import numpy as np
+import pytest
+
+from plots import maps
+from plots.maps import Drawn
+
+
+def drawn(found, task, classes=None):
+    """A map of shares (rows, columns, K) of patches of 8 px, side by side."""
+    rows, columns, count = found.shape
+    picture = np.zeros((8 * rows, 8 * columns, 3), np.uint8)
+    centres = (8 * np.arange(rows) + 4, 8 * np.arange(columns) + 4)
+    names = classes or [f"class {k}" for k in range(count)]
+    return Drawn(picture, 8 * rows, 8 * columns, *centres, found, None, names, task)
+
+
+@pytest.fixture
+def figure(monkeypatch, tmp_path):
+    """Draws a map and gives its figure."""
+    kept = []
+    monkeypatch.setattr(maps, "save", lambda figure, *rest, **more: kept.append(figure))
+
+    def draw(*what, by=maps.draw_map):
+        by(tmp_path / "map.png", drawn(*what))
+        return kept.pop()
+
+    return draw
+
+
+def titles(figure):
+    return [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
+def test_probabilities_of_classes_are_not_called_fractions(figure):
+    """Three of four patches are water, of which the model is little sure; the fifth has no data."""
+    found = np.array([[[0.6, 0.4], [0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [np.nan, np.nan]]])
+    of_classes = figure(found, "scene", ["Water", "Rock"])
+    of_fractions = figure(found, "fraction", ["Water", "Rock"])
+    said = ["Water: 75.0 %\nof the patches", "Rock: 25.0 %\nof the patches"]
+    assert titles(of_classes) == ["scene", "class", *said]
+    assert titles(of_fractions) == ["scene", "largest fraction", "Rock: 52.5 %", "Water: 47.5 %"]
+    assert of_classes.axes[-1].get_ylabel() == "probability"
+    assert of_fractions.axes[-1].get_ylabel() == "fraction of the patch"
