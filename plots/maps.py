@@ -7,20 +7,28 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 import common
 
 PANELS = 10  # classes drawn, the largest ones
-COLOURS = (  # Okabe and Ito's, and two more
+COLOURS = (  # of the first ten classes: Okabe and Ito's, and two more
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442",
     "#000000", "#999999", "#882255",
 )  # fmt: skip
+GOLDEN = 0.618034  # of a turn of the hue, from each further class to the next: none meets another soon
 OTHER = "#dddddd"  # of patches whose largest class has no panel
 LARGEST = {"fraction": "largest fraction", "scene": "class"}  # task -> title of the map with a class a patch
 VALUES = {"fraction": "fraction of the patch", "scene": "probability"}  # task -> what a class's panel shows
+
+
+def palette(classes: int) -> list[str]:
+    """A colour for each class, #rrggbb, by its number alone, so that two maps can be set side by side."""
+    more = range(len(COLOURS), classes)
+    turned = [to_hex(hsv_to_rgb((k * GOLDEN % 1, (0.45, 0.8)[k % 2], (0.9, 0.65)[k // 2 % 2]))) for k in more]
+    return [*COLOURS[:classes], *turned]
 
 
 class Drawn(NamedTuple):
@@ -90,17 +98,18 @@ def draw_scene(axis: Axes, drawn: Drawn) -> None:
 
 
 def draw_largest(axis: Axes, drawn: Drawn, shares: np.ndarray, shown: np.ndarray, title: str) -> None:
+    count = len(drawn.classes)
     empty = ~np.isfinite(drawn.found).all(2)
-    colours = np.ma.array(colour_numbers(shares, shown), mask=empty)
-    axis.pcolormesh(*edges(drawn), colours, cmap=ListedColormap([*COLOURS, OTHER]), vmin=0, vmax=PANELS)
+    numbers = np.ma.array(colour_numbers(shares, shown), mask=empty)
+    colours = ListedColormap([*palette(count), OTHER])
+    axis.pcolormesh(*edges(drawn), numbers, cmap=colours, vmin=-0.5, vmax=count + 0.5)
     tidy(axis, drawn, title)
 
 
 def colour_numbers(shares: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """The place in `shown` of the largest of all classes (..., K); PANELS where it is not among them."""
-    place = np.full(shares.shape[-1], PANELS)
-    place[shown] = np.arange(len(shown))
-    return place[np.nan_to_num(shares).argmax(-1)]
+    """The number of the largest of all classes (..., K); K where it is not among those `shown`."""
+    largest = np.nan_to_num(shares).argmax(-1)
+    return np.where(np.isin(largest, shown), largest, shares.shape[-1])
 
 
 def draw_share(axis: Axes, drawn: Drawn, k: int, amount: float) -> QuadMesh:
@@ -125,7 +134,8 @@ def tidy(axis: Axes, drawn: Drawn, title: str) -> None:
 
 
 def save(figure: Figure, file: Path, drawn: Drawn, shown: np.ndarray, dpi: int = 110) -> None:
-    handles = [Patch(color=colour, label=drawn.classes[k]) for colour, k in zip(COLOURS, shown)]
+    colours = palette(len(drawn.classes))
+    handles = [Patch(color=colours[k], label=drawn.classes[k]) for k in sorted(shown)]
     if len(drawn.classes) > len(shown):
         handles.append(Patch(color=OTHER, label="another class"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5)

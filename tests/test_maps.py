@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from plots import maps
-from plots.maps import Drawn
+from plots.maps import COLOURS, OTHER, Drawn, palette
 
 
 def drawn(found, task, classes=None):
@@ -22,8 +23,8 @@ def figure(monkeypatch, tmp_path):
     kept = []
     monkeypatch.setattr(maps, "save", lambda figure, *rest, **more: kept.append(figure))
 
-    def draw(*what, by=maps.draw_map):
-        by(tmp_path / "map.png", drawn(*what))
+    def draw(found, task, classes=None, by=maps.draw_map):
+        by(tmp_path / "map.png", drawn(found, task, classes))
         return kept.pop()
 
     return draw
@@ -43,3 +44,25 @@ def test_probabilities_of_classes_are_not_called_fractions(figure):
     assert titles(of_fractions) == ["scene", "largest fraction", "Rock: 52.5 %", "Water: 47.5 %"]
     assert of_classes.axes[-1].get_ylabel() == "probability"
     assert of_fractions.axes[-1].get_ylabel() == "fraction of the patch"
+
+
+def painted(figure):
+    """The colours (rows, columns, 3) of the map of the classes, the last of the panels."""
+    mesh = figure.axes[-1].collections[0]
+    return mesh.to_rgba(mesh.get_array())[..., :3]
+
+
+@pytest.mark.parametrize("count", [3, 10, 29])
+def test_a_class_has_one_colour_in_every_map(figure, count):
+    """In the first map class 0 takes most, in the second class 1."""
+    for order in ([0, 0, 1], [1, 1, 0]):
+        colours = painted(figure(np.eye(count)[[order]], "scene", by=maps.draw_classes))
+        assert np.allclose(colours, [[to_rgb(COLOURS[k]) for k in order]])
+
+
+def test_every_class_has_a_colour_of_its_own():
+    colours = palette(255)
+    assert palette(10) == list(COLOURS) and palette(29) == colours[:29]
+    assert len({*colours, OTHER}) == 256
+    near = [np.ptp([to_rgb(a), to_rgb(b)], 0).max() for a in colours[:40] for b in colours[:40] if a < b]
+    assert min(near) > 0.04

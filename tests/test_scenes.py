@@ -18,7 +18,7 @@ from data.geotiff import Tiff
 from data.scenes import choose_look, far, grid_of, open_scene, places, read_scale, values_of
 from models import dense
 from models.backbone import build_backbone
-from plots.maps import PANELS, colour_numbers
+from plots.maps import colour_numbers
 
 rasterio = pytest.importorskip(
     "rasterio", reason="rasterio, which the reader is tested against, is not installed"
@@ -564,7 +564,7 @@ def test_a_map_paints_no_class_in_the_colour_of_another():
     shares = np.full((1, 3, 12), 0.01)
     shares[0, 0, 4] = shares[0, 1, 11] = shares[0, 2, 10] = 0.5
     shown = np.array([4, 0, 1, 2, 3, 5, 6, 7, 8, 11])
-    assert colour_numbers(shares, shown).tolist() == [[0, 9, PANELS]]
+    assert colour_numbers(shares, shown).tolist() == [[4, 11, 12]]
 
 
 def test_several_scenes_do_not_meet(model, tmp_path):
