@@ -17,10 +17,10 @@ what --out is called says what becomes of them:
                is not mapped
     NAME.png   the scene, the truth if it is known, and the largest class side by side
 
-Of several scenes each has its own NAME-SCENE. Pixels hold no data where they are transparent, have the
-file's nodata value or are zero in all bands; patches with data in less than half of their area are left
-out (nan in a GeoTIFF), and what the others lack is black to the model. A picture that cannot be read does
-not cost the others: it is listed, and the exit code is 1.
+Of several scenes each has its own NAME-SCENE. Pixels hold no data where they are transparent, or have the
+file's nodata value or zero in all bands; patches with data in less than half of their area are left out
+(nan in a GeoTIFF), and what the others lack is black to the model. A picture that cannot be read does not
+cost the others: it is listed, and the exit code is 1.
 """
 
 import sys

@@ -4,9 +4,10 @@
     look = choose_look(scene, bands=[4, 3, 2], scale=read_scale("3558"))
     pixels, holds = look.read(0, 0, 512, 512)  # uint8 (3, 512, 512), and where they hold data
 
-Pixels hold no data where the opacity band is 0, where a chosen band has the file's nodata value or is not
-finite, and where all chosen bands are 0. GeoTIFFs are read by `data.geotiff`, a window at a time, so that
-a scene may be larger than memory; other formats are decoded whole, by the one decoder (`data.pixels`).
+Pixels hold no data where the opacity band is 0, where all chosen bands have the file's nodata value or all
+are 0, and where one is not finite; a single band that is 0 may be dark water. GeoTIFFs are read by
+`data.geotiff`, a window at a time, so that a scene may be larger than memory; other formats are decoded
+whole, by the one decoder (`data.pixels`).
 """
 
 import argparse
@@ -83,7 +84,7 @@ class Look(NamedTuple):
         if chosen.dtype.kind == "f":
             holds &= np.isfinite(chosen).all(0)
         if self.scene.nodata is not None:
-            holds &= (chosen != self.scene.nodata).all(0)
+            holds &= (chosen != self.scene.nodata).any(0)
         if self.scene.alpha is not None:
             holds &= window[self.scene.alpha] != 0
         return chosen, holds

@@ -222,7 +222,8 @@ def test_refusals_name_bands_type_and_range(tmp_path, dtype, bands, flags, said)
 def test_what_holds_no_data(tmp_path):
     array = values("uint16", 3)
     array[:, :10] = 0
-    array[1, 20:30] = 7
+    array[:, 20:30] = 7
+    array[1, 40:50] = 7
     scene = open_scene(write(tmp_path / "s.tif", array, nodata=7))
     pixels, holds = choose_look(scene, None, read_scale("1200")).read(0, 0, 90, 110)
     empty = np.zeros((90, 110), bool)
@@ -244,6 +245,19 @@ def test_what_holds_no_data(tmp_path):
     empty_scene = open_scene(write(tmp_path / "e.tif", np.zeros((3, 90, 110), np.uint16)))
     with pytest.raises(DataError, match="holds no data"):
         choose_look(empty_scene, None, None)
+
+
+def test_dark_water_is_no_hole(tmp_path):
+    """Where nodata is 0 in an 8-bit picture, water may be 0 in red."""
+    array = values("uint8", 3)
+    array[0, :, :60] = 0
+    array[:, :5] = 0
+    file = write(tmp_path / "s.tif", array, nodata=0)
+    _, holds = choose_look(open_scene(file), None, None).read(0, 0, 90, 110)
+    with rasterio.open(file) as source:
+        assert (holds == (source.dataset_mask() > 0)).all() and holds.mean() > 0.9
+    tiles.main([str(file), "--size", "32", "--out", str(tmp_path / "patches")])
+    assert len(list((tmp_path / "patches").iterdir())) == 6
 
 
 def test_far_from_training(tmp_path):
