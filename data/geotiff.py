@@ -13,6 +13,7 @@ GDAL's tags, https://gdal.org/en/stable/drivers/raster/gtiff.html.
 import contextlib
 import io
 import mmap
+import os
 import struct
 import warnings
 import zlib
@@ -42,6 +43,12 @@ FORMATS = {  # type of a tag's values -> struct's letter
     1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i",
     10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q",
 }  # fmt: skip
+WHOLE_NUMBERS = {1, 3, 4, 13, 16, 18}  # types of values, as in FORMATS, of these tags:
+WHOLE = {WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS}
+WHOLE |= {STRIP_BYTES, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES}
+WHOLE |= {EXTRA_SAMPLES, SAMPLE_FORMAT, SUBSAMPLING, GEO_KEYS}
+TEXTS = {GEO_TEXT, GDAL_NODATA}
+MOST_BANDS = 65535  # their number is 16 bits wide
 KINDS = {1: "u", 2: "i", 3: "f"}  # sample format -> numpy's letter
 NONE, LZW, JPEG, ADOBE_DEFLATE, DEFLATE = 1, 5, 7, 8, 32946
 PREDICTED = {LZW, ADOBE_DEFLATE, DEFLATE, 34925, 50000}  # the others know no predictor
@@ -133,7 +140,8 @@ class Tiff:
 
     def check(self) -> None:
         """What would fail in the middle of a scene fails at its beginning."""
-        if min(self.width, self.height, self.bands, self.chunk_width, self.chunk_height) < 1:
+        sides = (self.width, self.height, self.chunk_width, self.chunk_height)
+        if min(sides) < 1 or not 1 <= self.bands <= MOST_BANDS:
             raise DataError(
                 f"{self.file}: a damaged TIFF: {self.width} x {self.height} px, {self.bands} bands"
             )
@@ -223,15 +231,15 @@ class Tiff:
     def bytes_at(self, offset: int, count: int) -> bytes:
         try:
             with open(self.file, "rb") as stream:
+                missing = offset + count - file_size(stream)
+                if missing > 0:
+                    raise DataError(
+                        f"{self.file}: the file is cut off: {missing} bytes are missing at its end"
+                    )
                 stream.seek(offset)
-                raw = stream.read(count)
-        except (OSError, OverflowError) as error:
+                return stream.read(count)
+        except OSError as error:
             raise DataError(f"{self.file}: cannot be read ({error})") from None
-        if len(raw) < count:
-            raise DataError(
-                f"{self.file}: the file is cut off: {count - len(raw)} bytes are missing at its end"
-            )
-        return raw
 
     def unpacked(self, raw: bytes, shape: tuple[int, int, int]) -> bytes:
         """A strip or tile without its compression; the predictor is still in."""
@@ -306,7 +314,7 @@ class Tiff:
         scale, tie, matrix = (self.tags.get(tag) for tag in (PIXEL_SCALE, TIE_POINT, TRANSFORM))
         if matrix and len(matrix) >= 8:
             transform = (matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7])
-        elif scale and tie and len(tie) >= 6:
+        elif scale and tie and len(scale) >= 2 and len(tie) >= 6:
             column, row, _, x, y = tie[:5]
             transform = (scale[0], 0.0, x - column * scale[0], 0.0, -scale[1], y + row * scale[1])
         else:
@@ -317,6 +325,11 @@ class Tiff:
             return place
         area = tuple(1 if keys[i - 3 : i] == (RASTER_TYPE, 0, 1) else key for i, key in enumerate(keys))
         return place._replace(keys=area).grid(-0.5, -0.5, 1)  # the tie point was a pixel's centre
+
+
+def file_size(stream: io.BufferedReader) -> int:
+    """Bytes of an open file."""
+    return os.fstat(stream.fileno()).st_size
 
 
 def has_mask(file: Path) -> bool:
@@ -352,22 +365,34 @@ def read_tags(stream: io.BufferedReader, file: Path) -> tuple[str, dict]:
         tags = {}
         for at in range(0, len(table) - entry + 1, entry):
             tag, kind, number = struct.unpack(order + "HH" + word, table[at : at + entry - entry // 5 * 2])
+            check_kind(tag, kind, number)
             if kind in FORMATS:
                 tags[tag] = read_values(stream, order, FORMATS[kind], number, table[at : at + entry], word)
         return order, tags
-    except (struct.error, KeyError, OverflowError, MemoryError) as error:
+    except (struct.error, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{file}: a damaged TIFF ({error})") from None
+
+
+def check_kind(tag: int, kind: int, number: int) -> None:
+    """ValueError where a tag that is used here has values of a type that it cannot have, or none."""
+    if tag in WHOLE and (kind not in WHOLE_NUMBERS or not number):
+        raise ValueError(f"tag {tag} holds no whole numbers")
+    if tag in TEXTS and FORMATS.get(kind) != "s":
+        raise ValueError(f"tag {tag} holds no text")
 
 
 def read_values(
     stream: io.BufferedReader, order: str, letters: str, number: int, entry: bytes, word: str
 ) -> tuple | bytes:
-    """Values of one entry, from the entry itself where they fit, else from where it points."""
+    """Values of one entry, from the entry itself where they fit, else from where it points. ValueError where
+    the file ends before."""
     field = entry[-struct.calcsize("<" + word) :]
-    form = f"{order}{number}s" if letters == "s" else order + letters[0] * (number * len(letters))
+    form = f"{order}{number * len(letters)}{letters[0]}"
     size = struct.calcsize(form)
     if size > len(field):
         (offset,) = struct.unpack(order + word, field)
+        if offset + size > file_size(stream):
+            raise ValueError(f"a tag counts {number} values, which reach beyond the end of the file")
         stream.seek(offset)
         field = stream.read(size)
     values = struct.unpack(form, field[:size])

@@ -59,7 +59,8 @@ def page_of(tags: dict[int, tuple[int, ...]]) -> Page:
         return tags.get(tag, (default,))[0]
 
     bits = tags.get(BITS, (1,))
-    width, height, planes = first(WIDTH, 0), first(HEIGHT, 0), first(BANDS, 1) ** (first(PLANAR, 1) - 1)
+    width, height, planar = first(WIDTH, 0), first(HEIGHT, 0), first(PLANAR, 1)
+    planes = first(BANDS, 1) if planar == 2 else 1
     piece = (first(TILE_WIDTH, width), first(TILE_HEIGHT, first(ROWS_OF_STRIP, height)))
     across, down = (
         -(-side // max(1, of_piece)) for side, of_piece in zip((width, height), piece, strict=True)
@@ -74,7 +75,7 @@ def page_of(tags: dict[int, tuple[int, ...]]) -> Page:
         colours=first(COLOURS, 1),
         extra=tags.get(EXTRA, ()),
         compression=first(COMPRESSION, 1),
-        planar=first(PLANAR, 1),
+        planar=planar,
         orientation=first(ORIENTATION, 1),
         part=bool(first(SUBFILE, 0) & (REDUCED | MASK)),
         mask=bool(first(SUBFILE, 0) & MASK),
@@ -97,7 +98,7 @@ def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
             seen.add(place)
             tags, place = _directory(data, place, order, big)
             yield tags
-    except struct.error:
+    except (struct.error, OverflowError):  # a place beyond the file, or beyond any file
         raise ValueError("its directory of tags is damaged or cut off") from None
 
 

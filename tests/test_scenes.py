@@ -2,6 +2,8 @@
 
 import socket
 import struct
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,54 @@ def test_damage_is_one_line(tmp_path):
     write(lerc, values("uint16", 3).astype(np.complex64))
     with pytest.raises(DataError, match="c.tif: has complex numbers: gdal_translate"):
         Tiff(lerc)
+
+
+WHOLE_PAGE = {
+    256: ("I", (40,)), 257: ("I", (30,)), 258: ("H", (8, 8, 8)), 259: ("H", (1,)), 262: ("H", (2,)),
+    273: ("I", (8,)), 277: ("H", (3,)), 278: ("I", (30,)), 279: ("I", (3600,)), 284: ("H", (1,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "odd, said",
+    [
+        ({277: ("H", (0,)), 284: ("H", (0,))}, "0 bands"),
+        ({277: ("I", (2**32 - 1,))}, "4294967295 bands"),
+        ({277: ("I", (2**32 - 1,)), 284: ("I", (2**32 - 1,))}, "4294967295 bands"),
+        ({256: ("d", (40.0,))}, "tag 256 holds no whole numbers"),
+        ({258: ("H", ())}, "tag 258 holds no whole numbers"),
+        ({42113: ("H", (7,))}, "tag 42113 holds no text"),
+        ({279: ("I", (2**31,)), 257: ("I", (2**31,)), 278: ("I", (2**31,))}, "bytes are missing at its end"),
+    ],
+)
+def test_odd_headers_are_one_line(model, tmp_path, capsys, odd, said):
+    content = b"II*\0" + struct.pack("<I", 8 + 3600) + bytes(3600)
+    file = tmp_path / "odd.tif"
+    file.write_bytes(content + geotiff.directory(WHOLE_PAGE | odd, 8 + 3600))
+    began = time.perf_counter()
+    assert said in refused(capsys, predict.main, model, file, "--device", "cpu", "--out", tmp_path / "m.csv")
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("kind", [2, 3, 5, 12])
+def test_a_count_beyond_the_file_is_refused_at_once(tmp_path, kind):
+    """Forty million values in a file of 300 bytes took seconds and a gigabyte."""
+    entry = struct.pack("<HHII", 65000, kind, 40_000_000, 100)
+    file = tmp_path / "odd.tif"
+    file.write_bytes(b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(282))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="odd.tif: a damaged TIFF .a tag counts 40000000 values"):
+        Tiff(file)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_place_beyond_any_file_is_damage(tmp_path):
+    file = tmp_path / "odd.tif"
+    file.write_bytes(b"II+\0" + struct.pack("<HHQ", 8, 0, 2**63) + bytes(20))
+    assert not geotiff.has_mask(file)
+    with pytest.raises(DataError, match="odd.tif"):
+        open_scene(file)
 
 
 def test_a_strip_larger_than_memory_names_the_way_out(tmp_path, monkeypatch):
