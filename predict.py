@@ -14,7 +14,7 @@ what --out is called says what becomes of them:
                fractions or probabilities; beside it NAME-map.png, a picture of the map
     NAME.tif   a float32 GeoTIFF, one band a class, one pixel a patch: a pixel is a stride wide and lies
                around its patch's centre; what is left at the right and bottom border, less than a stride,
-               is not mapped
+               is not mapped; beside it NAME-classes.tif, the number of the largest class, in colours
     NAME.png   the scene, the truth if it is known, and the largest class side by side
 
 Of several scenes each has its own NAME-SCENE. Pixels hold no data where they are transparent, or have the
@@ -39,7 +39,7 @@ from tqdm import tqdm
 import common
 from common import ConfigError, DataError, WeightsError
 from data.folders import images_below
-from data.geotiff import write_geotiff
+from data.geotiff import NO_CLASS, write_class_map, write_geotiff
 from data.pixels import scaled
 from data.scenes import (
     LEAST,
@@ -59,11 +59,12 @@ from data.scenes import (
 from models import dense
 from models.backbone import build_backbone, prepare
 from models.probe import probabilities
-from plots.maps import Drawn, draw_classes, draw_map
+from plots.maps import Drawn, draw_classes, draw_map, palette
 
 BATCH = 256  # patches a step
 BAND = 1 << 24  # pixels of a scene that are read at once
 OVERVIEW = 1000  # longest side of the scene in pictures, pixels
+GEOTIFFS = (".tif", ".tiff")
 PLACE_COLUMNS = ("file", "row", "column", "x", "y", "class")  # of the CSV, before the classes
 
 
@@ -145,7 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     files = find_files(args.images)
     out = Path(args.out)
     targets = name_targets(out, files)
-    refuse_overwriting(out, targets, [*files, Path(args.model), *([args.truth] if args.truth else [])])
+    written = [file for target in targets for file in files_of(target, model.classes)]
+    refuse_overwriting(out, written, [*files, Path(args.model), *([args.truth] if args.truth else [])])
     if args.truth and len(files) > 1:
         raise DataError(f"--truth {args.truth}: is of one scene, not of {len(files)} images")
     truth = read_class_map(args.truth, len(model.classes)) if args.truth else None
@@ -198,26 +200,44 @@ def find_files(images: list[str]) -> list[Path]:
 def name_targets(out: Path, files: list[Path]) -> list[Path]:
     """Where the map of each file goes if it is a scene: --out's name, and of several also the file's
     own."""
-    end = "-map.png" if out.suffix.lower() not in (".tif", ".tiff", ".png") else out.suffix
+    in_pairs = out.suffix.lower() in GEOTIFFS
+    end = out.suffix if in_pairs or out.suffix.lower() == ".png" else "-map.png"
     if len(files) == 1:
         return [out.with_name(out.stem + end)]
     stems = [file.stem.lower() for file in files]
     targets, taken = [], set()
     for file, stem in zip(files, stems):
         name = file.stem if stems.count(stem) == 1 else file.name.replace(".", "-")
-        targets.append(out.with_name(f"{out.stem}-{common.untaken(name, taken)}{end}"))
+        own = common.untaken(name, taken)
+        while in_pairs and class_name(own).lower() in taken:
+            own = common.untaken(name, taken)
+        if in_pairs:
+            taken.add(class_name(own).lower())
+        targets.append(out.with_name(f"{out.stem}-{own}{end}"))
     return targets
 
 
-def refuse_overwriting(out: Path, targets: list[Path], read: list[Path]) -> None:
+def class_name(stem: str) -> str:
+    """Of the map of the largest classes beside a GeoTIFF, without suffix."""
+    return f"{stem}-classes"
+
+
+def files_of(target: Path, classes: list[str]) -> list[Path]:
+    """The map of a scene, and beside a GeoTIFF the map of its largest classes, which has room for 255."""
+    if target.suffix.lower() not in GEOTIFFS or len(classes) > NO_CLASS:
+        return [target]
+    return [target, target.with_stem(class_name(target.stem))]
+
+
+def refuse_overwriting(out: Path, written: list[Path], read: list[Path]) -> None:
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: name a file in it, .csv, .tif or .png")
-    for file in (out, *targets):
+    for file in (out, *written):
         common.refuse_special(file, "--out")
-    same = {file.resolve() for file in read} & {file.resolve() for file in (out, *targets)}
+    same = {file.resolve() for file in read} & {file.resolve() for file in (out, *written)}
     if same:
         raise ConfigError(f"--out {out} would overwrite {same.pop()}: choose another name or folder")
-    if out.suffix.lower() not in ("", ".csv", ".tif", ".tiff", ".png"):
+    if out.suffix.lower() not in ("", ".csv", *GEOTIFFS, ".png"):
         raise ConfigError(f"--out {out}: name a .csv, a .tif (GeoTIFF) or a .png")
 
 
@@ -238,7 +258,7 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     if not large:
         return one_image(look, model, job, bar)
     compare_values(look, model, bar)
-    grid = grid_of(scene, model.tile, job.stride, border=job.suffix not in (".tif", ".tiff"))
+    grid = grid_of(scene, model.tile, job.stride, border=job.suffix not in GEOTIFFS)
     bar.total += len(grid.tops) * len(grid.lefts) - 1
     began = time.perf_counter()
     shares = by_windows(model, look, grid, bar) if job.dense else by_patches(model, look, grid, bar)
@@ -248,7 +268,7 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     truth = None if job.truth is None else true_shares(job.truth, len(model.classes), grid)
     mapped = Mapped(look, grid, shares, truth)
     write_map(target, mapped, model, job.suffix)
-    say_map(target, mapped, seconds, bar)
+    say_map(target, mapped, model.classes, seconds, bar)
     return rows_of(mapped, model.classes)
 
 
@@ -268,7 +288,7 @@ def is_large(scene: Scene, tile: tuple[int, int]) -> bool:
 def one_image(look: Look, model: Model, job: Job, bar: tqdm) -> pd.DataFrame:
     """The row of a picture that is one patch, scaled to the size of those the model learned from."""
     scene = look.scene
-    if job.suffix in (".tif", ".tiff", ".png"):
+    if job.suffix in (*GEOTIFFS, ".png"):
         raise DataError(
             f"{scene.file}: {scene.width} x {scene.height} px are no scene, which is more than twice "
             f"as long or wide as {model.tile[1]} x {model.tile[0]} px: name a CSV with --out"
@@ -463,14 +483,23 @@ def columns_of(classes: list[str]) -> list[str]:
 
 
 def write_map(target: Path, mapped: Mapped, model: Model, suffix: str) -> None:
-    """The GeoTIFF, or a picture."""
-    if suffix in (".tif", ".tiff"):
-        place = mapped.look.scene.place
-        place = place and mapped.grid.map_place(place)
-        write_geotiff(target, mapped.shares.transpose(2, 0, 1), model.classes, place)
+    """The GeoTIFFs, or a picture."""
+    if suffix in GEOTIFFS:
+        write_geotiffs(files_of(target, model.classes), mapped, model.classes)
         return
     draw = draw_classes if suffix == ".png" else draw_map
     draw(target, drawn_of(mapped, model))
+
+
+def write_geotiffs(files: list[Path], mapped: Mapped, classes: list[str]) -> None:
+    """The shares, and where there is a second file the number of the largest class."""
+    place = mapped.look.scene.place
+    place = place and mapped.grid.map_place(place)
+    write_geotiff(files[0], mapped.shares.transpose(2, 0, 1), classes, place)
+    for file in files[1:]:
+        held = np.isfinite(mapped.shares).all(2)
+        numbers = np.where(held, np.nan_to_num(mapped.shares).argmax(2), NO_CLASS).astype(np.uint8)
+        write_class_map(file, numbers, classes, palette(len(classes)), place)
 
 
 def drawn_of(mapped: Mapped, model: Model) -> Drawn:
@@ -492,17 +521,21 @@ def overview(look: Look) -> np.ndarray:
     return np.concatenate(parts, 1).transpose(1, 2, 0)
 
 
-def say_map(target: Path, mapped: Mapped, seconds: float, bar: tqdm) -> None:
+def say_map(target: Path, mapped: Mapped, classes: list[str], seconds: float, bar: tqdm) -> None:
     grid, held = mapped.grid, np.isfinite(mapped.shares).all(2)
     empty = f", {(~held).sum()} left out for lack of data" if not held.all() else ""
     patches = f"{held.sum()} patches of {grid.width} x {grid.height} px{empty} in {seconds:.1f} s"
-    bar.write(f"{mapped.look.scene.file}: {patches}, map in {target}", file=sys.stdout)
+    files = " and ".join(map(str, files_of(target, classes)))
+    bar.write(f"{mapped.look.scene.file}: {patches}, map in {files}", file=sys.stdout)
+    if target.suffix.lower() in GEOTIFFS and len(classes) > NO_CLASS:
+        why = f"{len(classes)} classes are more than the {NO_CLASS} that a colour table can hold"
+        bar.write(f"{target}: no map of the largest classes beside it: {why}", file=sys.stdout)
     if mapped.truth is not None:
         bar.write(f"against the truth: {compare(mapped.shares[held], mapped.truth[held])}", file=sys.stdout)
 
 
 def write_rows(out: Path, tables: list[pd.DataFrame], suffix: str) -> None:
-    if not tables or suffix in (".tif", ".tiff", ".png"):
+    if not tables or suffix in (*GEOTIFFS, ".png"):
         return
     rows = pd.concat(tables, ignore_index=True)
     if "x" in rows:

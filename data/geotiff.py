@@ -1,4 +1,4 @@
-"""TIFF files of any depth by windows, where they lie, and float32 GeoTIFFs: numpy and zlib, no GDAL.
+"""TIFF files of any depth by windows, where they lie, and GeoTIFFs of maps: numpy and zlib, no GDAL.
 
     tiff = Tiff(Path("scene.tif"))
     tiff.read(top=0, left=512, height=256, width=256)  # (bands, 256, 256), in the file's type
@@ -32,7 +32,7 @@ from data import tiff
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_BYTES = 273, 274, 277, 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 284, 317, 322, 323, 324, 325
-EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 338, 339, 347, 530
+COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 320, 338, 339, 347, 530
 PIXEL_SCALE, TIE_POINT, TRANSFORM = 33550, 33922, 34264
 GEO_KEYS, GEO_DOUBLES, GEO_TEXT = 34735, 34736, 34737
 GDAL_METADATA, GDAL_NODATA = 42112, 42113
@@ -55,6 +55,7 @@ PREDICTED = {LZW, ADOBE_DEFLATE, DEFLATE, 34925, 50000}  # the others know no pr
 BY_PILLOW = {LZW, 32773, 34925, 50000}  # LZW, PackBits, LZMA, Zstandard: as pictures of bytes
 NAMES = {2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "old JPEG", 34712: "JPEG 2000", 34887: "LERC", 50001: "WebP"}
 KEPT = 256 << 20  # bytes of decoded strips and tiles that are kept for the next window
+NO_CLASS = 255  # in a map of classes: no data
 TILE = 256  # side of the tiles of a written file, pixels
 
 
@@ -418,43 +419,57 @@ def directory(entries: dict[int, tuple[str, tuple | bytes]], start: int) -> byte
     return b"".join(table) + struct.pack("<I", 0) + rest
 
 
-def write_geotiff(
-    file: Path, bands: np.ndarray, names: list[str], place: Place | None, nodata: float = float("nan")
+def write_geotiff(file: Path, bands: np.ndarray, names: list[str], place: Place | None) -> None:
+    """float32 bands (K, H, W) with their names; nan means no data. Errors as in `write_bands`."""
+    items = [item("DESCRIPTION", i, name, ' role="description"') for i, name in enumerate(names)]
+    entries = {PHOTOMETRIC: ("H", (1,)), GDAL_METADATA: ("s", metadata(items))}
+    write_bands(file, bands.astype("<f4"), float("nan"), entries, place)
+
+
+def write_class_map(
+    file: Path, numbers: np.ndarray, names: list[str], colours: list[str], place: Place | None
 ) -> None:
-    """float32 bands (K, H, W) with their names, tiled and compressed (Deflate), whole or not at all.
+    """uint8 numbers (H, W) of classes, NO_CLASS where there are no data, with a colour table.
+
+    names and colours (#rrggbb) are those of the classes 0, 1, …; the names stand in the band's metadata,
+    CLASS_0 and so on. Errors as in `write_bands`.
+    """
+    table = np.zeros((256, 3), int)
+    table[: len(colours)] = [tuple(bytes.fromhex(colour[1:])) for colour in colours]
+    items = [item("DESCRIPTION", 0, "class", ' role="description"')]
+    items += [item(f"CLASS_{k}", 0, name) for k, name in enumerate(names)]
+    entries = {
+        PHOTOMETRIC: ("H", (3,)),  # a palette …
+        COLOUR_MAP: ("H", tuple((257 * table.T).ravel().tolist())),  # … of 16 bits, all reds first
+        GDAL_METADATA: ("s", metadata(items)),
+    }
+    write_bands(file, numbers[None], NO_CLASS, entries, place)
+
+
+def write_bands(file: Path, bands: np.ndarray, nodata: float, more: dict, place: Place | None) -> None:
+    """Bands (K, H, W) of one type and `more` tags, tiled and compressed (Deflate), whole or not at all.
 
     DataError above 4 GB, which a classic TIFF cannot hold.
     """
     count, height, width = bands.shape
-    data, offsets, sizes = bytearray(struct.pack("<2sHI", b"II", 42, 0)), [], []
-    for band in bands:
-        for top in range(0, height, TILE):
-            for left in range(0, width, TILE):
-                tile = np.full((TILE, TILE), nodata, "<f4")
-                part = band[top : top + TILE, left : left + TILE]
-                tile[: part.shape[0], : part.shape[1]] = part
-                packed = zlib.compress(tile.tobytes(), 6)
-                offsets.append(len(data))
-                sizes.append(len(packed))
-                data += packed + b"\0" * (len(packed) % 2)
+    data, offsets, sizes = packed_tiles(bands, nodata)
     if len(data) > 2**32 - 2**20:
         raise DataError(f"{file}: a map of {len(data) / 1e9:.1f} GB: take a larger --stride")
     entries = {
         WIDTH: ("I", (width,)),
         HEIGHT: ("I", (height,)),
-        BITS: ("H", (32,) * count),
+        BITS: ("H", (8 * bands.itemsize,) * count),
         COMPRESSION: ("H", (ADOBE_DEFLATE,)),
-        PHOTOMETRIC: ("H", (1,)),
         SAMPLES: ("H", (count,)),
         PLANAR: ("H", (2,)),  # band after band
         TILE_WIDTH: ("I", (TILE,)),
         TILE_HEIGHT: ("I", (TILE,)),
         TILE_OFFSETS: ("I", tuple(offsets)),
         TILE_BYTES: ("I", tuple(sizes)),
-        SAMPLE_FORMAT: ("H", (3,) * count),
-        GDAL_METADATA: ("s", band_names(names)),
+        SAMPLE_FORMAT: ("H", (3 if bands.dtype.kind == "f" else 1,) * count),
         GDAL_NODATA: ("s", f"{nodata:g}".encode() + b"\0"),
         **place_tags(place),
+        **more,
     }
     if count > 1:
         entries[EXTRA_SAMPLES] = ("H", (0,) * (count - 1))
@@ -464,12 +479,30 @@ def write_geotiff(
         stream.write(directory(entries, len(data)))
 
 
-def band_names(names: list[str]) -> bytes:
-    """The XML in which GDAL keeps the bands' descriptions; it escapes a text twice."""
-    items = [
-        f'<Item name="DESCRIPTION" sample="{i}" role="description">{escape(escape(name))}</Item>'
-        for i, name in enumerate(names)
-    ]
+def packed_tiles(bands: np.ndarray, nodata: float) -> tuple[bytearray, list[int], list[int]]:
+    """(a TIFF's first 8 bytes and all tiles, where each begins, its bytes); bands (K, H, W)."""
+    _, height, width = bands.shape
+    data, offsets, sizes = bytearray(struct.pack("<2sHI", b"II", 42, 0)), [], []
+    for band in bands:
+        for top in range(0, height, TILE):
+            for left in range(0, width, TILE):
+                tile = np.full((TILE, TILE), nodata, bands.dtype)
+                part = band[top : top + TILE, left : left + TILE]
+                tile[: part.shape[0], : part.shape[1]] = part
+                packed = zlib.compress(tile.tobytes(), 6)
+                offsets.append(len(data))
+                sizes.append(len(packed))
+                data += packed + b"\0" * (len(packed) % 2)
+    return data, offsets, sizes
+
+
+def item(name: str, band: int, text: str, role: str = "") -> str:
+    """A line of GDAL's metadata of a band; it escapes a text twice."""
+    return f'<Item name="{name}" sample="{band}"{role}>{escape(escape(text))}</Item>'
+
+
+def metadata(items: list[str]) -> bytes:
+    """The XML in which GDAL keeps what it knows of the bands."""
     return f"<GDALMetadata>{''.join(items)}</GDALMetadata>\0".encode()
 
 

@@ -20,7 +20,7 @@ from data.geotiff import Tiff
 from data.scenes import choose_look, far, grid_of, open_scene, places, read_scale, values_of
 from models import dense
 from models.backbone import build_backbone
-from plots.maps import colour_numbers
+from plots.maps import colour_numbers, palette
 
 rasterio = pytest.importorskip(
     "rasterio", reason="rasterio, which the reader is tested against, is not installed"
@@ -464,6 +464,53 @@ def test_a_picture_of_a_map_knows_the_task(model, tmp_path, monkeypatch, task):
     monkeypatch.setattr(predict, "draw_map", lambda file, drawn: seen.append(drawn.task))
     run(tmp_path / "model.pth", file, "--out", tmp_path / "m.csv")
     assert seen == [task]
+
+
+def test_a_map_of_the_largest_classes_stands_beside(model, tmp_path, capsys):
+    """For QGIS: one band of numbers in the picture's colours, where the shares lie."""
+    array = values("uint8", 3, 150, 133)
+    array[:, :60, :80] = 0
+    run(model, write(tmp_path / "s.tif", array), "--stride", 12, "--out", tmp_path / "map.tif")
+    beside = tmp_path / "map-classes.tif"
+    assert f"map in {tmp_path / 'map.tif'} and {beside}\n" in capsys.readouterr().out
+    with rasterio.open(tmp_path / "map.tif") as shares, rasterio.open(beside) as found:
+        assert found.dtypes == ("uint8",) and found.nodata == 255 and found.crs == shares.crs
+        assert found.transform == shares.transform and found.shape == shares.shape
+        full = np.isfinite(shares.read()).all(0)
+        assert 0 < full.mean() < 1
+        largest = np.nan_to_num(shares.read()).argmax(0)
+        assert (found.read(1) == np.where(full, largest, 255)).all()
+        assert ((found.dataset_mask() > 0) == full).all()
+        assert found.colorinterp == (rasterio.enums.ColorInterp.palette,)
+        colours = [found.colormap(1)[k] for k in range(3)]
+        assert [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in colours] == palette(3)
+        assert all(opacity == 255 for *_, opacity in colours) and found.colormap(1)[255][3] == 0
+        names = {"CLASS_0": "Water", "CLASS_1": "Forest & wood", "CLASS_2": "Rock"}
+        assert found.tags(1) == names and found.descriptions == ("class",)
+
+
+def test_maps_of_classes_meet_no_other_file(model, tmp_path, capsys):
+    for name in ("a", "a-classes", "b"):
+        write(tmp_path / f"{name}.tif", values("uint8", 3))
+    scenes = [tmp_path / f"{name}.tif" for name in ("a-classes", "a", "b")]
+    run(model, *scenes, "--out", tmp_path / "o" / "m.tif")
+    names = {file.name for file in (tmp_path / "o").iterdir()}
+    own = {"m-a-classes", "m-a-2", "m-b"}
+    assert names == {f"{name}.tif" for name in own} | {f"{name}-classes.tif" for name in own}
+    capsys.readouterr()
+    said = refused(capsys, predict.main, model, tmp_path / "a-classes.tif", "--out", tmp_path / "a.tif")
+    assert "would overwrite" in said and "a-classes.tif" in said
+
+
+def test_more_classes_than_a_colour_table_holds(model, tmp_path, capsys):
+    about = torch.load(model, weights_only=True)
+    classes = [f"class {k}" for k in range(256)]
+    state = about["state"] | {"1.weight": torch.randn(256, 512), "1.bias": torch.zeros(256)}
+    torch.save(about | {"classes": classes, "state": state}, tmp_path / "model.pth")
+    file = write(tmp_path / "s.tif", values("uint8", 3))
+    run(tmp_path / "model.pth", file, "--out", tmp_path / "m.tif")
+    assert "256 classes are more than the 255" in capsys.readouterr().out
+    assert (tmp_path / "m.tif").exists() and not (tmp_path / "m-classes.tif").exists()
 
 
 def test_a_far_scene_warns(model, tmp_path, capsys):
