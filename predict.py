@@ -39,7 +39,7 @@ from tqdm import tqdm
 import common
 from common import ConfigError, DataError, WeightsError
 from data.folders import images_below
-from data.geotiff import NO_CLASS, write_class_map, write_geotiff
+from data.geotiff import GDAL_NODATA, NO_CLASS, number_in, write_class_map, write_geotiff
 from data.pixels import scaled
 from data.scenes import (
     LEAST,
@@ -65,6 +65,7 @@ BATCH = 256  # patches a step
 BAND = 1 << 24  # pixels of a scene that are read at once
 OVERVIEW = 1000  # longest side of the scene in pictures, pixels
 GEOTIFFS = (".tif", ".tiff")
+FROM_ONE = "subtract 1 (gdal_calc.py --calc A-1)"  # what to do with --truth
 PLACE_COLUMNS = ("file", "row", "column", "x", "y", "class")  # of the CSV, before the classes
 
 
@@ -80,6 +81,13 @@ class Model(NamedTuple):
     device: torch.device
 
 
+class Truth(NamedTuple):
+    """The true classes of a scene."""
+
+    numbers: np.ndarray  # (H, W), from 0
+    known: np.ndarray  # (H, W) bool; the others are void
+
+
 class Job(NamedTuple):
     """What is to be done with each picture."""
 
@@ -87,7 +95,7 @@ class Job(NamedTuple):
     scale: Scale | None
     stride: int
     dense: bool
-    truth: np.ndarray | None  # (H, W) class numbers
+    truth: Truth | None
     suffix: str  # of --out
 
 
@@ -97,7 +105,7 @@ class Mapped(NamedTuple):
     look: Look
     grid: Grid
     shares: np.ndarray  # (rows, columns, K), nan where there are no data
-    truth: np.ndarray | None
+    truth: np.ndarray | None  # the same of the true classes
 
 
 def build_parser() -> common.Parser:
@@ -133,7 +141,8 @@ def build_parser() -> common.Parser:
     parser.add_argument(
         "--truth",
         type=Path,
-        help="class map of the one scene: a picture of its size whose grey values are class numbers",
+        help="class map of the one scene: a picture of its size whose grey values are class numbers from 0; "
+        "255 and a GeoTIFF's nodata value are void",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return parser
@@ -150,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     refuse_overwriting(out, written, [*files, Path(args.model), *([args.truth] if args.truth else [])])
     if args.truth and len(files) > 1:
         raise DataError(f"--truth {args.truth}: is of one scene, not of {len(files)} images")
-    truth = read_class_map(args.truth, len(model.classes)) if args.truth else None
+    truth = read_class_map(args.truth, model.classes) if args.truth else None
     stride = args.stride or max(1, min(model.tile) // 2)
     if stride > min(model.tile):
         raise ConfigError(f"--stride {stride} leaves gaps between patches of {min(model.tile)} px: lower it")
@@ -250,9 +259,10 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     look = choose_look(scene, job.bands, job.scale)
     height, width = model.tile
     large = is_large(scene, model.tile)
-    if job.truth is not None and not (large and job.truth.shape == (scene.height, scene.width)):
+    shape = None if job.truth is None else job.truth.numbers.shape
+    if shape and not (large and shape == (scene.height, scene.width)):
         raise DataError(
-            f"--truth: has shape {job.truth.shape}, the picture {(scene.height, scene.width)}; it takes one "
+            f"--truth: has shape {shape}, the picture {(scene.height, scene.width)}; it takes one "
             f"scene, more than twice as long or wide as {width} x {height} px, and a class map of its size"
         )
     if not large:
@@ -416,31 +426,70 @@ def logits_of(
 # Truth
 
 
-def read_class_map(file: Path, classes: int) -> np.ndarray:
-    """(H, W) class numbers."""
+def read_class_map(file: Path, classes: list[str]) -> Truth:
+    """Class numbers from 0; void is the file's nodata value, and 255 where there is no such class.
+
+    DataError where the file is none, or its numbers may be others than those of the model's classes.
+    """
     try:
         with Image.open(file) as image:
             numbers = np.asarray(image)
+            nodata = number_in(getattr(image, "tag_v2", {}).get(GDAL_NODATA, ""))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{file}: not a readable image ({error})") from None
     if numbers.ndim != 2 or numbers.dtype.kind not in "bui":
         raise DataError(f"--truth {file}: is no picture of class numbers (one channel of integers)")
-    odd = [n for n in (numbers.min(), numbers.max()) if not 0 <= n < classes]
+    count = len(classes)
+    if nodata in range(count):
+        raise DataError(
+            f"--truth {file}: its nodata value is {nodata:g}, which is the number of {classes[int(nodata)]}: "
+            f"where its classes begin at 1, {FROM_ONE}; else take the value away: gdal_edit.py -unsetnodata"
+        )
+    known = np.ones(numbers.shape, bool) if nodata is None else numbers != nodata
+    if count <= NO_CLASS:
+        known &= numbers != NO_CLASS
+    if not known.any():
+        raise DataError(f"--truth {file}: all of it is void")
+    refuse_other_classes(file, numbers[known], count)
+    say_truth(file, numbers, known, classes)
+    return Truth(numbers, known)
+
+
+def refuse_other_classes(file: Path, numbers: np.ndarray, count: int) -> None:
+    odd = [n for n in (numbers.min(), numbers.max()) if not 0 <= n < count]
     if odd:
-        raise DataError(f"--truth {file}: holds class {odd[0]}, the model knows 0 to {classes - 1}")
-    return numbers
+        hint = f"; where its classes begin at 1, {FROM_ONE}" if odd == [count] else ""
+        raise DataError(f"--truth {file}: holds class {odd[0]}, the model knows 0 to {count - 1}{hint}")
 
 
-def true_shares(class_map: np.ndarray, classes: int, grid: Grid) -> np.ndarray:
-    """(rows, columns, K) fractions of the class map in the patches."""
+def say_truth(file: Path, numbers: np.ndarray, known: np.ndarray, classes: list[str]) -> None:
+    """Which class is which number, and what is left out."""
+    said = f"{file}: its numbers are taken from 0, {classes[0]}, to {len(classes) - 1}, {classes[-1]}"
+    if numbers[known].min() > 0:
+        said += f" (none is 0: where its classes begin at 1, {FROM_ONE})"
+    if not known.all():
+        said += f"; {(~known).sum()} void pixels are left out"
+    print(said)
+
+
+def true_shares(truth: Truth, classes: int, grid: Grid) -> np.ndarray:
+    """(rows, columns, K) fractions of the classes in what is known of the patches; nan where that is less
+    than half."""
+    corners = (grid.tops, grid.lefts, grid.height, grid.width)
+    known = filled_shares(truth.known, *corners)
     shares = np.zeros((*grid.shape(), classes), np.float32)
     for k in range(classes):
-        shares[..., k] = filled_shares(class_map == k, grid.tops, grid.lefts, grid.height, grid.width)
+        shares[..., k] = filled_shares(truth.known & (truth.numbers == k), *corners)
+    held = known >= LEAST
+    shares[held] /= known[held][:, None]
+    shares[~held] = np.nan
     return shares
 
 
 def compare(found: np.ndarray, truth: np.ndarray) -> str:
     """How far shares (n, K) are off."""
+    if not len(found):
+        return "no patch has data and a known class in half of its area"
     rmse = np.sqrt(((found - truth) ** 2).mean(0)).mean()
     constant = truth.std(0).mean()
     right = (found.argmax(1) == truth.argmax(1)).mean()
@@ -531,6 +580,7 @@ def say_map(target: Path, mapped: Mapped, classes: list[str], seconds: float, ba
         why = f"{len(classes)} classes are more than the {NO_CLASS} that a colour table can hold"
         bar.write(f"{target}: no map of the largest classes beside it: {why}", file=sys.stdout)
     if mapped.truth is not None:
+        held &= np.isfinite(mapped.truth).all(2)
         bar.write(f"against the truth: {compare(mapped.shares[held], mapped.truth[held])}", file=sys.stdout)
 
 

@@ -298,11 +298,7 @@ class Tiff:
 
     def nodata(self) -> float | None:
         """The value that marks pixels without data (GDAL's tag)."""
-        text = self.tags.get(GDAL_NODATA, b"").split(b"\0")[0]
-        try:
-            return float(text) if text else None
-        except ValueError:
-            return None
+        return number_in(self.tags.get(GDAL_NODATA, b""))
 
     def alpha(self) -> int | None:
         """Which band is opacity."""
@@ -326,6 +322,14 @@ class Tiff:
             return place
         area = tuple(1 if keys[i - 3 : i] == (RASTER_TYPE, 0, 1) else key for i, key in enumerate(keys))
         return place._replace(keys=area).grid(-0.5, -0.5, 1)  # the tie point was a pixel's centre
+
+
+def number_in(text: bytes | str) -> float | None:
+    """What GDAL's tag of nodata says; None where it is no number."""
+    try:
+        return float(text.strip(b"\0 " if isinstance(text, bytes) else "\0 "))
+    except ValueError:
+        return None
 
 
 def file_size(stream: io.BufferedReader) -> int:

@@ -40,7 +40,7 @@ class Drawn(NamedTuple):
     rows: np.ndarray  # centres of the patches, pixels
     columns: np.ndarray
     found: np.ndarray  # (rows, columns, K), not finite where there are no data
-    truth: np.ndarray | None
+    truth: np.ndarray | None  # the same, not finite where it is void
     classes: list[str]
     task: str  # "fraction", or "scene": then `found` holds the probabilities of the classes
 
@@ -99,7 +99,7 @@ def draw_scene(axis: Axes, drawn: Drawn) -> None:
 
 def draw_largest(axis: Axes, drawn: Drawn, shares: np.ndarray, shown: np.ndarray, title: str) -> None:
     count = len(drawn.classes)
-    empty = ~np.isfinite(drawn.found).all(2)
+    empty = ~np.isfinite(drawn.found + shares).all(2)
     numbers = np.ma.array(colour_numbers(shares, shown), mask=empty)
     colours = ListedColormap([*palette(count), OTHER])
     axis.pcolormesh(*edges(drawn), numbers, cmap=colours, vmin=-0.5, vmax=count + 0.5)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from plots import maps
 from plots.maps import COLOURS, OTHER, Drawn, palette
@@ -66,3 +67,11 @@ def test_every_class_has_a_colour_of_its_own():
     assert len({*colours, OTHER}) == 256
     near = [np.ptp([to_rgb(a), to_rgb(b)], 0).max() for a in colours[:40] for b in colours[:40] if a < b]
     assert min(near) > 0.04
+
+
+def test_a_void_truth_has_no_colour():
+    found, truth = np.full((1, 2, 2), 0.5), np.array([[[1, 0], [np.nan, np.nan]]])
+    axis = Figure().subplots()
+    what = drawn(found, "fraction")._replace(truth=truth)
+    maps.draw_largest(axis, what, truth, what.shown(), "truth")
+    assert axis.collections[0].get_array().mask.tolist() == [[False, True]]

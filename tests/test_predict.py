@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import refused
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 import predict
 import transfer
@@ -129,6 +129,77 @@ def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
     assert rmse < 0.75 * upside_down
     with Image.open(tmp_path / "scene-map.png") as image:
         assert image.width > 800 and np.asarray(image.convert("RGB")).std() > 20
+
+
+def write_truth(file, numbers, nodata=None):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    if nodata is not None:
+        info[42113] = str(nodata)
+    Image.fromarray(numbers).save(file, **({"tiffinfo": info} if file.suffix == ".tif" else {}))
+    return file
+
+
+def against(world, truth, out):
+    """What predict.py says of the built-in scene against a truth."""
+    folder, _ = world
+    model, scene = folder / "out" / "model-fraction-land-random.pth", folder / "scene.png"
+    flags = ["--truth", truth, "--stride", 24, "--out", out, "--device", "cpu"]
+    predict.main([str(flag) for flag in (model, scene, *flags)])
+
+
+@pytest.mark.parametrize("void, nodata", [(255, None), (-1, -1), (99, 99.0), (255, 77)])
+def test_void_pixels_of_a_truth_count_nowhere(world, tmp_path, capsys, void, nodata):
+    """Whatever marks them; the class below them must not matter."""
+    _, class_map = world
+    numbers = class_map.astype(np.int32)
+    numbers[:100] = numbers[:, 100:110] = void
+    against(world, write_truth(tmp_path / "truth.tif", numbers, nodata), tmp_path / "scene.csv")
+    said = capsys.readouterr().out
+    assert f"its numbers are taken from 0, {MIXED_CLASSES[0]}, to 9, {MIXED_CLASSES[-1]}" in said
+    assert f"; {(numbers == void).sum()} void pixels are left out\n" in said
+    found = pd.read_csv(tmp_path / "scene.csv")
+    truth, shares = [], []
+    for row, own in zip(found.itertuples(), shares_in(found)):
+        window = numbers[row.row : row.row + TILE, row.column : row.column + TILE].ravel()
+        window = window[window != void]
+        if len(window) >= TILE**2 / 2:
+            truth.append(np.bincount(window, minlength=10) / len(window))
+            shares.append(own)
+    assert 0 < len(truth) < len(found)
+    rmse = np.sqrt(((np.array(shares) - truth) ** 2).mean(0)).mean()
+    assert f"against the truth: RMSE {rmse:.3f} " in said
+
+
+def test_a_truth_says_how_it_is_numbered(world, tmp_path, capsys):
+    _, class_map = world
+    few = np.minimum(class_map, 4).astype(np.uint8)
+    against(world, write_truth(tmp_path / "from-0.png", few), tmp_path / "a.csv")
+    assert "none is 0" not in capsys.readouterr().out
+    against(world, write_truth(tmp_path / "from-1.png", few + 1), tmp_path / "b.csv")
+    assert "none is 0: where its classes begin at 1, subtract 1" in capsys.readouterr().out
+
+
+def test_a_truth_that_may_mean_other_classes_is_refused(world, tmp_path, capsys):
+    folder, class_map = world
+    model, numbers = folder / "out" / "model-fraction-land-random.pth", class_map.astype(np.uint8)
+    for name, odd, nodata, part in (
+        (
+            "one.png",
+            numbers + 1,
+            None,
+            "holds class 10, the model knows 0 to 9; where its classes begin at 1",
+        ),
+        (
+            "zero.tif",
+            np.minimum(numbers, 5),
+            0,
+            f"nodata value is 0, which is the number of {MIXED_CLASSES[0]}",
+        ),
+        ("void.png", np.full_like(numbers, 255), None, "all of it is void"),
+    ):
+        truth = write_truth(tmp_path / name, odd, nodata)
+        flags = ("--truth", truth, "--out", tmp_path / "p.csv", "--device", "cpu")
+        assert part in refused(capsys, predict.main, model, folder / "scene.png", *flags)
 
 
 def test_bad_input(world, tmp_path, capsys):
