@@ -54,6 +54,7 @@ from data.scenes import (
     grid_of,
     open_scene,
     read_scale,
+    unread_place,
     values_of,
 )
 from models import dense
@@ -267,6 +268,8 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
         )
     if not large:
         return one_image(look, model, job, bar)
+    if note := unread_place(scene):
+        bar.write(f"warning: {note}", file=sys.stderr)
     compare_values(look, model, bar)
     grid = grid_of(scene, model.tile, job.stride, border=job.suffix not in GEOTIFFS)
     bar.total += len(grid.tops) * len(grid.lefts) - 1

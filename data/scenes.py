@@ -21,11 +21,12 @@ import numpy as np
 from PIL import Image
 
 from common import DataError, memory
-from data.geotiff import PLACED, Place, Tiff, has_mask, is_tiff
+from data.geotiff import PLACED, TIE_POINT, Place, Tiff, has_mask, is_tiff
 from data.pixels import orientation_of, picture, upright
 
 SAMPLE, BLOCKS = 512, 8  # values are judged from blocks of that side, this many down and across at most
 LEAST = 0.5  # share of a patch that must hold data
+WORLD_FILES = (".tfw", ".tifw", ".pgw", ".pngw", ".jgw", ".jpgw", ".bpw", ".wld")  # of any picture
 FAR = 1.0  # a scene is far from training where a band's mean is that many training deviations away …
 STRETCH = 3.0  # … or its deviation is that many times larger or smaller
 
@@ -149,6 +150,26 @@ def is_placed(file: Path) -> bool:
     with contextlib.suppress(Exception), Image.open(file) as image:  # whatever damaged bytes lead to
         return not PLACED.isdisjoint(getattr(image, "tag_v2", {}))
     return False
+
+
+def unread_place(scene: Scene) -> str | None:
+    """Where a scene lies as this room does not read it, and what to do; None where nothing is lost."""
+    file, placed = scene.file, f"{scene.file.stem}-placed.tif"
+    if scene.place is not None:
+        return None
+    if isinstance(scene.source, Tiff) and len(scene.source.tags.get(TIE_POINT, ())) > 6:  # more than one
+        return f"{file}: has no place: its ground control points are not read: gdalwarp {file} {placed}"
+    if world := world_file(file):
+        command = f"gdal_translate -a_srs EPSG:NUMBER {file} {placed}"
+        return f"{file}: has no place: its world file {world.name} is not read: {command}"
+    return None
+
+
+def world_file(file: Path) -> Path | None:
+    """NAME.tfw or NAME.tif.tfw beside NAME.tif."""
+    ends = (*WORLD_FILES, *map(str.upper, WORLD_FILES))
+    files = [file.with_name(name + end) for name in (file.stem, file.name) for end in ends]
+    return next((own for own in files if own.exists()), None)
 
 
 def open_picture(file: Path) -> Scene:

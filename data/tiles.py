@@ -10,6 +10,7 @@ geographic one; neither where the scene has no place on Earth. Patches with data
 area are left out. OUT appears whole or not at all: a folder that holds anything is refused.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,17 @@ from tqdm import tqdm
 
 import common
 from common import DataError
-from data.scenes import LEAST, Grid, Look, choose_look, filled_shares, grid_of, open_scene, read_scale
+from data.scenes import (
+    LEAST,
+    Grid,
+    Look,
+    choose_look,
+    filled_shares,
+    grid_of,
+    open_scene,
+    read_scale,
+    unread_place,
+)
 
 
 class Patch(NamedTuple):
@@ -62,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     common.refuse_filled(args.out)
     looks = [choose_look(open_scene(file), args.bands, args.scale) for file in args.scenes]
     grids = [grid_in(look, args.size, stride) for look in looks]
+    for note in filter(None, (unread_place(look.scene) for look in looks)):
+        print(f"warning: {note}", file=sys.stderr)
     total = sum(len(grid.tops) * len(grid.lefts) for grid in grids)
 
     with common.new_folder(args.out) as part, tqdm(total=total, unit="patch", disable=None) as bar:

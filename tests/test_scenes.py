@@ -519,6 +519,36 @@ def test_a_far_scene_warns(model, tmp_path, capsys):
     assert "warning: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("world", ["s.tfw", "s.tif.tfw", "s.wld", "s.TFW"])
+def test_a_world_file_is_not_overlooked(model, tmp_path, capsys, world):
+    picture = Image.fromarray(values("uint8", 3).transpose(1, 2, 0))
+    picture.save(tmp_path / "s.tif")
+    (tmp_path / world).write_text("10\n0\n0\n-10\n5\n5\n")
+    said = f"its world file {world} is not read: gdal_translate -a_srs EPSG:NUMBER"
+    run(model, tmp_path / "s.tif", "--out", tmp_path / "m.tif")
+    assert capsys.readouterr().err.count(said) == 1
+    tiles.main([str(flag) for flag in (tmp_path / "s.tif", "--size", 32, "--out", tmp_path / "patches")])
+    assert capsys.readouterr().err.count(said) == 1
+
+
+def test_control_points_are_not_overlooked(model, tmp_path, capsys):
+    file = write(tmp_path / "s.tif", values("uint8", 3), transform=None, crs=None)
+    points = [
+        rasterio.control.GroundControlPoint(r, c, 10 * c, -10 * r) for r, c in ((0, 0), (0, 99), (80, 0))
+    ]
+    with rasterio.open(file, "r+") as target:
+        target.gcps = (points, "EPSG:32633")
+    run(model, file, "--out", tmp_path / "m.tif")
+    assert "its ground control points are not read: gdalwarp" in capsys.readouterr().err
+
+
+def test_a_placed_scene_needs_no_world_file(model, tmp_path, capsys):
+    file = write(tmp_path / "s.tif", values("uint8", 3))
+    (tmp_path / "s.tfw").write_text("10\n0\n0\n-10\n5\n5\n")
+    run(model, file, "--out", tmp_path / "m.tif")
+    assert "world file" not in capsys.readouterr().err
+
+
 def test_dense_agrees_with_patches(model, tmp_path):
     """A patch that is a window gets the network's own answer; all of them go together."""
     scene = open_scene(write(tmp_path / "s.tif", values("uint8", 3, 200, 170)))
