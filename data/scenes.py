@@ -4,10 +4,10 @@
     look = choose_look(scene, bands=[4, 3, 2], scale=read_scale("3558"))
     pixels, holds = look.read(0, 0, 512, 512)  # uint8 (3, 512, 512), and where they hold data
 
-Pixels hold no data where the opacity band is 0, where all chosen bands have the file's nodata value or all
-are 0, and where one is not finite; a single band that is 0 may be dark water. GeoTIFFs are read by
-`data.geotiff`, a window at a time, so that a scene may be larger than memory; other formats are decoded
-whole, by the one decoder (`data.pixels`).
+Pixels hold no data where the opacity band is 0 (unless it is chosen), where all chosen bands have the file's
+nodata value or all are 0, and where one is not finite; a single band that is 0 may be dark water. GeoTIFFs
+are read by `data.geotiff`, a window at a time, so that a scene may be larger than memory; other formats are
+decoded whole, by the one decoder (`data.pixels`).
 """
 
 import argparse
@@ -224,6 +224,8 @@ def choose_look(scene: Scene, bands: list[int] | None, scale: Scale | None) -> L
 
     DataError where that has to be said: more or fewer bands than three, or values that are no 8-bit ones.
     """
+    if is_named_data(scene, bands):
+        scene = scene._replace(alpha=None)
     look = Look(scene, choose_bands(scene, bands, scale), None, None)
     if scale is None:
         if scene.dtype != np.uint8:
@@ -233,6 +235,12 @@ def choose_look(scene: Scene, bands: list[int] | None, scale: Scale | None) -> L
         return look._replace(low=np.full(3, scale.low), high=np.full(3, scale.high))
     low, high = np.percentile(look.sample().astype(np.float64), [scale.low, scale.high], axis=1)
     return look._replace(low=low, high=np.maximum(high, low + 1e-6 * np.maximum(1, np.abs(low))))
+
+
+def is_named_data(scene: Scene, bands: list[int] | None) -> bool:
+    """Whether the opacity band of a TIFF is among those asked for: GDAL marks the fourth of four 8-bit bands
+    as opacity, whatever it holds."""
+    return scene.alpha is not None and isinstance(scene.source, Tiff) and scene.alpha + 1 in (bands or ())
 
 
 def choose_bands(scene: Scene, bands: list[int] | None, scale: Scale | None) -> tuple[int, int, int]:

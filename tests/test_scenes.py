@@ -297,6 +297,18 @@ def test_what_holds_no_data(tmp_path):
         choose_look(empty_scene, None, None)
 
 
+def test_a_band_that_is_named_is_no_opacity(tmp_path):
+    """Four 8-bit bands, of which GDAL calls the last opacity; it is infrared, and 0 over water."""
+    array = values("uint8", 4)
+    array[3, :20] = 0
+    file = write(tmp_path / "s.tif", array)
+    assert open_scene(file).alpha == 3
+    pixels, holds = choose_look(open_scene(file), [4, 3, 2], None).read(0, 0, 90, 110)
+    assert holds.all() and (pixels == array[[3, 2, 1]]).all()
+    _, holds = choose_look(open_scene(file), [3, 2, 1], None).read(0, 0, 90, 110)
+    assert not holds[:20].any() and holds[20:].all()
+
+
 def test_dark_water_is_no_hole(tmp_path):
     """Where nodata is 0 in an 8-bit picture, water may be 0 in red."""
     array = values("uint8", 3)
