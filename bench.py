@@ -528,8 +528,9 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLear
     method.to(case.device, memory_format=torch.channels_last)
     if "compiled" in mode:
         compile_backbone(method.backbone)
-    optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5)
     scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
+    fused = case.device.type == "cuda" and not scaler.is_enabled()
+    optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5, fused)
     learn = Learner(method, optimizer, scaler, DTYPES[precision])
     return GraphedLearner(learn) if "graph" in mode else learn
 

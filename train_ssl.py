@@ -158,8 +158,10 @@ def main(argv: list[str] | None = None) -> None:
 
         # Model, optimiser, precision
         method, model = build_model(args, device, ranks)
-        optimizer = make_optimizer(args.optimizer, method, args.lr, args.momentum, args.weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+        fused = device.type == "cuda" and not scaler.is_enabled()
+        settings = args.lr, args.momentum, args.weight_decay, fused
+        optimizer = make_optimizer(args.optimizer, method, *settings)
         dtype = DTYPES[args.precision]
         config = common.flags_of(args, parser)
         learn = Learner(model, optimizer, scaler, dtype, args.accumulate)

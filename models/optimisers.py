@@ -62,9 +62,16 @@ OPTIMISERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "a
 
 
 def make_optimizer(
-    name: str, model: torch.nn.Module, lr: float, momentum: float, weight_decay: float
+    name: str,
+    model: torch.nn.Module,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
     """Optimiser `name` (a key of OPTIMISERS) over the trainable weights; `momentum` is Adam's beta1.
+
+    `fused` takes a step in a few kernels, on a GPU in full precision or bf16; LARS has its own way to.
 
     Norms and biases do not decay. A `predictor` has groups of its own, `constant`: their rate does not follow
     the schedule (X. Chen and K. He, SimSiam, section 4.2) and stays at the model's `predictor_rate` times lr.
@@ -79,9 +86,10 @@ def make_optimizer(
         {"params": params, "weight_decay": weight_decay if decays else 0.0, "constant": constant}
         for (decays, constant), params in groups.items()
     ]
-    if name in ("adam", "adamw"):
-        return OPTIMISERS[name](described, lr=lr, betas=(momentum, 0.999))
-    return OPTIMISERS[name](described, lr=lr, momentum=momentum)
+    if name == "lars":
+        return LARS(described, lr=lr, momentum=momentum)
+    moments = {"momentum": momentum} if name == "sgd" else {"betas": (momentum, 0.999)}
+    return OPTIMISERS[name](described, lr=lr, fused=fused or None, **moments)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, peak: float) -> None:

@@ -1,5 +1,6 @@
 """Pretraining from the command line: what it leaves, that it learns, and that it says no in one line."""
 
+import copy
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ import train_ssl
 from data import images
 from models import METHODS
 from models.backbone import WeightsError, build_backbone, compile_backbone, read_weights
-from models.optimisers import LARS, learning_rate, make_optimizer, set_rate
+from models.optimisers import LARS, OPTIMISERS, learning_rate, make_optimizer, set_rate
 
 CHECKED = "feature_std,effective_rank,knn_macro_f1,knn5_accuracy"
 COLUMNS = f"epoch,loss,chance_loss,lr,{CHECKED},images_per_s,data_wait,seconds"
@@ -176,6 +177,28 @@ def test_predictor_rate_is_a_multiple_of_the_peak_and_stays_there():
     for group in optimizer.param_groups:
         expected = 3.0 if id(group["params"][0]) in predictor else 0.01
         assert group["lr"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_fused_steps_are_the_others_and_go_on_from_their_state(name):
+    torch.manual_seed(0)
+    first = torch.nn.Linear(5, 3)
+    models = [copy.deepcopy(first) for _ in range(2)]
+    optimizers = [make_optimizer(name, m, 0.1, 0.9, 0.1, fused) for m, fused in zip(models, (False, True))]
+    for step in range(4):
+        images = torch.randn(7, 5)
+        for model, optimizer in zip(models, optimizers):
+            set_rate(optimizer, 0.1 / (step + 1), 0.1)
+            model(images).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 1:  # as on another machine
+            plain, fused = (copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers)
+            optimizers[0].load_state_dict(fused)
+            optimizers[1].load_state_dict(plain)
+    for mine, other in zip(models[0].parameters(), models[1].parameters()):
+        assert torch.allclose(mine, other, atol=1e-6)
+    assert not torch.equal(models[0].weight, first.weight)
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_path, capsys, monkeypatch):
