@@ -478,6 +478,26 @@ def test_a_picture_of_a_map_knows_the_task(model, tmp_path, monkeypatch, task):
     assert seen == [task]
 
 
+@pytest.mark.parametrize("stride", [8, 32])
+def test_borders_that_are_not_mapped_are_as_help_says(model, tmp_path, stride):
+    file = write(tmp_path / "s.tif", values("uint8", 3, 150, 133))
+    run(model, file, "--stride", stride, "--out", tmp_path / "map.tif")
+    with rasterio.open(file) as scene, rasterio.open(tmp_path / "map.tif") as found:
+        left, bottom, right, top = (abs(a - b) / 10 for a, b in zip(found.bounds, scene.bounds))
+    half = (SIDE - stride) / 2
+    assert left == top == half
+    assert half <= right < half + stride and half <= bottom < half + stride
+    said = " ".join(predict.build_parser().format_help().split())
+    assert (
+        "half of (patch - stride) is not mapped at each border, and up to a stride more at the right" in said
+    )
+
+
+def test_help_calls_the_dense_pass_an_approximation():
+    said = " ".join(predict.build_parser().format_help().split())
+    assert "an approximation: an RMSE 1 to 2 % above (docs/results.md)" in said
+
+
 def test_a_map_of_the_largest_classes_stands_beside(model, tmp_path, capsys):
     """For QGIS: one band of numbers in the picture's colours, where the shares lie."""
     array = values("uint8", 3, 150, 133)
