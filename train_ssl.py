@@ -158,10 +158,8 @@ def main(argv: list[str] | None = None) -> None:
 
         # Model, optimiser, precision
         method, model = build_model(args, device, ranks)
+        optimizer = build_optimizer(args, method, device)
         scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
-        fused = device.type == "cuda" and not scaler.is_enabled()
-        settings = args.lr, args.momentum, args.weight_decay, fused
-        optimizer = make_optimizer(args.optimizer, method, *settings)
         dtype = DTYPES[args.precision]
         config = common.flags_of(args, parser)
         learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
@@ -410,6 +408,14 @@ def distributed(method: torch.nn.Module) -> DistributedDataParallel:
     known = inspect.signature(DistributedDataParallel).parameters
     new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.14 warns of the old name
     return DistributedDataParallel(method, **{new if new in known else old: False})
+
+
+def build_optimizer(
+    args: argparse.Namespace, method: torch.nn.Module, device: torch.device
+) -> torch.optim.Optimizer:
+    fused = device.type == "cuda" and args.precision != "fp16"
+    settings = args.lr, args.momentum, args.weight_decay, fused
+    return make_optimizer(args.optimizer, method, *settings)
 
 
 # What is said
