@@ -441,7 +441,7 @@ def write_class_map(
     """uint8 numbers (H, W) of classes, NO_CLASS where there are no data, with a colour table.
 
     names and colours (#rrggbb) are those of the classes 0, 1, …; the names stand in the band's metadata,
-    CLASS_0 and so on. Errors as in `write_bands`.
+    CLASS_0 and so on, and for QGIS's legend in FILE.aux.xml, GDAL's own. Errors as in `write_bands`.
     """
     table = np.zeros((256, 3), int)
     table[: len(colours)] = [tuple(bytes.fromhex(colour[1:])) for colour in colours]
@@ -453,6 +453,14 @@ def write_class_map(
         GDAL_METADATA: ("s", metadata(items)),
     }
     write_bands(file, numbers[None], NO_CLASS, entries, place)
+    listed = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    with common.replacing(file.with_name(f"{file.name}.aux.xml")) as partial:
+        partial.write_text(
+            '<PAMDataset><PAMRasterBand band="1"><CategoryNames>'
+            f"{listed}</CategoryNames></PAMRasterBand></PAMDataset>\n",
+            encoding="utf-8",
+            errors="replace",  # of names that are no text
+        )
 
 
 def write_bands(file: Path, bands: np.ndarray, nodata: float, more: dict, place: Place | None) -> None:
@@ -512,7 +520,7 @@ def item(name: str, band: int, text: str, role: str = "") -> str:
 
 def metadata(items: list[str]) -> bytes:
     """The XML in which GDAL keeps what it knows of the bands."""
-    return f"<GDALMetadata>{''.join(items)}</GDALMetadata>\0".encode()
+    return f"<GDALMetadata>{''.join(items)}</GDALMetadata>\0".encode(errors="replace")
 
 
 def place_tags(place: Place | None) -> dict[int, tuple[str, tuple | bytes]]:

@@ -1,10 +1,12 @@
 """Scenes against rasterio: what is read, where it lies, what is written, and the patches cut from them."""
 
+import os
 import socket
 import struct
 import time
 import tracemalloc
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from PIL import Image, TiffImagePlugin
 import predict
 from common import DataError
 from data import geotiff, tiles
-from data.geotiff import Tiff
+from data.geotiff import Tiff, write_class_map
 from data.scenes import choose_look, far, grid_of, open_scene, places, read_scale, values_of
 from models import dense
 from models.backbone import build_backbone
@@ -519,6 +521,16 @@ def test_a_map_of_the_largest_classes_stands_beside(model, tmp_path, capsys):
         assert all(opacity == 255 for *_, opacity in colours) and found.colormap(1)[255][3] == 0
         names = {"CLASS_0": "Water", "CLASS_1": "Forest & wood", "CLASS_2": "Rock"}
         assert found.tags(1) == names and found.descriptions == ("class",)
+        assert found.files == [str(beside), f"{beside}.aux.xml"]
+    listed = ElementTree.parse(f"{beside}.aux.xml").findall("PAMRasterBand/CategoryNames/Category")
+    assert [category.text for category in listed] == list(names.values())
+
+
+def test_class_names_that_are_no_text_are_written(tmp_path):
+    numbers, names = np.zeros((4, 4), np.uint8), [os.fsdecode(b"caf\xe9")]
+    write_class_map(tmp_path / "m.tif", numbers, names, ["#102030"], None)
+    with rasterio.open(tmp_path / "m.tif") as found:
+        assert found.tags(1) == {"CLASS_0": "caf?"}
 
 
 def test_maps_of_classes_meet_no_other_file(model, tmp_path, capsys):
@@ -528,7 +540,8 @@ def test_maps_of_classes_meet_no_other_file(model, tmp_path, capsys):
     run(model, *scenes, "--out", tmp_path / "o" / "m.tif")
     names = {file.name for file in (tmp_path / "o").iterdir()}
     own = {"m-a-classes", "m-a-2", "m-b"}
-    assert names == {f"{name}.tif" for name in own} | {f"{name}-classes.tif" for name in own}
+    ends = (".tif", "-classes.tif", "-classes.tif.aux.xml")
+    assert names == {name + end for name in own for end in ends}
     capsys.readouterr()
     said = refused(capsys, predict.main, model, tmp_path / "a-classes.tif", "--out", tmp_path / "a.tif")
     assert "would overwrite" in said and "a-classes.tif" in said
