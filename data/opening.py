@@ -87,7 +87,8 @@ def refuse_or_skip(root: Path, bad: pd.DataFrame, count: int, report: Path, skip
         f"(first: {first.file}: {first.problem}; all in {report})"
     )
     if not skip:
-        raise DataError(f"{message}: mend or remove them, or add --skip-bad-files")
+        few = 2 * len(bad) <= count
+        raise DataError(f"{message}: mend or remove them{', or add --skip-bad-files' if few else ''}")
     if len(bad) == count:
         raise DataError(f"{message}: nothing is left")
     say(f"left out: {message}")

@@ -45,6 +45,8 @@ from data import tiff
 
 RULES = 2  # of what is read, and how: manifests and decoded pixels made under other rules are made anew
 FORMATS = ("PNG", "TIFF", "BMP", "WEBP")  # beside JPEG; what is inside decides, not the name
+WHITE = 3558  # the value of Sentinel-2's bands that becomes 255 in Sentinel2GlobalLULC
+SHALLOW = {f"uint{bits}": 2**bits - 1 for bits in range(1, 8)}  # types under eight bits -> their white
 LARGEST = 178_956_970  # pixels: 512 MiB of RGB, the size beyond which Pillow suspects an attack
 SAMPLED = 20_000  # images that mean and deviation are taken of, at most
 PNG_BANDS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> bands
@@ -187,10 +189,11 @@ def _refuse_tiff(data: bytes) -> None:
     if count > 1:
         raise DataError(f"{count} pages; one picture a file is needed: tiffsplit, or gdal_translate")
     if page.type != "uint8":
-        raise DataError(refusal(page.bands, page.type))
+        raise DataError(refusal(page.bands, page.type, tiles=True))
     alpha = page.colours == RGB and page.extra == (ALPHA,)
     if page.bands != TIFF_BANDS.get(page.colours, 0) + alpha:
-        raise DataError(refusal(page.bands, page.type, COLOURS.get(page.colours, "in unknown colours")))
+        colours = COLOURS.get(page.colours, "in unknown colours")
+        raise DataError(refusal(page.bands, page.type, colours, tiles=True))
     if page.colours == YCBCR and page.compression != JPEG_IN_TIFF:
         raise DataError(refusal(page.bands, page.type, "in YCbCr colours without JPEG"))
     if page.compression not in COMPRESSIONS:
@@ -212,19 +215,25 @@ def _refuse_shallow_bmp(data: bytes) -> None:
         raise DataError(refusal(3, "uint5"))
 
 
-def refusal(bands: int, kind: str, colours: str = "") -> str:
-    """Why a picture of so many bands of that type is not read, and what makes it readable."""
+def refusal(bands: int, kind: str, colours: str = "", tiles: bool = False) -> str:
+    """Why a picture of so many bands of that type is not read, and what makes it readable: the same values
+    to the same grey in every file. `tiles`: whether data.tiles reads the file."""
     held = f"{bands} {'band' if bands == 1 else 'bands'} of {kind} {colours}".rstrip()
+    white = SHALLOW.get(kind, WHITE)
     gdal, flags = [], []
     if bands not in (1, 3):
-        gdal.append("-b RED -b GREEN -b BLUE")
-        flags.append("--bands")
+        numbers = ["4", "3", "2"] if bands in (12, 13) else ["R", "G", "B"]  # Sentinel-2's, else unknown
+        gdal += [f"-b {number}" for number in numbers]
+        flags += ["--bands", *numbers]
     if kind != "uint8":
-        gdal.append("-ot Byte -scale")
-        flags.append("--scale")
+        gdal.append(f"-ot Byte -scale 0 {white} 0 255")
+        flags.append(f"--scale {white}")
     if not flags:
         return f"{held}; 8-bit RGB is needed: gdal_translate -colorinterp red,green,blue …, or convert it"
-    advice = f"gdal_translate {' '.join(gdal)} …, or predict.py {' '.join(flags)}"
+    advice = f"gdal_translate {' '.join(gdal)} IN OUT"
+    if tiles and kind not in SHALLOW:
+        command = f"python -m data.tiles FOLDER/*.tif {' '.join(flags)} --size SIDE --out PATCHES"
+        advice = f"{command}, or {advice}"
     return f"{held}; 8-bit RGB is needed: {advice}"
 
 

@@ -46,6 +46,8 @@ def test_bad_files_are_listed_and_refused_or_left_out(folder, tmp_path):
     with pytest.raises(DataError, match="1 of 61 files do not decode .*cut.jpg"):
         open_table(source(copy, tmp_path), tmp_path / "bad.csv")
     assert "cut.jpg" in (tmp_path / "bad.csv").read_text()
+    with pytest.raises(DataError, match="3 of 3 files do not decode .*: mend or remove them$"):
+        open_table(source(plant(tmp_path / "most", "{}.jpg"), tmp_path), tmp_path / "bad.csv")
     table, checked = open_table(source(copy, tmp_path, skip_bad_files=True), tmp_path / "bad.csv")
     assert len(table) == len(checked) == 60 and (checked.file == table.files).all()
 

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import re
 import signal
 import time
 
@@ -13,7 +14,7 @@ from odd_pictures import make_corpus, odd_pictures, saved, smooth, written_tiff
 from PIL import Image, ImageOps
 
 from common import DataError
-from data import pixels, tiff
+from data import pixels, tiff, tiles
 from data.augment import Draw, view
 from data.check import check_files
 from data.pixels import LARGEST, common_size, decode, load_pixels, picture, read_picture, upright
@@ -99,7 +100,7 @@ def test_overviews_and_masks_are_no_pages():
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("1 bands of uint16.tif", "1 band of uint16; 8-bit RGB is needed: gdal_translate -ot Byte -scale …"),
+        ("1 bands of uint16.tif", "1 band of uint16; 8-bit RGB is needed: python -m data.tiles FOLDER/*.tif"),
         ("RGB of 3 bands of uint16.tif", "3 bands of uint16"),
         ("RGB of 3 bands of int8.tif", "3 bands of int8"),
         ("1 bands of int16.tif", "1 band of int16"),
@@ -130,6 +131,19 @@ def test_a_refusal_names_bands_and_type(kinds, tmp_path, name, words):
     assert str(refused.value).startswith(f"{tmp_path / name}: ") and words in str(refused.value)
     problem = check_files(tmp_path, [name], tmp_path / "manifest.csv", 1)["problem"][0]
     assert str(refused.value) == f"{tmp_path / name}: {problem}"
+
+
+def test_advice_stretches_every_file_alike(kinds, tmp_path):
+    stretch = "gdal_translate -b 4 -b 3 -b 2 -ot Byte -scale 0 3558 0 255"
+    said = refusal_of(kinds["13 bands of uint16.tif"])
+    assert stretch in said and "predict.py" not in said
+    png = refusal_of(kinds["16 bits in 4 bands.png"])
+    assert "-b R -b G -b B -ot Byte -scale 0 3558" in png and "data.tiles" not in png  # it reads no deep PNG
+    assert "-scale 0 1 0 255" in refusal_of(kinds["mode 1.tif"])
+    (tmp_path / "patch.tif").write_bytes(kinds["13 bands of uint16.tif"])
+    advice = re.search(r"data.tiles FOLDER/\*.tif (.+) --size SIDE", said)[1].split()
+    tiles.main([str(tmp_path / "patch.tif"), *advice, "--size", "32", "--out", str(tmp_path / "out")])
+    assert [read_picture(file).shape for file in (tmp_path / "out").iterdir()] == [(3, 32, 32)]
 
 
 def test_a_rare_compression_is_refused():
