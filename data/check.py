@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import common
 from common import DataError
-from data.pixels import RULES, picture
+from data.pixels import RULES, common_size, picture
 
 COLUMNS = {
     "file": "str",
@@ -194,25 +194,26 @@ def main(argv: list[str] | None = None) -> int:
     bad = table[table["problem"] != ""]
     for file, problem in zip(bad["file"], bad["problem"], strict=True):
         print(f"{file}: {problem}")
-    print_sizes(table[table["problem"] == ""])
+    sizes = sizes_line(table[table["problem"] == ""])
+    if sizes:
+        print(f"note: {sizes}")
     print(f"{len(bad):,} of {len(table):,} files are bad")
     if os.path.exists(manifest):  # a name that is too long does not exist either
         print(f"every file is listed in {manifest}")
     return int(len(bad) > 0)
 
 
-def print_sizes(good: pd.DataFrame) -> None:
-    """Say which sizes there are, where they are several: training scales all to the most frequent one."""
-    sizes = good.value_counts(["height", "width"])
+def sizes_line(good: pd.DataFrame) -> str:
+    """Which sizes there are, where they are several: all are scaled to the most frequent one."""
+    sizes = good.value_counts(["width", "height"])
     if len(sizes) < 2:
-        return
-    (height, width), first = sizes.index[0], sizes.iloc[0]
-    others = [f"{h} x {w}" for h, w in sizes.index[1:4]]
-    if len(sizes) > 4:
-        others.append("…")
-    print(
-        f"{len(sizes)} sizes: {height} x {width} pixels ({first:,} files); "
-        f"{sizes.iloc[1:].sum():,} files of other sizes ({', '.join(others)}) are scaled to that"
+        return ""
+    width, height = common_size(good)[::-1]
+    wide, high = (f"{good[side].min()} to {good[side].max()}" for side in ("width", "height"))
+    others = len(good) - sizes[width, height]
+    return (
+        f"{others:,} of {len(good):,} images are not {width} x {height} px, the most frequent of "
+        f"{len(sizes):,} sizes, and are scaled to that ({wide} px wide, {high} px high)"
     )
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import common
 from common import DataError, say
-from data.check import check_files
+from data.check import check_files, sizes_line
 from data.pixels import channel_statistics
 from data.splits import explain_empty
 from data.synthetic import write_scenes
@@ -75,6 +75,8 @@ def open_table(source: Source, report: Path) -> tuple[Table, pd.DataFrame]:
     table, checked = table.rows(~bad), checked[~bad].reset_index(drop=True)
     if not (table.split == "train").any():
         raise DataError(explain_empty(table, "train"))
+    if sizes := sizes_line(checked):
+        say(f"note: {table.root}: {sizes}")
     tell_duplicates(table, checked, source.cache)
     return table, checked
 

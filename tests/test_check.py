@@ -326,10 +326,13 @@ def test_what_was_found_is_said_though_the_manifest_cannot_be_written(root, comm
     assert command("--manifest", tmp_path / ("long" * 99))[0] == 0
 
 
-def test_several_sizes_are_said(root, command):
+def test_several_sizes_are_said(root, command, tmp_path, capfd):
     write(root, {"a.jpg": JPEG, "b.jpg": JPEG, "c.png": encoded("PNG")})
     Image.new("RGB", (20, 10)).save(root / "d.png")
-    assert "2 sizes: 32 x 48 pixels (3 files); 1 files of other sizes (10 x 20)" in command()[1]
+    said = "1 of 4 images are not 48 x 32 px, the most frequent of 2 sizes, and are scaled to that"
+    assert f"{said} (20 to 48 px wide, 10 to 32 px high)" in command()[1]
+    open_table(Source(str(root), "pure", 60, 32, tmp_path / "cache", 1, False), tmp_path / "bad.csv")
+    assert said in capfd.readouterr().out
 
 
 def test_names_that_no_encoding_holds_are_printed(root, tmp_path):
