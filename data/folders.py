@@ -9,7 +9,14 @@ from pathlib import Path
 from common import DataError
 from data.names import class_order, is_hidden
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+OTHER_PICTURES = {  # suffixes of what holds pictures too, and is not read -> what makes it readable
+    **dict.fromkeys((".gif", ".heic", ".heif", ".avif", ".ppm", ".pgm"), "convert them to PNG"),
+    **dict.fromkeys((".jp2", ".j2k", ".vrt", ".img", ".ecw", ".sid"), "gdal_translate IN OUT.tif"),
+    **dict.fromkeys((".npy", ".npz", ".mat", ".h5", ".hdf5", ".nc", ".parquet"), "export them to pictures"),
+}
+NO_SUFFIX = "no suffix"
+MANY = 10  # files without a suffix: README, LICENSE and the like are fewer
 
 
 @dataclass
@@ -102,7 +109,7 @@ def read_entry(entry: os.DirEntry, folder: Folder, above: tuple, walk: Scan) -> 
     elif entry.is_symlink() and not suffix and not path.exists():
         walk.unreadable.append(f"{path} (a link to {os.readlink(path)}, which is not there)")
     else:
-        folder.others[suffix or "no suffix"] += 1
+        folder.others[suffix or NO_SUFFIX] += 1
 
 
 def is_folder(entry: os.DirEntry) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from common import DataError
+from data.folders import IMAGE_SUFFIXES
 from data.names import SPLITS, plain_name, split_name
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ SEED = 42  # of the authors' splits
 BLOCK = 1.0  # degrees along a side of the blocks that a spatial split keeps together
 GAP = 0.1  # degrees of latitude and of longitude between a training image and any of val or test
 _PLACE = re.compile(r"\(\s*([+-]?\d+(?:\.\d+)?)\s*,\s*([+-]?\d+(?:\.\d+)?)\s*\)")
-_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
 
 
 # The paper's rule

@@ -9,7 +9,17 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from common import DataError
-from data.folders import IMAGE_SUFFIXES, Folder, Scan, images_below, real_paths, scan
+from data.folders import (
+    IMAGE_SUFFIXES,
+    MANY,
+    NO_SUFFIX,
+    OTHER_PICTURES,
+    Folder,
+    Scan,
+    images_below,
+    real_paths,
+    scan,
+)
 from data.land import Part, find_land, read_land
 from data.names import (
     before_mask,
@@ -95,7 +105,8 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
     table = flat_table(tree) if split == "none" else read_tree(tree)
     refuse_masks(table)
     table = without_repeats(table, walk)
-    table = replace(table, notes=(*walk.notes, *table.notes, *notes_on_twins(table)))
+    notes = (*walk.notes, *table.notes, *notes_on_twins(table), *notes_on_others(tree))
+    table = replace(table, notes=notes)
     for name in table.classes:
         if table.classes.count(name) > 1:
             raise DataError(f"{table.root}: two classes would be called {name}: rename one")
@@ -417,6 +428,18 @@ def notes_on_twins(table: Table) -> list[str]:
         f"{table.root}: {len(twins):,} of {len(table):,} pictures have the name of another but for the "
         f"suffix ({twins[0]}, {twins[1]}): copies train twice, and may stand on both sides of a split"
     ]
+
+
+def notes_on_others(tree: Folder) -> list[str]:
+    """What to say of files that look like pictures and are not read."""
+    suffixes = tree.suffixes()
+    found = Counter({suffix: suffixes[suffix] for suffix in OTHER_PICTURES if suffixes[suffix]})
+    if suffixes[NO_SUFFIX] >= MANY:
+        found[NO_SUFFIX] = suffixes[NO_SUFFIX]
+    if not found:
+        return []
+    kinds = ", ".join(f"{suffix} {n:,}" for suffix, n in found.most_common())
+    return [f"{tree.path}: {found.total():,} files are no pictures that are read ({kinds})"]
 
 
 def without_repeats(table: Table, walk: Scan) -> Table:

@@ -660,6 +660,17 @@ def test_pictures_that_stand_twice_are_told(tmp_path):
     assert "8 of 12 pictures have the name of another but for the suffix (A/0.jpg, A/0.tif)" in note
 
 
+def test_pictures_that_are_not_read_are_told(tmp_path):
+    plant(tmp_path, "A/{}.jpg", "A/{}.jfif", "B/{}.JPE", "A/x{}.gif", "B/{}.jp2", "B/plain{}", each=10)
+    plant(tmp_path, "README", "notes{}.txt", "{}.json", "{}.xml", "{}.csv", "A/{}.tfw")
+    table = load_table(tmp_path)
+    assert len(table) == 30
+    said = "31 files are no pictures that are read (no suffix 11, .gif 10, .jp2 10)"
+    assert table.notes[-1] == f"{tmp_path}: {said}"
+    train = lists_of(tmp_path / "lists", train=["A/3.jfif", "B/3.jpg"])
+    assert set(load_table(tmp_path, splits=train).files) == {"A/3.jfif", "B/3.JPE"}
+
+
 def test_split_none_takes_all_images_at_any_depth(tmp_path):
     plant(tmp_path, "0001/20200101/rgb_{}.png", "0001/20200601/rgb_{}.png", "0002/20200101/rgb_{}.png")
     plant(tmp_path, "loose_{}.jpg")
