@@ -33,6 +33,7 @@ from data.names import (
 )
 from data.splits import (
     NAMES,
+    find_lists,
     per_class_subset,
     split_by_lists,
     split_by_place,
@@ -107,6 +108,8 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
     table = without_repeats(table, walk)
     notes = (*walk.notes, *table.notes, *notes_on_twins(table), *notes_on_others(tree))
     table = replace(table, notes=notes)
+    if not splits and split == "paper" and table.rule in ("paper", "none"):
+        table = replace(table, notes=(*notes, *notes_on_lists(root)))
     for name in table.classes:
         if table.classes.count(name) > 1:
             raise DataError(f"{table.root}: two classes would be called {name}: rename one")
@@ -440,6 +443,16 @@ def notes_on_others(tree: Folder) -> list[str]:
         return []
     kinds = ", ".join(f"{suffix} {n:,}" for suffix, n in found.most_common())
     return [f"{tree.path}: {found.total():,} files are no pictures that are read ({kinds})"]
+
+
+def notes_on_lists(root: Path) -> list[str]:
+    """What to say of lists of names that lie in a folder whose images are split by no list."""
+    try:
+        lists = find_lists(root)
+    except DataError:
+        return []
+    names = ", ".join(file.name for file in lists.values())
+    return [f"{root}: {names} are not read: to split by such lists, add --splits {root}"]
 
 
 def without_repeats(table: Table, walk: Scan) -> Table:

@@ -384,6 +384,17 @@ def test_lists_split_by_names_and_paths(tmp_path):
     assert "4 of 9 images are in none of the lists" in table.notes[1]
 
 
+def test_lists_beside_the_images_are_told(tmp_path):
+    root = plant(tmp_path / "root", "A/a{}.jpg", "B/b{}.jpg", each=4)
+    assert load_table(root).notes == ()
+    lists_of(root, train=["a0.jpg"], test=["b0.jpg"])
+    (note,) = load_table(root).notes
+    assert "my-test-list.txt, my-train-list.txt are not read" in note
+    assert not any("--splits" in note for note in load_table(root, splits=root).notes)
+    plant(tmp_path / "flat", "{}.jpg", "train.txt")
+    assert f"add --splits {tmp_path / 'flat'}" in load_table(tmp_path / "flat").notes[0]
+
+
 @pytest.mark.parametrize(
     "lists, says",
     [
