@@ -26,7 +26,9 @@ SEED = 42  # of the authors' splits
 BLOCK = 1.0  # degrees along a side of the blocks that a spatial split keeps together
 GAP = 0.1  # degrees of latitude and of longitude between a training image and any of val or test
 _PLACE = re.compile(r"\(\s*([+-]?\d+(?:\.\d+)?)\s*,\s*([+-]?\d+(?:\.\d+)?)\s*\)")
-_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES, reverse=True))  # .jpeg, .jpe
+_SUFFIX = re.compile(rf"({_SUFFIXES})$", re.IGNORECASE)
+_LABELLED = re.compile(rf"(.+?(?:{_SUFFIXES}))[\"']?[\s,;].*", re.IGNORECASE)  # a/b.jpg 0, a/b.jpg,0
 
 
 # The paper's rule
@@ -118,7 +120,7 @@ def split_by_lists(root: Path, files: np.ndarray, folder: Path) -> tuple[np.ndar
     Images in no list are left out. Names that are not on disk are counted in the notes. DataError for a
     name in two lists, one that fits several images, and lists that name nothing.
     """
-    lists = find_lists(folder)
+    lists, notes = find_lists(folder)
     index = by_stem(files)
     split = np.full(len(files), "", dtype="<U5")
     named, absent = 0, 0
@@ -128,14 +130,18 @@ def split_by_lists(root: Path, files: np.ndarray, folder: Path) -> tuple[np.ndar
         for line in lines:
             row = find_row(line, index, files, file)
             if row is None:
+                row = find_row(_LABELLED.sub(r"\1", line), index, files, file)
+            if row is None:
                 absent += 1
                 continue
             if split[row] not in ("", name):
                 raise DataError(f"{file}: {line} is in {lists[split[row]].name} too: an image has one split")
             split[row] = name
     if not (split == "train").any():
-        raise DataError(f"{lists['train']}: names none of the {len(files):,} images below {root}")
-    notes = []
+        raise DataError(
+            f"{lists['train']}: names none of the {len(files):,} images below {root}: its first line is "
+            f"{read_list(lists['train'])[0]!r}, where a name or path such as {files[0]} is needed"
+        )
     if absent:
         notes.append(f"{absent:,} of the {named:,} names in the lists of {folder} are not below {root}")
     if unlisted := int((split == "").sum()):
@@ -143,38 +149,45 @@ def split_by_lists(root: Path, files: np.ndarray, folder: Path) -> tuple[np.ndar
     return split, notes
 
 
-def find_lists(folder: Path) -> dict[str, Path]:
-    """Split -> its list, of the text files `*train*.txt`, `*val*.txt` and `*test*.txt` in a folder."""
+def find_lists(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """(split -> its list, notes), of the text files `*train*.txt`, `*val*.txt` and `*test*.txt` in a folder.
+
+    A list for two splits, `trainval.txt`, is passed over where each of them has its own.
+    """
     if not folder.is_dir():
         raise DataError(f"--splits {folder}: no such folder")
     lists: dict[str, Path] = {}
+    unions: dict[Path, set[str]] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() != ".txt" or file.name.startswith("."):
             continue
-        split = list_split(file)
-        if split in lists:
-            raise DataError(
-                f"--splits {folder}: {lists[split].name} and {file.name} are both for {split}: keep one"
-            )
-        if split:
+        found = list_splits(file)
+        if len(found) > 1:
+            unions[file] = found
+            continue
+        for split in found:
+            if split in lists:
+                raise DataError(
+                    f"--splits {folder}: {lists[split].name} and {file.name} are both for {split}: keep one"
+                )
             lists[split] = file
+    for file, found in unions.items():
+        if not found <= lists.keys():
+            speaks = " and ".join(sorted(found))
+            raise DataError(f"{file}: its name speaks of {speaks}: one list is for one split")
     if "train" not in lists:
         raise DataError(
             f"--splits {folder}: holds no *train*.txt (nor is one made from *val*.txt or *test*.txt)"
         )
-    return lists
+    return lists, [f"{file} is not read: its splits have lists of their own" for file in unions]
 
 
-def list_split(file: Path) -> str | None:
-    """The split a list is for: the one split named in its name, as a word or at least as a part of one."""
+def list_splits(file: Path) -> set[str]:
+    """The splits named in a list's name, as words or at least as parts of one; one is usual."""
     stem = file.stem.casefold()
     words = {SPLITS[word] for word in re.findall(r"[^\W\d_]+", stem) if word in SPLITS}
     found = words or {name for name in NAMES if name in stem}
-    if len(found) > 1:
-        raise DataError(
-            f"{file}: its name speaks of {' and '.join(sorted(found))}: one list is for one split"
-        )
-    return found.pop() if found else split_name(stem)
+    return found or {split_name(stem)} - {None}
 
 
 def read_list(file: Path) -> list[str]:

@@ -448,7 +448,7 @@ def notes_on_others(tree: Folder) -> list[str]:
 def notes_on_lists(root: Path) -> list[str]:
     """What to say of lists of names that lie in a folder whose images are split by no list."""
     try:
-        lists = find_lists(root)
+        lists, _ = find_lists(root)
     except DataError:
         return []
     names = ", ".join(file.name for file in lists.values())

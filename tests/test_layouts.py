@@ -384,6 +384,15 @@ def test_lists_split_by_names_and_paths(tmp_path):
     assert "4 of 9 images are in none of the lists" in table.notes[1]
 
 
+def test_lists_with_labels_and_a_list_of_two_splits(tmp_path):
+    root = plant(tmp_path / "root", "air port/a {}.jpg", "B/b{}.jpeg", each=4)
+    train = ["air port/a 0.jpg 0", "air port/a 1.jpg,0", '"B/b1.jpeg",1', "B/b2.jpg;1 0", "B/gone.jpg 1"]
+    lists = lists_of(tmp_path / "lists", train=train, val=["B/b3.jpeg\t1"], trainval=["B/b3.jpeg"])
+    table = load_table(root, splits=lists)
+    assert counted(table) == {"train": 4, "val": 1, "test": 0} and "air port/a 1.jpg" in table.files
+    assert "my-trainval-list.txt is not read" in table.notes[0] and "1 of the 6 names" in table.notes[1]
+
+
 def test_lists_beside_the_images_are_told(tmp_path):
     root = plant(tmp_path / "root", "A/a{}.jpg", "B/b{}.jpg", each=4)
     assert load_table(root).notes == ()
@@ -401,7 +410,8 @@ def test_lists_beside_the_images_are_told(tmp_path):
         ({"train": ["a0.jpg"], "val": ["A/a0.jpg"]}, "a0.jpg is in my-train-list.txt too"),
         ({"train": ["b0.tif"]}, "b0.tif may be B/b0.tif and C/b0.tif"),
         ({"train": ["a0.jpg"], "test": ["", " "]}, "my-test-list.txt: names no image"),
-        ({"train": ["x.jpg"]}, "names none of the 9 images"),
+        ({"train": ["x y.jpg 0"]}, "names none of the 9 images .*'x y.jpg 0'.* such as A/a0.jpg"),
+        ({"train": ["a0.jpg"], "train-val": ["a0.jpg"]}, "train and val"),
         ({"val": ["a0.jpg"]}, "no .train"),
         ({"train-val": ["a0.jpg"]}, "train and val"),
         ({"train": ["a0.jpg"], "train-2": ["a1.jpg"]}, "both for train"),
