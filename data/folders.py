@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import DataError
-from data.names import class_order, is_hidden
+from data.names import class_order, is_hidden, some_of
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 OTHER_PICTURES = {  # suffixes of what holds pictures too, and is not read -> what makes it readable
@@ -73,8 +73,7 @@ def scan(root: Path) -> tuple[Folder, Scan]:
     walk = Scan()
     tree = read_folder(root, (), walk)
     if walk.unreadable:
-        more = f" and {len(walk.unreadable) - 3} more" if len(walk.unreadable) > 3 else ""
-        raise DataError(f"cannot read {', '.join(walk.unreadable[:3])}{more}: make it readable or remove it")
+        raise DataError(f"cannot read {some_of(walk.unreadable, 3)}: make it readable or remove it")
     return tree, walk
 
 

@@ -140,6 +140,12 @@ def is_numbered(name: str) -> bool:
     return bool(_NUMBERED.match(name))
 
 
+def some_of(names: list[str], most: int = 5) -> str:
+    """The first names of many, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def class_order(name: str) -> tuple:
     """Sort key: by the leading number where there is one (`10_…` after `9_…`), then by name."""
     number = re.match(r"[0-9]+", name)

@@ -29,6 +29,7 @@ from data.names import (
     is_filler,
     is_numbered,
     paper_name,
+    some_of,
     split_name,
 )
 from data.splits import (
@@ -165,12 +166,19 @@ def check_enough(table: Table, labels: np.ndarray, per_class: Sequence[int]) -> 
 def check_classes(table: Table, targets: np.ndarray, subset: np.ndarray, what: str, seed: int) -> None:
     """DataError where a training subset lacks a class that the table has."""
     absent = np.flatnonzero((targets[subset].sum(0) == 0) & (targets.sum(0) > 0))
-    if len(absent):
+    if not len(absent):
+        return
+    untrained = absent[targets[table.split == "train"][:, absent].sum(0) == 0]
+    if len(untrained):
         raise DataError(
-            f"{table.root}: {what} {len(subset)} training images (seed {seed}), none of them with "
-            f"class {', '.join(table.classes[k] for k in absent)}, which other images have: take more "
-            "images or leave the class out"
+            f"{table.root}: no training image has class {some_of([table.classes[k] for k in untrained])}, "
+            "which other images have: add training images of it or leave the class out"
         )
+    raise DataError(
+        f"{table.root}: {what} {len(subset)} training images (seed {seed}), none of them with "
+        f"class {some_of([table.classes[k] for k in absent])}, which other images have: take more "
+        "images or leave the class out"
+    )
 
 
 # From a tree of folders to a table: the one rule of what a split, a class and an image is
@@ -340,8 +348,7 @@ def notes_on_empty(folder: Folder) -> list[str]:
     empty = folder.empty()
     if not empty:
         return []
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    return [f"{folder.path}: no images in {', '.join(empty[:5])}{more}"]
+    return [f"{folder.path}: no images in {some_of(empty)}"]
 
 
 def notes_on_depth(folder: Folder) -> list[str]:
@@ -378,10 +385,17 @@ def notes_on_splits(table: Table) -> list[str]:
             f"{table.root}: there is only train/: all {len(table):,} images train, none is left for val "
             "and test"
         )
-    trained = set(table.labels[table.split == "train"])
-    unseen = sorted(set(table.labels) - trained - {-1})
-    if unseen and trained - {-1}:
-        notes.append(f"{table.root}: no training image of {', '.join(table.classes[k] for k in unseen)}")
+    held = {name: set(table.labels[table.split == name]) - {-1} for name in NAMES}
+    unseen = sorted((held["val"] | held["test"]) - held["train"])
+    if not unseen or not held["train"]:
+        return notes
+    notes.append(f"{table.root}: no training image of {some_of([table.classes[k] for k in unseen])}")
+    for name in ("val", "test"):
+        if held[name] and not held[name] & held["train"]:
+            notes.append(
+                f"{table.root}: none of the {len(held[name]):,} folders in {name}/ is a class of train/: "
+                f"these may be scenes; leave {name}/ out, or name lists with --splits"
+            )
     return notes
 
 

@@ -710,6 +710,17 @@ def test_many_folders_of_few_images_are_told(tmp_path):
     assert "30 classes (0000000, 0000001, 0000002, …) of about 4 images" in note and "--split none" in note
 
 
+def test_scenes_in_the_place_of_classes_are_told(tmp_path):
+    plant(tmp_path, "train/A/{}.jpg", "train/B/{}.jpg", "val/A/{}.jpg")
+    plant(tmp_path, *(f"test/{scene:07d}/{{}}.jpg" for scene in range(30)), each=2)
+    table = load_table(tmp_path)
+    first = "0000000, 0000001, 0000002, 0000003, 0000004 and 25 more"
+    assert table.notes[0] == f"{tmp_path}: no training image of {first}"
+    assert "none of the 30 folders in test/ is a class of train/" in table.notes[1] and len(table.notes) == 2
+    with pytest.raises(DataError, match=f"no training image has class {first}, .*add training images"):
+        training_subsets(table, table.targets("scene"), [100], [0])
+
+
 def test_no_label_is_no_target(tmp_path):
     plant(tmp_path, "train/{}.jpg", "val/A/{}.jpg", "val/B/{}.jpg")
     table = load_table(tmp_path)
