@@ -15,6 +15,7 @@ OTHER_PICTURES = {  # suffixes of what holds pictures too, and is not read -> wh
     **dict.fromkeys((".jp2", ".j2k", ".vrt", ".img", ".ecw", ".sid"), "gdal_translate IN OUT.tif"),
     **dict.fromkeys((".npy", ".npz", ".mat", ".h5", ".hdf5", ".nc", ".parquet"), "export them to pictures"),
 }
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
 NO_SUFFIX = "no suffix"
 MANY = 10  # files without a suffix: README, LICENSE and the like are fewer
 

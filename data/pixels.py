@@ -47,6 +47,11 @@ RULES = 2  # of what is read, and how: manifests and decoded pixels made under o
 FORMATS = ("PNG", "TIFF", "BMP", "WEBP")  # beside JPEG; what is inside decides, not the name
 WHITE = 3558  # the value of Sentinel-2's bands that becomes 255 in Sentinel2GlobalLULC
 SHALLOW = {f"uint{bits}": 2**bits - 1 for bits in range(1, 8)}  # types under eight bits -> their white
+FOR_GDAL = {  # first bytes -> what they are
+    b"\0\0\0\x0cjP": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"<VRTDataset": "a virtual file of GDAL",
+}
 LARGEST = 178_956_970  # pixels: 512 MiB of RGB, the size beyond which Pillow suspects an attack
 SAMPLED = 20_000  # images that mean and deviation are taken of, at most
 PNG_BANDS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> bands
@@ -117,10 +122,18 @@ def picture(data: bytes, largest: int | None = LARGEST) -> np.ndarray:
     except (DataError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise DataError(f"not a valid JPEG, PNG, TIFF, BMP or WebP file: begins with {data[:16]!r}") from None
+        raise DataError(f"not a valid JPEG, PNG, TIFF, BMP or WebP file: {beginning(data)}") from None
     except Exception as error:  # Pillow's decoders raise many types on damage
         raise DataError(f"damaged: {error or type(error).__name__}") from None
     return upright(pixels, orientation)
+
+
+def beginning(data: bytes) -> str:
+    """What the file's first bytes say, and how GDAL makes a picture of it."""
+    for first, kind in FOR_GDAL.items():
+        if data.startswith(first):
+            return f"it is {kind}: gdal_translate IN OUT.tif"
+    return f"begins with {data[:16]!r}"
 
 
 def _from_jpeg(data: bytes, largest: int | None) -> tuple[np.ndarray, int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from common import DataError
 from data.folders import (
+    ARCHIVES,
     IMAGE_SUFFIXES,
     MANY,
     NO_SUFFIX,
@@ -274,9 +275,12 @@ def is_dataset(kid: Folder) -> bool:
 def flat_table(folder: Folder) -> Table:
     """Images without classes, at any depth: all are for training."""
     if not folder.count:
-        others = ", ".join(f"{n:,} {suffix}" for suffix, n in folder.suffixes().most_common(3))
-        found = f"; it holds {others}" if others else ""
-        raise DataError(f"{folder.path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){found}")
+        others = folder.suffixes().most_common(3)
+        found = ", ".join(f"{n:,} {suffix}" for suffix, n in others)
+        advice = {**OTHER_PICTURES, **dict.fromkeys(ARCHIVES, "unpack them")}
+        mend = next((f": {advice[suffix]}" for suffix, _ in others if suffix in advice), "")
+        held = f"; it holds {found}{mend}" if found else ""
+        raise DataError(f"{folder.path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){held}")
     files = relative(folder.path, folder.below())
     return Table(folder.path, files, np.full(len(files), -1), np.full(len(files), "train"), [], rule="none")
 

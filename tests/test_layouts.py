@@ -213,7 +213,10 @@ COPY = "Sentinel2GlobalLULC-ratio=(0.{}00,0.0250,0.0750)-seed=42"
         (["=a/{}.jpg", "'=a/{}.jpg"], "two classes would be called '=a"),
         (["images/{}.jpg", "masks/{}.png"], "images is the name of no class"),
         (["train/images/{}.jpg", "train/masks/{}.png"], "images is the name of no class"),
-        (["notes/{}.jp2"], "holds no images .*3 .jp2"),
+        (["notes/{}.jp2"], "holds no images .*3 .jp2: gdal_translate IN OUT.tif"),
+        (["data/{}.zip", "a.txt"], "it holds 3 .zip, 1 .txt: unpack them"),
+        (["{}.h5"], "it holds 3 .h5: export them to pictures"),
+        (["{}.txt"], "it holds 3 .txt$"),
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused_by_name(patterns, named, tmp_path):

@@ -146,6 +146,13 @@ def test_advice_stretches_every_file_alike(kinds, tmp_path):
     assert [read_picture(file).shape for file in (tmp_path / "out").iterdir()] == [(3, 32, 32)]
 
 
+def test_what_gdal_reads_is_named():
+    hint = "it is {}: gdal_translate IN OUT.tif"
+    for options in ({}, {"no_jp2": True}):
+        assert hint.format("JPEG 2000") in refusal_of(saved(IMAGE, "JPEG2000", **options))
+    assert hint.format("a virtual file of GDAL") in refusal_of(b'<VRTDataset rasterXSize="9">')
+
+
 def test_a_rare_compression_is_refused():
     data = written_tiff(COLOURS, colours=2)
     method = data.index(b"\x03\x01\x03\0\x01\0\0\0\x01\0") + 8
