@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from data.tables import Table
 
 NAMES = ("train", "val", "test")
+OR_NONE = "; to pretrain on all images, whatever their folders, add --split none"
 SHARES = (0.9, 0.025, 0.075)  # of the paper's three splits
 SEED = 42  # of the authors' splits
 BLOCK = 1.0  # degrees along a side of the blocks that a spatial split keeps together
@@ -78,11 +79,12 @@ def explain_empty(table: "Table", split: str) -> str:
             f"{what}: images without classes all train; lay some out as {split}/CLASS, without --split none"
         )
     least = {"train": 2, "val": 40, "test": 1}[split]
+    or_none = OR_NONE if counts.max() == 1 else ""  # a folder for each image is no class
     share = {"train": "int(0.9 n)", "val": "int(0.025 n)", "test": "the rest"}[split]
     return (
         f"{what}: the paper's rule gives it {share} of the n images of each class, and the largest class "
         f"has {counts.max()}; give a class at least {least} images, lay the folder out as train/, val/ and "
-        "test/, or name lists with --splits"
+        f"test/, or name lists with --splits{or_none}"
     )
 
 

@@ -35,6 +35,7 @@ from data.names import (
 )
 from data.splits import (
     NAMES,
+    OR_NONE,
     find_lists,
     per_class_subset,
     split_by_lists,
@@ -44,7 +45,6 @@ from data.splits import (
 )
 
 PICTURE_ENDS = ("", "_sat", "_image", "_img", "_rgb", "_RGB")  # of the picture that a mask belongs to
-OR_NONE = "; to pretrain on all images, whatever their folders, add --split none"
 
 __all__ = ["IMAGE_SUFFIXES", "DataError", "Table", "images_below", "load_table", "training_subsets"]
 
