@@ -1,6 +1,7 @@
 """A dataset is a table: one row per image with its file, label, fractions and split. Any folder becomes one
 here."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -356,18 +357,31 @@ def notes_on_empty(folder: Folder) -> list[str]:
 
 
 def notes_on_depth(folder: Folder) -> list[str]:
-    """What to say where the folders that are taken for classes hold none but named folders: these may be the
-    classes."""
+    """What to say where the folders that are taken for classes hold none but named folders, or all the same
+    numbered ones: these may be the classes."""
     kids = folder.kids()
-    named = [kid for kid in kids if not kid.images and len(class_names_in(kid)) > 1]
-    if not named:
+    numbers = shared_numbers(kids)
+    inside = {kid.name: class_names_in(kid) or numbers for kid in kids if not kid.images}
+    several = [name for name, folders in inside.items() if len(folders) > 1]
+    if not several:
         return []
+    first = several[0]
     found = ", ".join(kid.name for kid in kids[:5]) + (", …" if len(kids) > 5 else "")
-    deeper = ", ".join(class_names_in(named[0])[:3])
     return [
-        f"{folder.path}: the classes are {found}, as ImageFolder reads them; the folders in {named[0].name} "
-        f"({deeper}) are no classes: where they should be, move them up{OR_NONE}"
+        f"{folder.path}: the classes are {found}, as ImageFolder reads them; the folders in {first} "
+        f"({', '.join(inside[first][:3])}) are no classes: where they should be, move them up or name "
+        f"{first} with --data{OR_NONE}"
     ]
+
+
+def shared_numbers(kids: list[Folder]) -> list[str]:
+    """The numbers that every one of several folders has folders of, longer ones aside, which are years or
+    dates."""
+    if len(kids) < 2:
+        return []
+    names = [{inside.name for inside in kid.kids()} for kid in kids]
+    numbers = [name for name in set.intersection(*names) if re.fullmatch("[0-9]{1,3}", name)]
+    return sorted(numbers, key=class_order)
 
 
 def notes_on_number(kids: list[Folder]) -> list[str]:

@@ -146,9 +146,14 @@ def test_named_folders_inside_of_classes_are_told(above, tmp_path):
     assert "folders in north (forest, sea) are no classes" in table.notes[0]
 
 
+def test_numbered_classes_inside_of_every_folder_are_told(tmp_path):
+    (note,) = load_table(plant(tmp_path, *(f"sen{n}/{k}/{{}}.png" for n in (1, 2) for k in range(4)))).notes
+    assert "the classes are sen1, sen2" in note and "the folders in sen1 (0, 1, 2) are no classes" in note
+
+
 def test_numbered_parts_of_a_class_are_not_told(tmp_path):
-    table = load_table(plant(tmp_path, "A/2019/{}.jpg", "A/2020/{}.jpg", "B/{}.jpg"))
-    assert table.classes == ["A", "B"] and len(table) == 9 and table.notes == ()
+    table = load_table(plant(tmp_path, "A/2019/{}.jpg", "A/1/{}.jpg", "A/2/{}.jpg", "B/{}.jpg"))
+    assert table.classes == ["A", "B"] and len(table) == 12 and table.notes == ()
 
 
 def test_train_alone_trains_and_is_told(tmp_path):
