@@ -463,7 +463,7 @@ def why_no_votes(table: Table) -> str:
     if 0 < voters < min(FEWEST, (table.split == "train").sum()):
         return f"{voters} labelled training images among unlabelled ones are too few to vote"
     lacks_train = table.classes and not voters
-    return explain_empty(labelled, "train" if lacks_train else "val")
+    return explain_empty(table, "train" if lacks_train else "val")
 
 
 # Where the time goes

@@ -399,11 +399,11 @@ def open_data(source: Source, task: str, amounts: dict[str, list], report: Path,
     digest = digest_of(opened, checked) if source.data else f"{source.scenes} scenes of {source.size} px"
     check_task(opened, task)
     labelled = opened.labels >= 0 if task == "scene" else np.ones(len(opened), bool)
+    for split in SPLITS:
+        if not (opened.split[labelled] == split).any():
+            raise DataError(explain_empty(opened, split))
     opened, checked = opened.rows(labelled), checked[labelled]
     rows = {split: np.flatnonzero(opened.split == split) for split in SPLITS}
-    for split in SPLITS:
-        if not len(rows[split]):
-            raise DataError(explain_empty(opened, split))
     targets = opened.targets(task)
     subsets = training_subsets(opened, targets, **amounts)
     height, width = common_size(checked)

@@ -61,15 +61,15 @@ def split_classes(labels: np.ndarray, seed: int = SEED, shares: tuple[float, ...
 def explain_empty(table: "Table", split: str) -> str:
     """Why no image of a table is in `split`, and what to do about it: one line for an error or a warning."""
     counts = np.bincount(table.labels[table.labels >= 0], minlength=1)
-    kind = "labelled image" if table.classes else "image"
+    unlabelled = int(((table.split == split) & (table.labels < 0)).sum())
+    kind = "labelled image" if table.classes or unlabelled else "image"
     what = f"{table.root}: no {kind} is in the {split} split"
+    if unlabelled:
+        return f"{what}: its {unlabelled:,} images have no labels; sort them into folders of classes"
     if table.rule == "lists":
         return f"{what}: the lists of --splits name none that is there"
     if table.rule == "folders":
-        return (
-            f"{what}: there is no folder {split}/ with images, or none in class folders where labels are "
-            "needed; add it, or name lists with --splits"
-        )
+        return f"{what}: there is no folder {split}/ with images; add it, or name lists with --splits"
     if table.rule == "csv":
         return f"{what}: CSV/csv_{split}.csv is missing or names no image"
     if table.rule == "spatial":

@@ -314,6 +314,13 @@ def test_empty_splits_say_why_and_what_to_do(tmp_path):
             open_table(source(tmp_path / name, tmp_path), tmp_path / "bad.csv")
 
 
+def test_a_split_without_labels_says_so(tmp_path):
+    plant(tmp_path, "train_images/{}.jpg", "val_images/{}.jpg", each=20)
+    said = f"{tmp_path}: no labelled image is in the val split: its 20 images have no labels"
+    assert explain_empty(load_table(tmp_path), "val").startswith(said)
+    assert "there is no folder test/ with images" in explain_empty(load_table(tmp_path), "test")
+
+
 # The authors' split
 
 
