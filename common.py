@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import datetime
 import difflib
 import errno
@@ -513,9 +514,17 @@ def is_alive(pid: int) -> bool:
 
 
 def write_csv(path: Path, rows: list[dict] | pd.DataFrame) -> None:
-    """Write rows as a CSV, whole or not at all. File names that are not UTF-8 keep their bytes."""
+    """Write rows as a CSV, whole or not at all, that reads back whatever the names in it hold."""
     with replacing(path) as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False, errors="surrogateescape")
+        save_csv(partial, pd.DataFrame(rows))
+
+
+def save_csv(path: Path, table: pd.DataFrame) -> None:
+    """File names that are not UTF-8 keep their bytes. A carriage return in a name would end the line, as
+    Python's csv leaves it bare: then all texts are quoted."""
+    table.to_csv(path, index=False, errors="surrogateescape")
+    if b"\r" in path.read_bytes():
+        table.to_csv(path, index=False, errors="surrogateescape", quoting=csv.QUOTE_NONNUMERIC)
 
 
 def harmless(text: str) -> str:

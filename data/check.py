@@ -92,8 +92,8 @@ def _read_manifest(path: Path) -> pd.DataFrame:
 def _write_manifest(path: Path, table: pd.DataFrame) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with common.replacing(path) as partial:  # Linux file names need not be UTF-8
-            table.assign(rules=RULES).to_csv(partial, index=False, errors="surrogateescape")
+        with common.replacing(path) as partial:
+            common.save_csv(partial, table.assign(rules=RULES))
     except OSError as error:
         why = error.strerror or error
         print(f"warning: {path} cannot be written ({why}): the next check starts anew", file=sys.stderr)

@@ -167,6 +167,8 @@ def test_odd_names_are_read_and_remembered(root, manifest):
         "-1.50",
         "#.jpg",
         "a;c\t",
+        "a\rb.jpg",
+        "line\nend.jpg",
     ]
     if sys.platform == "linux":
         names.append(os.fsdecode(b"caf\xe9.jpg"))  # a Latin-1 name, as old archives hold
@@ -179,6 +181,13 @@ def test_odd_names_are_read_and_remembered(root, manifest):
     for file in files:
         overwrite_unseen(root / file, bytes((root / file).stat().st_size))
     pd.testing.assert_frame_equal(check_files(root, np.array(files), manifest, 1), first)
+
+
+def test_a_csv_reads_back_whatever_a_name_holds(tmp_path):
+    names = ["plain.jpg", "a\rb.jpg", "c\r\nd.jpg", 'e,"f".jpg', "NA"]
+    written = pd.DataFrame({"file": names, "share\r": [0.1, 0.25, 1 / 3, 0.0, 1.0], "n": range(5)})
+    common.write_csv(tmp_path / "rows.csv", written)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "rows.csv", keep_default_na=False), written)
 
 
 def test_only_changed_files_are_decoded_again(root, manifest):
