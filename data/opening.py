@@ -49,8 +49,8 @@ class Source(NamedTuple):
             cache=Path(args.cache),
             workers=args.workers,
             skip_bad_files=args.skip_bad_files,
-            splits=getattr(args, "splits", None),
-            split=getattr(args, "split", "paper"),
+            splits=args.splits,
+            split=args.split,
         )
 
 

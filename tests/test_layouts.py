@@ -1,6 +1,5 @@
 """Opening folders as people unpack them: they load rightly, or are refused by name."""
 
-import argparse
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from conftest import ROOT, picture
 from PIL import Image
 from test_data import TABLE_II
 
+import common
 from data.folders import Folder
 from data.names import LAND_NAMES, PURE_NAMES, class_name, land_names
 from data.opening import Source, digest_of, open_table
@@ -25,13 +25,11 @@ def source(root, tmp_path, **options):
 
 
 def test_a_source_reads_the_common_flags():
-    flags = argparse.Namespace(
-        data=None, scenes=60, size=32, cache="runs/cache", workers=2, skip_bad_files=True
-    )
+    parser = common.Parser(__doc__)
+    common.common_flags(parser)
+    flags = parser.parse_args(["--splits", "lists", "--split", "spatial", "--scenes", "60"])
     opened = Source.of(flags, "mixed")
-    assert opened.split == "paper" and opened.splits is None and opened.layout == "mixed"
-    flags.splits, flags.split = "lists", "spatial"
-    assert Source.of(flags, "pure")[-2:] == ("lists", "spatial")
+    assert opened[-2:] == ("lists", "spatial") and opened.layout == "mixed" and opened.scenes == 60
 
 
 def test_bad_files_are_listed_and_refused_or_left_out(folder, tmp_path):
