@@ -18,7 +18,6 @@ from data.folders import (
     OTHER_PICTURES,
     Folder,
     Scan,
-    images_below,
     real_paths,
     scan,
 )
@@ -46,8 +45,6 @@ from data.splits import (
 )
 
 PICTURE_ENDS = ("", "_sat", "_image", "_img", "_rgb", "_RGB")  # of the picture that a mask belongs to
-
-__all__ = ["IMAGE_SUFFIXES", "DataError", "Table", "images_below", "load_table", "training_subsets"]
 
 
 @dataclass(frozen=True)
