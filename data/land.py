@@ -17,7 +17,7 @@ import pandas as pd
 from common import DataError
 from data.folders import Folder
 from data.names import bare_name, land_names, split_name
-from data.splits import stem_of
+from data.splits import by_stem, stem_of
 
 NAME_COLUMN, FIRST_FRACTION = 3, 5
 ROUNDING = 1e-5  # sums that miss 1 by more than this are counted, and
@@ -109,7 +109,7 @@ def read_part(root: Path, file: Path, folder: Folder, split: str) -> Part:
     numbers, lines = fraction_columns(file, cells), cells.index.to_numpy() + 2
     fractions, notes = normalised(file, numbers, lines)
     names, index = cells.iloc[:, NAME_COLUMN].tolist(), by_stem(folder.images)
-    found = [locate(name, index, folder.path, f"{file}, line {line}") for name, line in zip(names, lines)]
+    found = [locate(name, index, folder, f"{file}, line {line}") for name, line in zip(names, lines)]
     check_missing(file, folder.path, names, found, lines)
     keep = first_of_each(file, found, fractions, lines)
     if len(keep) < len(found):
@@ -203,28 +203,20 @@ def normalised(file: Path, numbers: pd.DataFrame, lines: np.ndarray) -> tuple[np
     return fractions / sums[:, None], notes
 
 
-def by_stem(images: list[str]) -> dict[str, list[str]]:
-    """Name without suffix and case -> the images that are called so."""
-    index: dict[str, list[str]] = {}
-    for image in images:
-        index.setdefault(stem_of(image), []).append(image)
-    return index
-
-
-def locate(name: str, index: dict[str, list[str]], folder: Path, where: str) -> str | None:
+def locate(name: str, index: dict[str, list[int]], folder: Folder, where: str) -> str | None:
     """The image that a CSV names, with its own suffix or another or none; None if it is not in the folder.
 
     DataError, saying `where`, for a name that leads out of the folder or fits several images.
     """
     plain = name.replace("\\", "/")
     if not plain or os.path.isabs(plain) or ".." in plain.split("/"):
-        raise DataError(f"{where}: {name!r} is no file inside {folder}")
+        raise DataError(f"{where}: {name!r} is no file inside {folder.path}")
     wanted = plain.rsplit("/", 1)[-1]
-    found = index.get(stem_of(wanted), [])
+    found = [folder.images[row] for row in index.get(stem_of(wanted), [])]
     if wanted in found:
         return wanted
     if len(found) > 1:
-        raise DataError(f"{where}: {name} may be {' or '.join(found[:2])} in {folder}")
+        raise DataError(f"{where}: {name} may be {' or '.join(found[:2])} in {folder.path}")
     return found[0] if found else None
 
 

@@ -7,6 +7,7 @@ left out.
 import random
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -210,7 +211,7 @@ def stem_of(name: str) -> str:
     return plain_name(_SUFFIX.sub("", name.rsplit("/", 1)[-1]))
 
 
-def by_stem(files: np.ndarray) -> dict[str, list[int]]:
+def by_stem(files: Sequence[str]) -> dict[str, list[int]]:
     """Name without folders and suffix -> rows of the files that are called so."""
     index = defaultdict(list)
     for row, file in enumerate(files):
