@@ -32,7 +32,8 @@ class Plan(NamedTuple):
     """Order and views of a run.
 
     Every step has the same number of images, so that a GPU tunes, compiles and captures once. The images that
-    this leaves over, fewer than `steps() * ranks * parts`, wait for the next epoch, whose order is another.
+    this leaves over, fewer than `steps() * ranks * parts`, are not seen in this epoch. Each epoch draws an
+    order of its own, so most of them are seen in the next.
     """
 
     images: int
