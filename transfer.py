@@ -946,7 +946,7 @@ def rows_of(key: Key, outcome: Outcome, images: int, seconds: float, commit: str
         overall = {name: value for name, value in val.items() if name[1] == ALL}
         for split, found in (("val", overall), ("test", test)):
             for (metric, name), value in found.items():
-                result = {"split": split, "metric": metric, "class": harmless(name), "value": f"{value:.6g}"}
+                result = {"split": split, "metric": metric, "class": name, "value": f"{value:.6g}"}
                 rows.append(shared | counted | result)
     return pd.DataFrame(rows, columns=COLUMNS)
 
