@@ -100,6 +100,7 @@ class Study(NamedTuple):
     recipes: Path
     epochs: int | None  # of pretraining, in place of the recipe's
     tune: bool
+    metric: str | None  # that ranks the trials of tune, where the grid's is not wanted
     out: Path
 
 
@@ -135,6 +136,7 @@ def build_parser() -> common.Parser:
     add("--out", type=Path, help="where everything is written (runs/paper; with --small runs/paper-small)")
     add("--small", action="store_true", help="64 px, few epochs, three ratios and seeds")
     add("--tune", action="store_true", help="search each method's recipe first, by RECIPES/tune_ssl.yaml")
+    add("--metric", help="of --tune: what ranks the trials, in place of the grid's (of yaml/paper the loss)")
     add(
         "--recipes",
         type=Path,
@@ -186,6 +188,8 @@ def read_study(args: argparse.Namespace) -> Study:
     out = no_flag(args.out) or Path(settings.out)
     for folder in (args.data, args.land):
         common.refuse_inside(out, folder, "--out")
+    if args.metric and not args.tune:
+        raise ConfigError("--metric without --tune: nothing is searched")
     for method in METHODS:
         if not (recipes / f"{method}.yaml").is_file():
             raise ConfigError(f"--recipes {recipes}: has no {method}.yaml")
@@ -206,7 +210,7 @@ def read_study(args: argparse.Namespace) -> Study:
     if name == fractions.folder.resolve().name:
         both = f"{patches.folder} and {fractions.folder}"
         raise ConfigError(f"{both} are both called {name} in results.csv: rename a folder")
-    return Study(settings, patches, fractions, recipes, args.epochs, args.tune, out)
+    return Study(settings, patches, fractions, recipes, args.epochs, args.tune, args.metric, out)
 
 
 def no_flag(path: Path | None) -> Path | None:
@@ -396,18 +400,16 @@ def last_steps(study: Study, imagenet: list[str], best: str) -> list[Step]:
 
 def pretraining(study: Study, recipes: dict[str, dict]) -> Iterator[Step]:
     """The steps of every method's pretraining, each after a search for its recipe with --tune."""
-    size, images = ["--size", str(study.settings.size)], study.patches.train
-    if study.tune:
-        grid = study.recipes / "tune_ssl.yaml"
-        seen = images * search_passes(grid)
+    images = study.patches.train
+    seen = images * search_passes(study.recipes / "tune_ssl.yaml") if study.tune else 0
     for method in METHODS:
         recipe = study.recipes / f"{method}.yaml"
         epochs, subset = length(study, recipes[method])
         if study.tune:
-            recipe = study.out / "tune" / method / "best.yaml"
-            words = ["--method", method, *study.patches.flags(), *size, "--grid", str(grid)]
-            yield Step(f"tune {name_of(method)}", ["tune.py", *words, "--out", str(recipe.parent)], 6 * seen)
-        words = ["--method", method, "--config", str(recipe), *study.patches.flags(), *size]
+            best = study.out / "tune" / method / "best.yaml"
+            yield Step(f"tune {name_of(method)}", search(study, method, recipe, best.parent), 6 * seen)
+            recipe = best
+        words = training_flags(study, method, recipe)
         words += [
             "--epochs",
             str(epochs),
@@ -416,9 +418,26 @@ def pretraining(study: Study, recipes: dict[str, dict]) -> Iterator[Step]:
             "--knn-every",
             str(max(1, epochs // 20)),
         ]
+        if study.tune:  # best.yaml holds the short warm-up of the trials
+            words += ["--warmup-epochs", f"{recipes[method]['warmup_epochs']:g}"]
         command = ["train_ssl.py", *words, "--out", str(study.out / method)]
         cost = 6 * images * subset * epochs
         yield Step(f"pretrain {name_of(method)}", command, cost, ranks=ranks_for(recipes[method]))
+
+
+def training_flags(study: Study, method: str, recipe: Path) -> list[str]:
+    """What a pretraining and the trials of its search have in common."""
+    size = ["--size", str(study.settings.size)]
+    return ["--method", method, "--config", str(recipe), *study.patches.flags(), *size]
+
+
+def search(study: Study, method: str, recipe: Path, out: Path) -> list[str]:
+    """The command that searches `recipe` by the grid beside it: what the grid does not name stays the
+    recipe's."""
+    words = [*training_flags(study, method, recipe), "--grid", str(study.recipes / "tune_ssl.yaml")]
+    if study.metric:
+        words += ["--metric", study.metric]
+    return ["tune.py", *words, "--out", str(out)]
 
 
 def ranks_for(recipe: dict) -> int:

@@ -22,6 +22,8 @@ from PIL import Image
 from test_readme import options
 
 import paper
+import train_ssl
+import tune
 from data.synthetic import write_scenes
 from models import METHODS
 from plots import style, tables
@@ -195,9 +197,30 @@ def test_commands_parse_and_cost_what_they_do(flags, both, tmp_path, monkeypatch
     if flags == ["--tune"]:  # the grid's 40 % of the images, 1,616 epochs
         (search, *_) = [step for step in steps if step.command[0] == "tune.py"]
         assert search.passes == pytest.approx(6 * 129 * 0.4 * 1616)
+        check_search(steps)
     if "--split" in flags:  # of the pretraining images, which transfer.py probes too
         split = [step for step in steps if "--split" in step.command]
         assert [step.command[0] for step in split] == ["train_ssl.py"] * 4 + ["transfer.py"]
+
+
+def check_search(steps):
+    """Trials are of the paper's recipe, ranked by the loss; the 500 epochs have the recipe's warm-up."""
+    search, training = steps[2:4]  # after the checks of two folders
+    _, tried = tune.read_arguments(search.command[1:])
+    words = ["--method", "barlow", *tried.fixed]
+    trial = train_ssl.read_flags(train_ssl.build_parser(), words)
+    assert tried.metric == "loss" and trial.config == str(Path(paper.PAPER.recipes) / "barlow.yaml")
+    assert (trial.jitter, trial.blur, trial.lambda_, trial.quarter_turns) == (0.4, 0.5, 0.005, False)
+    assert (trial.warmup_epochs, trial.subset) == (1, 0.4)
+    trained = options("train_ssl").parse_args(training.command[1:])
+    assert trained.warmup_epochs == 10 and trained.config.endswith("tune/barlow/best.yaml")
+
+
+def test_a_search_is_ranked_as_the_user_says(both, tmp_path, capsys):
+    study = study_of("--tune", "--metric", "knn_macro_f1", "--data", both, "--out", tmp_path)
+    words = paper.search(study, "moco", study.recipes / "moco.yaml", tmp_path)
+    assert tune.read_arguments(words[1:])[1].metric == "knn_macro_f1"
+    assert "--metric without --tune" in refused(capsys, paper.main, "--data", both, "--metric", "loss")
 
 
 def test_a_dry_run_of_the_built_in_scenes_writes_nothing(tmp_path, monkeypatch, capsys, quick):
