@@ -32,7 +32,7 @@ from common import ConfigError, DataError, WeightsError, number
 from data.splits import explain_empty, split_counts
 from data.tables import Table, load_table, training_subsets
 from plots.report import write_report
-from plots.style import METHODS, name_of, stem_of
+from plots.style import MEAN, METHODS, PAPER_MEAN, name_of, stem_of
 
 START = 10  # seconds until a script has begun
 MEASURED = 30  # seconds of training, for the estimated time
@@ -642,21 +642,28 @@ def findings(study: Study, best: str) -> list[str]:
     lines.append(f"Linear probe on the pretraining classes, macro F1: {probed}.")
     for task, measure in (("fraction", "RMSE"), ("scene", "macro F1")):
         file = study.out / "figures" / f"{stem_of(f'comparison-{task}-{land}')}.csv"
-        lines += compared(pd.read_csv(file), best, f"{task}s", measure)
+        table = pd.read_csv(file)
+        over = PAPER_MEAN if study.settings.protocol and (table.ratio == PAPER_MEAN).any() else MEAN
+        lines += compared(table[table.ratio == over], best, f"{task}s", measure)
     return lines
 
 
-def compared(table: pd.DataFrame, best: str, what: str, measure: str) -> list[str]:
-    """A sentence for each mode and baseline of a comparison by plot.py, over the mean of the ratios."""
+def compared(means: pd.DataFrame, best: str, what: str, measure: str) -> list[str]:
+    """A sentence for each mode and baseline of the rows of plot.py's comparison that average ratios."""
     lines = []
-    means = table[(table.ratio.astype(str) == "mean") & (table.init == best)]
-    for _, row in means.iterrows():
+    for _, row in means[means.init == best].iterrows():
         pair = f"{name_of(best)} against {name_of(row.baseline)} on {what}, {name_of(row['mode'])}"
-        values = f"mean {measure} {row.value:.3f} against {row.baseline_value:.3f}"
+        values = f"mean {measure} over {shares(row.ratios)} {row.value:.3f} against {row.baseline_value:.3f}"
         gain = f"improvement {row.improvement:+.1f} %"
         won = f"ahead in {row.wins} of {row.cells} class and ratio cells"
         lines.append(f"{pair}: {values} ({gain}), {won}, n = {row.n} seeds.")
     return lines
+
+
+def shares(ratios: str) -> str:
+    """`5 10 100` as words: 5, 10 and 100 % of the labels."""
+    *first, last = ratios.split()
+    return f"{', '.join(first)} and {last} % of the labels"
 
 
 if __name__ == "__main__":

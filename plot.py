@@ -235,9 +235,16 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     lines = numbers.comparison(test, task, reference)
     if len(lines):
         what = "over the n seeds both have; p of a paired t-test, unadjusted"
-        caption = f"Differences on {data} {what}; {label}."
+        caption = f"Differences on {data} {what}; {label}{averages(lines)}."
         draw = partial(tables.comparison_sheet, lines, task)
         yield Item(f"comparison-{task}-{group.place()}", caption, draw)
+
+
+def averages(lines: pd.DataFrame) -> str:
+    """For a caption, which ratios the means of a comparison are over; blank where there is no mean."""
+    names = numbers.averaged_ratios(lines).items()
+    unit = lines.unit.iloc[0]
+    return "".join(f"; {name}: over {' or '.join(ratios)} {unit}" for name, ratios in names)
 
 
 def how_many(n: pd.Series) -> str:

@@ -17,6 +17,8 @@ AXES = {
 AMOUNTS = {SHARE: "train ratio {:g} %", PER_CLASS: "{:g} images a class"}
 TITLES = {SHARE: "Ratio (%)", PER_CLASS: "Images a class"}
 AXIS_NAMES = {SHARE: "train ratio", PER_CLASS: "images a class"}
+# Rows of a comparison that average ratios: all of them, or those of the paper's tables, which lack 1 %.
+MEAN, PAPER_MEAN = "mean", "mean without 1 %"
 
 NAMES = {
     "random": "Random",

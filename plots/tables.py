@@ -104,7 +104,7 @@ def comparison_sheet(lines: pd.DataFrame, task: str) -> Sheet:
     shown = pd.DataFrame(
         {
             "Mode": lines["mode"].map(name_of),
-            title_of(lines): [ratio if ratio == "mean" else f"{ratio:g}" for ratio in lines.ratio],
+            title_of(lines): [ratio if isinstance(ratio, str) else f"{ratio:g}" for ratio in lines.ratio],
             "Initialisation": lines.init.map(name_of),
             "Baseline": lines.baseline.map(name_of),
             metric: [signed(value, ".3f") for value in lines.value],

@@ -203,6 +203,28 @@ def test_the_paper_tables_give_what_its_text_quotes(tmp_path):
         line, other = lines.loc[("mean", "barlow", "random")], lines.loc[("mean", "barlow", "imagenet")]
         assert np.round([line.value, line.baseline_value, other.baseline_value], 3) == pytest.approx(quoted)
         assert line.cells == 50 and (task != "fraction" or line.wins == 50)
+        gap = {"fraction": 0.0053, "scene": 0.0308}[task]  # of rounded numbers
+        assert other.class_difference == pytest.approx(gap, abs=2e-4)
+
+
+def test_means_say_which_ratios_they_average_and_leave_1_out_as_the_paper(tmp_path):
+    rows = [
+        row("fraction", init, "finetune", ratio, 1, "rmse", "all", start + ratio / 1000)
+        for init, start in (("random", 0.2), ("barlow", 0.1))
+        for ratio in (1, 5, 10)
+    ]
+    lines = numbers.comparison(results(tmp_path, rows), "fraction", None).set_index("ratio")
+    assert lines.ratios.to_dict() == {1: "1", 5: "5", 10: "10", "mean": "1 5 10", "mean without 1 %": "5 10"}
+    assert lines.loc["mean without 1 %"].value == pytest.approx(0.1075)
+    assert lines.loc["mean"].value == pytest.approx(0.1 + 0.016 / 3)
+    said = plot.averages(lines.reset_index())
+    assert said == "; mean: over 1 5 10 %; mean without 1 %: over 5 10 %"
+    assert (
+        tables.comparison_sheet(lines.reset_index(), "fraction").shown["Ratio (%)"].iloc[-1]
+        == lines.index[-1]
+    )
+    few = numbers.comparison(results(tmp_path, rows)[lambda r: r.ratio < 10], "fraction", None)
+    assert list(few.ratio) == [1, 5, "mean"]
 
 
 def test_the_paper_beside_itself_differs_by_nothing(tmp_path):
