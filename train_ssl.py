@@ -42,13 +42,14 @@ from models.backbone import (
     read_weights,
     save_backbone,
 )
-from models.checkpoint import Parts, Progress, Saver, load_checkpoint
+from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
 from models.graph import GraphedLearner
 from models.optimisers import OPTIMISERS, learning_rate, make_optimizer, set_rate
 from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
+from plots.reading import read_quietly
 from plots.run import draw_curve, save_views
 from scores.printed import FEW
 
@@ -509,10 +510,14 @@ def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, args, 
 
 def write_beginning(out: Path, config: dict, about: dict, loader, images: Images, fresh: bool) -> None:
     """Write config.yaml and views.png where they are missing; for a run that begins `fresh` also over those
-    that a run without a checkpoint has left."""
-    if fresh or not (out / "config.yaml").exists():
+    that a run without a checkpoint has left. For one that goes on, config.yaml says where its images are now.
+    """
+    file = out / "config.yaml"
+    if fresh or not file.exists():
         told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
-        common.write_yaml(out / "config.yaml", config | told)
+        common.write_yaml(file, config | told)
+    elif began := read_quietly(file):
+        common.write_yaml(file, began | {name: config[name] for name in PLACE})
     if fresh or not (out / "views.png").exists():
         view1, view2 = next(iter(loader.epoch(0)))
         save_views(view1, view2, images.mean, images.std, out / "views.png")

@@ -11,8 +11,11 @@ from torch import nn
 
 from common import ConfigError, first_line, replacing, say
 
+# Where the images are and what splits them; which they are, the digest of the data tells
+PLACE = ("data", "splits", "split")
 # Flags that do not change what is learned: a run may go on with others
 NO_EFFECT = {
+    *PLACE,
     "out",
     "knn_every",
     "cache",
@@ -102,8 +105,8 @@ def load_checkpoint(
         raise ConfigError(f"{file} is of another configuration ({'; '.join(differ)}): choose another --out")
     if state["digest"] != digest:
         raise ConfigError(
-            f"{file} began with other data: names, sizes, dates or splits of the images differ now "
-            f"(were {state['digest']}, are {digest}): bring them back, or choose another --out"
+            f"{file} began with other data ({saved.get('data')}): names, sizes, dates, splits or labels "
+            f"differ now (were {state['digest']}, are {digest}): bring them back, or choose another --out"
         )
     began = state.get("about", about)
     for name in ("mean", "std"):

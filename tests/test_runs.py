@@ -135,6 +135,28 @@ def test_other_data_is_refused_and_says_so(folder, simclr, tmp_path, capsys):
     assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 2
 
 
+def test_the_same_images_by_another_path_are_the_same_data(folder, simclr, tmp_path, capsys):
+    """Of images and of lists; other lists of the same images are other data."""
+    files = sorted(str(file.relative_to(folder)) for file in folder.glob("*/*"))
+    (tmp_path / "lists").mkdir()
+    for name, part in (("train", files[:81]), ("val", files[81:85]), ("test", files[85:])):
+        (tmp_path / "lists" / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+    began = ["--data", folder, "--splits", tmp_path / "lists", "--stop-epoch", "1"]
+    train_ssl.main([str(word) for word in [*simclr, *began]])
+    data, lists = tmp_path / "data", tmp_path / "moved"
+    data.symlink_to(folder)
+    (tmp_path / "lists").rename(lists)
+    flags = [*simclr, "--data", data, "--splits", lists]
+    train_ssl.main([str(word) for word in flags])
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["data"], config["splits"]) == (str(data), str(lists)) and config["mean"]
+    assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 2
+    (lists / "val.txt").rename(lists / "kept.txt")
+    (lists / "test.txt").rename(lists / "val.txt")
+    (lists / "kept.txt").rename(lists / "test.txt")
+    assert "began with other data" in refused(capsys, train_ssl.main, *flags)
+
+
 def test_the_checkpoint_before_is_used_where_the_newest_is_damaged(simclr, tmp_path, capsys):
     train_ssl.main([*simclr, "--epochs", "3", "--knn-every", "1", "--out", str(tmp_path / "whole")])
     train_ssl.main([*simclr, "--epochs", "3", "--knn-every", "1", "--stop-epoch", "2"])
