@@ -177,8 +177,9 @@ def plan_items(
     if not args.compare_paper:
         return items, []
     pairs, gaps = compare_paper(there.test, there.configs)
-    for number, stem, ours, paper in pairs:
-        caption = f"Table {number} of the paper, cell by cell."
+    for number, stem, ours, paper, unlike in pairs:
+        other = f" Not as in the paper: {'; '.join(unlike)}." if unlike else ""
+        caption = f"Table {number} of the paper, cell by cell.{other}"
         items.append(Item(stem, caption, partial(tables.beside_paper, ours, paper)))
     return items, gaps
 

@@ -1,6 +1,8 @@
 """Our cells beside Tables III to VI, where the paper's datasets were used."""
 
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,20 +10,43 @@ import pandas as pd
 
 from plots.missing import Gap
 from plots.numbers import class_names, headline, over_seeds
-from plots.style import PAPER_IMAGES, SHARE
+from plots.reading import read_quietly
+from plots.style import PAPER_EPOCHS, PAPER_IMAGES, SHARE
 
 FOLDER = Path(__file__).parent.parent / "results" / "paper"
-# The paper's datasets are known by a part of the folder's name or by the number of training images at ratio
-# 100.
-PRETRAINING_DATA, TRANSFER_DATA = (r"sentinel2\w*lulc", PAPER_IMAGES), (r"land-?1|andalunmixing", 15_038)
+SIZE, SEEDS = 224, 5  # pixels; runs of each cell
 FLAGS = ["hidden", "lr", "momentum", "out_dim", "weight_decay"]  # Table III
-# Table → task, mode, dataset
-TRANSFERS = {
-    "IV": ("scene", "linear", PRETRAINING_DATA),
-    "V": ("fraction", "finetune", TRANSFER_DATA),
-    "VI": ("scene", "finetune", TRANSFER_DATA),
-}
 FILES = {"III": "table3", "IV": "table4", "V": "table5", "VI": "table6"}
+
+
+class PaperData(NamedTuple):
+    """A dataset of the paper, known by its folder's name or by its training images; its classes must be as
+    many."""
+
+    name: str  # a regular expression
+    images: int  # that train, at ratio 100
+    classes: int
+
+    def known(self, name: object, images: object) -> bool:
+        return bool(re.search(self.name, str(name), re.IGNORECASE)) or images == self.images
+
+
+class Transfer(NamedTuple):
+    """What a table of scores is of."""
+
+    task: str
+    mode: str
+    data: PaperData
+    epochs: int
+
+
+PRETRAINING_DATA = PaperData(r"sentinel2\w*lulc", PAPER_IMAGES, 29)
+TRANSFER_DATA = PaperData(r"land-?1|andalunmixing", 15_038, 10)
+TRANSFERS = {
+    "IV": Transfer("scene", "linear", PRETRAINING_DATA, 50),
+    "V": Transfer("fraction", "finetune", TRANSFER_DATA, 100),
+    "VI": Transfer("scene", "finetune", TRANSFER_DATA, 100),
+}
 
 
 class Pair(NamedTuple):
@@ -31,30 +56,38 @@ class Pair(NamedTuple):
     stem: str
     ours: pd.DataFrame
     paper: pd.DataFrame
+    unlike: list[str]  # in what ours were made in another way
 
 
 def compare_paper(test: pd.DataFrame, configs: dict[str, dict]) -> tuple[list[Pair], list[Gap]]:
     """Every table of the paper that has rows here, and the gaps of the others."""
-    ours = {"III": our_flags(configs)}
-    for number, (task, mode, dataset) in TRANSFERS.items():
-        ours[number] = our_scores(test[(test.task == task) & (test["mode"] == mode)], task, dataset, configs)
+    runs = {run: config for run, config in configs.items() if is_the_papers(config)}
+    ours = {"III": (our_flags(runs), unlike_paper(facts_of_runs(list(runs.values()))))}
+    for number, table in TRANSFERS.items():
+        rows = rows_of(test, table)
+        used = [configs[init] for init in rows.init.unique() if init in configs]
+        facts = [*facts_of_transfer(rows, table), *facts_of_runs(used)]
+        ours[number] = our_scores(rows, table.task, configs), unlike_paper(facts)
     found, gaps = [], []
-    for number, rows in ours.items():
+    for number, (rows, unlike) in ours.items():
         stem = f"compare-{FILES[number]}"
         if rows.empty:
             gaps.append(Gap(stem, f"Table {number}: nothing here is on the paper's dataset", ""))
             continue
         paper = pd.read_csv(FOLDER / f"{FILES[number]}.csv", dtype={"class": str, "ratio": float})
-        found.append(Pair(number, stem, rows, paper.rename(columns={"value": "mean"})))
+        found.append(Pair(number, stem, rows, paper.rename(columns={"value": "mean"}), unlike))
     return found, gaps
 
 
-def our_flags(configs: dict[str, dict]) -> pd.DataFrame:
-    """The hyperparameters of the runs on the paper's pretraining data, a row for each flag of Table III."""
+def is_the_papers(config: dict) -> bool:
+    """Whether a run was on the paper's pretraining data."""
+    return PRETRAINING_DATA.known(config.get("data"), config.get("images"))
+
+
+def our_flags(runs: dict[str, dict]) -> pd.DataFrame:
+    """The hyperparameters of these runs, a row for each flag of Table III."""
     rows = []
-    for run, config in configs.items():
-        if not re.search(PRETRAINING_DATA[0], str(config.get("data")), re.IGNORECASE):
-            continue
+    for run, config in runs.items():
         for flag in FLAGS:
             if isinstance(config.get(flag), (int, float)):
                 named = {"method": config["method"], "hyperparameter": flag, "run": run}
@@ -62,14 +95,74 @@ def our_flags(configs: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def our_scores(
-    rows: pd.DataFrame, task: str, dataset: tuple[str, int], configs: dict[str, dict]
-) -> pd.DataFrame:
-    """Means over the seeds on the paper's dataset; classes by number, initialisations by method."""
-    name, images = dataset
-    rows = rows[rows.unit == SHARE]
-    same = rows.data.str.contains(name, case=False) | (rows.groupby("data").images.transform("max") == images)
-    rows = over_seeds(rows[same])
+def rows_of(test: pd.DataFrame, table: Transfer) -> pd.DataFrame:
+    """The rows of a table's task and mode on its dataset."""
+    rows = test[(test.task == table.task) & (test["mode"] == table.mode) & (test.unit == SHARE)]
+    kept = [rows.iloc[:0]]
+    for data, part in rows.groupby("data"):
+        classes = len(class_names(headline(part, table.task)))
+        if table.data.known(data, part.images.max()) and classes == table.data.classes:
+            kept.append(part)
+    return pd.concat(kept)
+
+
+def our_scores(rows: pd.DataFrame, task: str, configs: dict[str, dict]) -> pd.DataFrame:
+    """Means over the seeds; classes by number, initialisations by method."""
+    rows = over_seeds(rows)
     place = {"all": "all"} | {c: str(i) for i, c in enumerate(class_names(headline(rows, task)))}
     methods = [configs.get(init, {}).get("method", init) for init in rows.init]
     return rows.assign(run=rows.init, init=methods, **{"class": rows["class"].map(place)})
+
+
+# In what ours are not the paper's
+
+Fact = tuple[str, Iterable, object]  # what it is, our values, the paper's
+
+
+def facts_of_transfer(rows: pd.DataFrame, table: Transfer) -> list[Fact]:
+    """How the heads or networks of these rows came about."""
+    settings = [read_quietly(Path(out) / "settings.yaml") for out in rows.out.unique()]
+    made = [parts.get(f"{table.task} {table.mode}", {}) for parts in settings]
+    places = rows[["out", "data"]].drop_duplicates()
+    return [
+        ("training images", rows.groupby("data").images.max(), table.data.images),
+        ("split", [split_of(*place) for place in places.itertuples(index=False)], "paper"),
+        ("size in px", [part.get("size") for part in made], SIZE),
+        ("epochs", rows.epochs.replace(0, "none, as heads are solved for"), table.epochs),
+        ("seeds", rows.groupby("init").seed.nunique(), SEEDS),
+    ]
+
+
+def facts_of_runs(configs: list[dict]) -> list[Fact]:
+    """How the backbones of these runs were pretrained."""
+    paper = {"images": PAPER_IMAGES, "split": "paper", "subset": 1.0, "size": SIZE, "epochs": PAPER_EPOCHS}
+    named = [config | {"split": split_in(config)} for config in configs]
+    return [(f"pretraining {key}", [one.get(key) for one in named], value) for key, value in paper.items()]
+
+
+def split_of(out: str, data: str) -> str | None:
+    """How the images were split, where the last call of transfer.py in `out` was on the same data."""
+    config = read_quietly(Path(out) / "config.yaml")
+    same = Path(str(config.get("data"))).resolve().name == data
+    return split_in(config) if same else None
+
+
+def split_in(config: dict) -> str | None:
+    return "by lists" if config.get("splits") else config.get("split")
+
+
+def unlike_paper(facts: list[Fact]) -> list[str]:
+    """The facts in which ours are not the paper's, as a caption says them; what is not known is left out."""
+    said = []
+    for name, ours, paper in facts:
+        odd = [text for text in dict.fromkeys(map(in_words, ours)) if text not in ("", in_words(paper))]
+        if odd:
+            said.append(f"{name} {' and '.join(odd)} (there {in_words(paper)})")
+    return said
+
+
+def in_words(value: object) -> str:
+    """`175,381` or a text; blank where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:,.12g}" if isinstance(value, (int, float)) else str(value)

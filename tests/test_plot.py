@@ -254,6 +254,34 @@ def test_the_paper_beside_itself_differs_by_nothing(tmp_path):
     assert [gap.figures for gap in gaps] == ["compare-table4", "compare-table6"]
 
 
+def test_other_classes_are_not_compared_and_captions_say_what_is_unlike(tmp_path):
+    """Land-1.0's table of four classes has as many images as that of ten."""
+
+    def rows(classes):
+        about = {"data": "Level_N", "images": 15_038}
+        names = ["all", *map(str, range(classes))]
+        return [row("fraction", "bt", "finetune", 100, 1, "rmse", name, 0.1, **about) for name in names]
+
+    configs = {"bt": {"method": "barlow", "size": 224, "epochs": 3, "split": "spatial", "subset": 1.0}}
+    assert compare_paper(results(tmp_path, rows(4)), configs)[0] == []
+    settings = {"fraction finetune": {"size": 64}}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "config.yaml").write_text("data: /some/Level_N\nsplits: lists\n")
+    (pair,), _ = compare_paper(results(tmp_path, rows(10)), configs)
+    assert pair.unlike == [
+        "split by lists (there paper)",
+        "size in px 64 (there 224)",
+        "epochs 1 (there 100)",
+        "seeds 1 (there 5)",
+        "pretraining split spatial (there paper)",
+        "pretraining epochs 3 (there 500)",
+    ]
+    words = ["--runs", "--results", str(tmp_path / "results.csv"), "--compare-paper", "--format", "png"]
+    plot.main([*words, "--out", str(tmp_path / "figures")])
+    caption = pd.read_csv(tmp_path / "figures" / "index.csv").set_index("stem").caption["compare-table5"]
+    assert "Not as in the paper: split by lists (there paper); size in px 64 (there 224)" in caption
+
+
 def test_other_data_is_not_compared(tmp_path):
     rows = [
         row("fraction", "random", "finetune", 100, 1, "rmse", "all", 0.1, data="eurosat_mixed", images=2100)
