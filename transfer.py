@@ -99,6 +99,7 @@ class Study(NamedTuple):
     augment: bool
     start: str  # where the head of --mode finetune starts: random, or the linear probe
     every_epoch: bool  # in results.csv, so that the seeds can share one; else each seed's best
+    statistics: str  # that images are normalised by: the backbone's, where they are known, or the data's
     save_model: bool
     device: torch.device
     dtype: torch.dtype
@@ -209,6 +210,13 @@ def training_flags(group: argparse._ArgumentGroup) -> None:
         help="of --lr: constant as in the paper, or falling to zero over the epochs",
     )
     add(
+        "--statistics",
+        choices=["backbone", "data"],
+        default="backbone",
+        help="mean and deviation that images are normalised by: of the pretraining, where they are known, or "
+        "of the train split, as the authors did for every initialisation",
+    )
+    add(
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=False,
@@ -235,6 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     common.make_folder(out)
     results = Results(out)
     inits = open_inits(args.init, args.arch)
+    if args.statistics == "data":
+        inits = [init._replace(mean=None, std=None) for init in inits]
     with common.rank_zero_first(rank, ranks):
         source, report = Source.of(args, "mixed"), out / "bad_files.csv"
         amounts = {"ratios": args.ratios, "seeds": args.seed_list, "per_class": args.per_class}
@@ -349,6 +359,7 @@ def study_of(args: argparse.Namespace, device: torch.device) -> Study:
         augment=args.augment,
         start=args.start_head,
         every_epoch=args.epoch_choice == "common",
+        statistics=args.statistics,
         save_model=args.save_model,
         device=device,
         dtype=DTYPES[args.precision],
@@ -441,6 +452,8 @@ def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> d
     precision = next(name for name, dtype in DTYPES.items() if dtype == study.dtype)
     shared = {"size": study.size, "arch": study.arch, "loss": study.whole.loss, "epoch_choice": choice}
     shared["precision"] = precision
+    if study.statistics != "backbone":
+        shared["statistics"] = study.statistics
     extra = {"linear": {}, "finetune": {"augment": study.augment}}
     if study.start != "random":
         extra["finetune"]["start_head"] = study.start

@@ -293,6 +293,7 @@ def test_paper_protocol_has_a_common_epoch(land, tmp_path, capsys):
         100,
         0.1,
     )
+    assert flags.statistics == "data"
     assert flags.seed_list == [0, 1] and flags.ratios == [1, 5, 10, 25, 50, 100] and flags.size == 224
     results = run(land, tmp_path, "--protocol", "paper", "--epochs", 12, "--ratios", 50, "--init", "channels")
     overall = results[(results["class"] == "all") & (results.metric == "rmse")]
@@ -457,6 +458,29 @@ def test_weights_bring_the_statistics_and_the_stem_of_their_pretraining(tmp_path
         transfer.open_inits([str(tmp_path / "random" / "backbone.pth")], "resnet18")
 
 
+def test_images_are_normalised_as_the_paper_does_by_the_data_that_they_come_from(folders, tmp_path, capsys):
+    """With --statistics data; a model carries what it saw, and a folder does not mix the two."""
+    (tmp_path / "moco").mkdir()
+    about = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "size": 32, "maxpool": True}
+    save_backbone(transfer.build_backbone("resnet18"), tmp_path / "moco" / "backbone.pth", about)
+    flags = "--task scene --ratios 100 --seeds 1 --save-model --mode linear finetune"
+    weights = ("--init", tmp_path / "moco" / "backbone.pth", "random")
+    own, data = tmp_path / "own", tmp_path / "data"
+    found = [run(folders, own, flags, *weights), run(folders, data, flags, *weights, "--statistics data")]
+    first, second = (rows[(rows.metric == "f1_macro") & (rows.split == "val")] for rows in found)
+    same = first.value.to_numpy() == second.value.to_numpy()
+    assert same[(first.init == "random").to_numpy()].all() and not same.all()
+
+    def model(out, init):
+        return torch.load(out / f"model-scene-folders-{init}.pth", weights_only=True)
+
+    assert model(own, "moco")["mean"] == about["mean"]
+    for part in ("mean", "std"):
+        assert model(data, "moco")[part] == model(data, "random")[part] == model(own, "random")[part]
+    assert "statistics" not in (own / "settings.yaml").read_text()
+    assert "statistics was data, is not set" in bad(capsys, folders, data, flags, *weights)
+
+
 # Flags
 
 
@@ -492,6 +516,7 @@ probe: sgd
 linear_lr: 0.3
 epoch_choice: common
 schedule: cosine
+statistics: data
 augment: true
 start_head: probe
 save_model: true
