@@ -53,6 +53,7 @@ class Settings(NamedTuple):
     seeds: list[int]
     epochs: int  # of fine-tuning
     protocol: list[str]
+    probe: str | None  # recipe of the linear probes that choose the best method; None: heads are solved for
 
 
 PAPER = Settings(
@@ -64,6 +65,7 @@ PAPER = Settings(
     seeds=[42, 5, 97, 123, 256],
     epochs=100,
     protocol=["--protocol", "paper"],
+    probe="yaml/paper/transfer_probe.yaml",
 )
 SMALL = Settings(
     size=64,
@@ -74,6 +76,7 @@ SMALL = Settings(
     seeds=[0, 1, 2],
     epochs=4,
     protocol=[],
+    probe=None,
 )
 
 
@@ -170,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         spent = study.out / "steps.csv"
         for step in first_steps(study, recipes, imagenet):
             run(step, spent)
-        best = best_method(study.out / "probes" / "results.csv")
+        best = best_method(study.out / "probes" / "summary.csv")
         print(f"\nbest macro F1 of the linear probes on val: {name_of(best)}", flush=True)
         for step in last_steps(study, imagenet, best):
             run(step, spent)
@@ -473,19 +476,20 @@ def weights_of(study: Study, method: str) -> str:
 def probes(study: Study, imagenet: list[str]) -> Step:
     """Linear probes of all methods on the pretraining set."""
     inits = [*(weights_of(study, method) for method in METHODS), "random", *imagenet]
-    words = [
-        "--task",
-        "scene",
-        "--mode",
-        "linear",
-        *study.patches.flags(),
-        "--size",
-        str(study.settings.size),
-    ]
-    words += ["--ratios", "100", "--seeds", "1", "--init", *inits, "channels", "--save-embeddings"]
+    how, seeds, epochs = ["--ratios", "100", "--seeds", "1"], 1, 0
+    if study.settings.probe:
+        file = common.ROOT / study.settings.probe
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        how, seeds, epochs = ["--config", os.path.relpath(file)], len(recipe["seeds"]), recipe["epochs"]
+    words = ["--task", "scene", "--mode", "linear", *how, *study.patches.flags()]
+    words += ["--size", str(study.settings.size), "--init", *inits, "channels", "--save-embeddings"]
     words += ["--share-pixels"]  # the copies decode once
     command = ["transfer.py", *words, "--out", str(study.out / "probes")]
-    passes = len(inits) * study.patches.images
+    looks = len(inits) + seeds - 1  # each seed draws random weights anew
+    heads = (
+        seeds * (len(inits) + 1) * epochs * 3 * study.patches.train / 100
+    )  # a head costs 1 % of a backbone
+    passes = looks * study.patches.images + heads
     return Step("Table IV and Fig. 3: linear probes", command, passes, copies=copies())
 
 
@@ -518,11 +522,16 @@ def copies() -> int:
     return gpus() or common.cores()
 
 
-def best_method(results: Path) -> str:
+def best_method(summary: Path) -> str:
     """The method whose linear probe has the highest macro F1 on val: test tiles choose nothing."""
-    rows = pd.read_csv(results)
-    rows = rows[(rows.split == "val") & (rows.metric == "f1_macro") & rows.init.isin(METHODS)]
-    return rows.groupby("init").value.mean().idxmax()
+    f1 = macro_f1(summary, "val")
+    return f1[f1.index.isin(METHODS)].idxmax()
+
+
+def macro_f1(summary: Path, split: str) -> pd.Series:
+    """Initialisation → macro F1 of its linear probe, the mean over the seeds at the chosen epoch."""
+    rows = pd.read_csv(summary)
+    return rows[(rows.split == split) & (rows.metric == "f1_macro")].set_index("init")["mean"]
 
 
 # Running it
@@ -635,9 +644,7 @@ def findings(study: Study, best: str) -> list[str]:
     patches, land = (dataset.folder.resolve().name for dataset in (study.patches, study.land))
     where = f"pretrained without labels on {patches}, transferred to {land}"
     lines = [f"ResNet-18 at {study.settings.size} px, {where}."]
-    rows = pd.read_csv(study.out / "probes" / "results.csv")
-    rows = rows[(rows.split == "test") & (rows.metric == "f1_macro")]
-    f1 = rows.groupby("init").value.mean().sort_values(ascending=False)
+    f1 = macro_f1(study.out / "probes" / "summary.csv", "test").sort_values(ascending=False)
     probed = ", ".join(f"{name_of(init)} {value:.3f}" for init, value in f1.items())
     lines.append(f"Linear probe on the pretraining classes, macro F1: {probed}.")
     for task, measure in (("fraction", "RMSE"), ("scene", "macro F1")):

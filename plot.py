@@ -223,7 +223,8 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     summary, (curve, _, _, table) = numbers.over_seeds(test), STEMS[task]
     seeds, label = how_many(summary.n), figures.LABELS[task]
     if task == "scene" and group.unit == SHARE and (test["mode"] == "linear").any():
-        caption = f"F1 of linear probes on {data}, higher is better; {seeds}."
+        heads = how_found(test[test["mode"] == "linear"])
+        caption = f"F1 of linear probes on {data}, {heads}; higher is better; {seeds}."
         yield Item(f"table4-{data}", caption, partial(tables.f1_sheet, summary))
     yield from draw_ratios(group, summary, f"{curve}-{group.place()}", seeds, styles)
     classes = enumerate(numbers.class_names(numbers.headline(summary, task)))
@@ -246,6 +247,15 @@ def averages(lines: pd.DataFrame) -> str:
     names = numbers.averaged_ratios(lines).items()
     unit = lines.unit.iloc[0]
     return "".join(f"; {name}: over {' or '.join(ratios)} {unit}" for name, ratios in names)
+
+
+def how_found(rows: pd.DataFrame) -> str:
+    """For a caption, how the heads of linear probes were found."""
+    epochs = sorted(rows.epochs[rows.lr != 0].dropna().unique())
+    ways = [f"heads by SGD in {common.counted(int(count), 'epoch')}" for count in epochs]
+    if (rows.lr == 0).any():
+        ways.append("heads solved for")
+    return " or ".join(ways)
 
 
 def how_many(n: pd.Series) -> str:

@@ -23,6 +23,7 @@ from test_readme import options
 
 import paper
 import train_ssl
+import transfer
 import tune
 from data.synthetic import write_scenes
 from models import METHODS
@@ -216,6 +217,24 @@ def check_search(steps):
     assert trained.warmup_epochs == 10 and trained.config.endswith("tune/barlow/best.yaml")
 
 
+def test_the_probes_of_table_4_are_the_papers_but_for_small(both, tmp_path):
+    """Fifty epochs of SGD over five seeds, which cost more than solved heads."""
+    steps = []
+    for flags in ([], ["--small"]):
+        study = study_of(*flags, "--data", both, "--out", tmp_path)
+        steps.append(paper.probes(study, []))
+    args, small = (transfer.read_flags(transfer.build_parser(), step.command[1:]) for step in steps)
+    assert (args.probe, args.epochs, args.lr, args.momentum, args.weight_decay) == ("sgd", 50, 0.001, 0, 0)
+    assert (args.schedule, args.epoch_choice, args.statistics) == ("constant", "common", "data")
+    assert args.seed_list == [42, 5, 97, 123, 256] and small.seed_list == [0]
+    assert (small.probe, small.statistics) == ("lbfgs", "backbone")
+    for one in (args, small):
+        assert (one.task, one.mode, one.ratios) == ("scene", ["linear"], [100])
+        assert "channels" in one.init and one.save_embeddings
+    assert steps[1].passes == 5 * 144
+    assert steps[0].passes == 9 * 144 + 5 * 6 * 50 * 3 * 129 / 100
+
+
 def test_a_search_is_ranked_as_the_user_says(both, tmp_path, capsys):
     study = study_of("--tune", "--metric", "knn_macro_f1", "--data", both, "--out", tmp_path)
     words = paper.search(study, "moco", study.recipes / "moco.yaml", tmp_path)
@@ -278,8 +297,8 @@ def test_best_is_by_macro_f1_on_val_among_the_methods(tmp_path):
         ("barlow", "val", "f1_micro", 0.9),
         ("imagenet", "val", "f1_macro", 0.8),
     ]
-    pd.DataFrame(rows, columns=["init", "split", "metric", "value"]).to_csv(tmp_path / "r.csv")
-    assert paper.best_method(tmp_path / "r.csv") == "moco"
+    pd.DataFrame(rows, columns=["init", "split", "metric", "mean"]).to_csv(tmp_path / "s.csv")
+    assert paper.best_method(tmp_path / "s.csv") == "moco"
 
 
 # The report
@@ -341,9 +360,9 @@ def test_sentences_average_the_ratios_of_the_papers_tables(both, tmp_path):
         (tmp_path / part).mkdir()
     for task in ("fraction", "scene"):
         pd.DataFrame(rows).to_csv(tmp_path / "figures" / f"comparison-{task}-mixed_é_.csv", index=False)
-    columns = ["init", "split", "metric", "value"]
+    columns = ["init", "split", "metric", "mean"]
     rows = [("moco", split, "f1_macro", 0.5) for split in ("val", "test")]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "probes" / "results.csv", index=False)
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "probes" / "summary.csv", index=False)
     said = "\n".join(paper.findings(study, "moco"))
     assert said.count("over 5 and 100 % of the labels 0.300 against 0.200") == 2 and "0.100" not in said
     said = "\n".join(paper.findings(study._replace(settings=paper.SMALL), "moco"))
@@ -363,7 +382,7 @@ def test_whole_paper_on_tiny_images(both, tmp_path, quick, capfd, monkeypatch):
     plan = printed[: printed.index("left out")]
     assert re.search(r"takes about [\d.]+ min", plan)
     assert all(f"train_ssl.py --method {method}" in plan for method in METHODS)
-    best = paper.best_method(Path("small/probes/results.csv"))
+    best = paper.best_method(Path("small/probes/summary.csv"))
     page = Page(Path("small/report.html").read_text(encoding="utf-8"))
     assert page.open == [] and len(page.sources) >= 6
     assert all(source.startswith("data:image/png") for source in page.sources)

@@ -392,6 +392,10 @@ def test_names_that_lead_to_one_file_get_two(tmp_path, monkeypatch):
     assert not index.duplicated(["stem", "kind"]).any() and index.stem.str.startswith("table4").sum() == 2
     assert {"table4-eu_1", "table4-eu_1-2"} <= set(index.stem)
     assert index.caption.str.contains("over 1 to 3 seeds").any()
+    assert index.caption.str.contains("heads by SGD in 1 epoch").any()
+    assert plot.how_found(pd.DataFrame({"lr": [0.0, 0.1], "epochs": [0.0, 50.0]})).endswith(
+        "or heads solved for"
+    )
 
 
 def test_comparison_by_hand(tmp_path):
