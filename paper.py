@@ -662,7 +662,7 @@ def compared(means: pd.DataFrame, best: str, what: str, measure: str) -> list[st
         pair = f"{name_of(best)} against {name_of(row.baseline)} on {what}, {name_of(row['mode'])}"
         values = f"mean {measure} over {shares(row.ratios)} {row.value:.3f} against {row.baseline_value:.3f}"
         gain = f"improvement {row.improvement:+.1f} %"
-        won = f"ahead in {row.wins} of {row.cells} class and ratio cells"
+        won = f"ahead in {row.wins} of {row.cells} class and ratio cells, equal in {row.ties}"
         lines.append(f"{pair}: {values} ({gain}), {won}, n = {row.n} seeds.")
     return lines
 

@@ -13,6 +13,7 @@ from plots.style import MEAN, PAPER_MEAN, SHARE, ordered
 from scores import TASKS
 
 QUALITY = ["knn5_accuracy", "knn_macro_f1"]  # columns of log.csv that tell how good a backbone is, best first
+EQUAL = 1e-12  # means closer than this are one number, but for rounding
 LEVELS = [0.6, 0.7, 0.8]  # of the quality, for the seconds it takes to reach them
 
 
@@ -76,7 +77,7 @@ def baselines_of(inits: Iterable[str], reference: str | None) -> list[str]:
 def paired_p(a: np.ndarray, b: np.ndarray) -> float:
     """p of the two-sided paired t-test; NaN where undefined (fewer than two pairs, or all differences
     equal)."""
-    return float(ttest_rel(a, b).pvalue) if len(a) > 1 and np.ptp(a - b) > 1e-12 else float("nan")
+    return float(ttest_rel(a, b).pvalue) if len(a) > 1 and np.ptp(a - b) > EQUAL else float("nan")
 
 
 class Pair(NamedTuple):
@@ -93,9 +94,9 @@ def comparison(test: pd.DataFrame, task: str, reference: str | None) -> pd.DataF
 
     Ratio `mean` averages the common ratios first, `mean without 1 %` those of the paper's tables, which are
     also those of the averages in its text; `ratios` lists them. `improvement` is in % of the baseline,
-    positive where better; `wins` of `cells` counts the class × ratio means that are better (the paper counts
-    60, with 1 %); `class_difference` is their mean absolute difference (without 1 %, of Barlow Twins to
-    ImageNet-1k, .0053 and .0308 in the paper's Section VI-C).
+    positive where better; `wins` and `ties` of `cells` count the class × ratio means that are better and
+    equal (the paper has 60 cells, with 1 %); `class_difference` is their mean absolute difference (without
+    1 %, of Barlow Twins to ImageNet-1k, .0053 and .0308 in the paper's Section VI-C).
     """
     rows, lines = headline(test, task), []
     unit = rows.unit.iloc[0] if len(rows) else SHARE
@@ -153,7 +154,8 @@ def versus(pair: Pair, ratios: list[float], sign: int) -> dict:
         "baseline_value": b.mean(),
         "difference": (a - b).mean(),
         "improvement": 100 * sign * (a - b).mean() / b.mean() if b.mean() else np.nan,
-        "wins": int((sign * gap > 0).sum()),
+        "wins": int((sign * gap > EQUAL).sum()),
+        "ties": int((gap.abs() <= EQUAL).sum()),
         "cells": len(gap),
         "class_difference": gap.abs().mean(),
         "n": len(seeds),

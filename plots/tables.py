@@ -114,6 +114,7 @@ def comparison_sheet(lines: pd.DataFrame, task: str) -> Sheet:
             "p": lines.p.map(shown_p),
             "Improvement (%)": [signed(value, "+.2f") for value in lines.improvement],
             "Classes won": [f"{wins} / {cells}" for wins, cells in zip(lines.wins, lines.cells)],
+            "Equal": lines.ties.map(str),
             "Mean class difference": [signed(value, ".4f") for value in lines.class_difference],
         }
     )

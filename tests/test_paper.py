@@ -353,7 +353,7 @@ def test_report_holds_everything_itself(tmp_path):
 def test_sentences_average_the_ratios_of_the_papers_tables(both, tmp_path):
     study = study_of("--data", both, "--out", tmp_path)
     pair = {"init": "moco", "baseline": "random", "mode": "linear", "baseline_value": 0.2, "improvement": 50}
-    pair |= {"wins": 1, "cells": 4, "n": 5}
+    pair |= {"wins": 1, "ties": 2, "cells": 4, "n": 5}
     means = {"mean": (0.1, "1 5 100"), "mean without 1 %": (0.3, "5 100"), "5": (0.4, "5")}
     rows = [pair | {"ratio": name, "value": value, "ratios": over} for name, (value, over) in means.items()]
     for part in ("probes", "figures"):
@@ -365,6 +365,7 @@ def test_sentences_average_the_ratios_of_the_papers_tables(both, tmp_path):
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "probes" / "summary.csv", index=False)
     said = "\n".join(paper.findings(study, "moco"))
     assert said.count("over 5 and 100 % of the labels 0.300 against 0.200") == 2 and "0.100" not in said
+    assert said.count("ahead in 1 of 4 class and ratio cells, equal in 2") == 2
     said = "\n".join(paper.findings(study._replace(settings=paper.SMALL), "moco"))
     assert said.count("over 1, 5 and 100 % of the labels 0.100 against 0.200") == 2 and "0.300" not in said
 
