@@ -48,6 +48,11 @@ from scores import TASKS
 STEMS = {"fraction": ("fig4", "fig5", "fig8a", "table5"), "scene": ("fig6", "fig7", "fig8b", "table6")}
 # Metrics that other papers give: ratio curves of their own, where they are there.
 PUBLISHED = ["accuracy", "knn5_accuracy"]
+# What the columns over all classes are, in a class-wise table.
+OVERALL = {
+    "fraction": "; RMSE: the mean of those of the classes, as in the paper; pooled: over all entries at once",
+    "scene": "",
+}
 
 
 class Item(NamedTuple):
@@ -213,7 +218,10 @@ def draw_embeddings(embeddings: list[dict], points: int) -> Iterator[Item]:
     for number, ((data, *_), group) in enumerate(groups.items()):
         stem = "fig3" if number == 0 else f"fig3-{number + 1}"
         where = f" on {data}" if data else ""
-        caption = f"t-SNE of the embeddings{where}, with the silhouette score of the features before t-SNE."
+        some = f"of at most {points:,} test images, drawn at random"
+        caption = (
+            f"t-SNE of the embeddings{where} {some}, with the silhouette score of their features before it."
+        )
         yield Item(stem, caption, partial(embeddings_figure, group, points))
 
 
@@ -230,7 +238,8 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     classes = enumerate(numbers.class_names(numbers.headline(summary, task)))
     key = "; ".join(f"{i} {name}" for i, name in classes)
     for mode in test["mode"].unique():
-        caption = f"Per class on {data}, {name_of(mode)}; {label}; {seeds}. Classes: {key}."
+        what = f"{figures.CLASS_LABELS[task]}{OVERALL[task]}"
+        caption = f"Per class on {data}, {name_of(mode)}; {what}; {seeds}. Classes: {key}."
         draw = partial(tables.class_sheet, summary, task, mode)
         yield Item(f"{table}-{group.place()}-{mode}", caption, draw)
     yield from draw_classes(group, reference, styles)
@@ -282,24 +291,26 @@ def draw_ratios(
 
 def draw_classes(group: Group, reference: str | None, styles: dict[str, tuple]) -> Iterator[Item]:
     """Figs. 5 and 8a, or 7 and 8b: each pretrained initialisation, fine-tuned, against the baselines."""
-    task, (_, bars, gaps, _) = group.task, STEMS[group.task]
+    task, (_, classes, gaps, _) = group.task, STEMS[group.task]
     tuned = group.test[group.test["mode"] == "finetune"]
     baselines, summary = numbers.baselines_of(tuned.init, reference), numbers.over_seeds(tuned)
     if not numbers.class_names(numbers.headline(summary, task)):
         return
     what = f"per class and {AXIS_NAMES[group.unit]} on {group.data}, fine-tuning"
+    label, seeds = figures.CLASS_LABELS[task], how_many(summary.n)
+    bars = f"bars: {seeds}" if summary.n.max() == 1 else f"bars and whiskers: {seeds}"
     for init in ordered(tuned.init):
         if not baselines or init in (*NOT_PRETRAINED, reference):
             continue
         others = baselines[::-1]
         against = " and ".join(map(name_of, others))
-        caption = f"{name_of(init)} beside {against} {what}; {figures.LABELS[task]}."
+        caption = f"{name_of(init)} beside {against} {what}; {label}; {bars}."
         draw = partial(figures.class_figure, summary, task, init, others, styles)
-        yield Item(f"{bars}-{group.place()}-{init}", caption, draw)
+        yield Item(f"{classes}-{group.place()}-{init}", caption, draw)
         cells = numbers.class_differences(tuned, task, init, baselines[0])
         if len(cells):
             pair = f"{name_of(init)} minus {name_of(baselines[0])}"
-            caption = f"{pair} {what}; p of a paired t-test over n seeds, unadjusted; {figures.LABELS[task]}."
+            caption = f"{pair} {what}; p of a paired t-test over n seeds, unadjusted; {label}."
             stem = f"{gaps}-{group.place()}-{init}"
             yield Item(stem, caption, partial(figures.difference_figure, cells, task, init, baselines[0]))
             yield Item(stem, caption, partial(tables.difference_sheet, cells))

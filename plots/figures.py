@@ -15,6 +15,7 @@ from plots.tables import signed
 from scores import TASKS, sign_of
 
 LABELS = {"fraction": "RMSE (area fraction), lower is better", "scene": "macro F1, higher is better"}
+CLASS_LABELS = LABELS | {"scene": "F1, higher is better"}  # of one class
 
 
 def label_of(metric: str, task: str) -> str:
@@ -81,7 +82,7 @@ def class_figure(
         axes.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     for axes in panels[-1]:
         axes.set_xlabel("class")
-    figure.supylabel(LABELS[task].replace("macro ", ""))
+    figure.supylabel(CLASS_LABELS[task])
     return figure
 
 

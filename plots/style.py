@@ -31,6 +31,7 @@ NAMES = {
     "linear": "linear probing",
     "finetune": "fine-tuning",
     "rmse": "RMSE",
+    "rmse_pooled": "Pooled RMSE",
     "f1": "F1",
     "f1_micro": "Micro F1",
     "f1_macro": "Macro F1",

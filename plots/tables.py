@@ -93,7 +93,8 @@ def class_sheet(summary: pd.DataFrame, task: str, mode: str) -> Sheet:
     goal = TASKS[task]
     rows = summary[(summary.task == task) & (summary["mode"] == mode)]
     rows = rows[rows.metric.isin([*goal.tabled, goal.per_class])]
-    columns = {(metric, "all"): name_of(metric) for metric in goal.tabled}
+    overall = [metric for metric in goal.tabled if (rows.metric == metric).any()]
+    columns = {(metric, "all"): name_of(metric) for metric in overall}
     columns |= {(goal.per_class, name): str(i) for i, name in enumerate(class_names(rows))}
     return score_sheet(rows, columns, goal.sign)
 

@@ -28,7 +28,7 @@ TASKS = {
         per_class="rmse",
         overall=("rmse", "rmse_pooled", "mae", "r2"),
         of_features=(),
-        tabled=("rmse",),
+        tabled=("rmse", "rmse_pooled"),
     ),
     "scene": Task(
         metric="f1_macro",

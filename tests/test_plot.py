@@ -595,6 +595,30 @@ def test_everything_is_drawn_and_no_figure_is_blank(drawn):
     assert set(pd.read_csv(drawn / "index.csv").stem) == stems | made
 
 
+def test_captions_say_what_is_drawn(study, tmp_path):
+    path = study / "results.csv"
+    embeddings = ["--embeddings", str(study / "embeddings_0.npz")]
+    words = ["--runs", "--results", str(path), *embeddings, "--points", "50", "--format", "png"]
+    plot.main([*words, "--out", str(tmp_path)])
+    captions = pd.read_csv(tmp_path / "index.csv").groupby("stem").caption.first()
+    for stem in ("table6-land-finetune", "fig7-land-barlow", "fig8b-land-barlow"):
+        assert "; F1, higher is better" in captions[stem] and "macro" not in captions[stem]
+    assert "macro F1" in captions["fig6-land"]
+    assert "bars and whiskers: mean ± standard deviation over 1 to 2 seeds" in captions["fig7-land-barlow"]
+    assert "RMSE: the mean of those of the classes" in captions["table5-land-finetune"]
+    assert "of at most 50 test images" in captions["fig3"]
+
+
+def test_table_5_has_both_rmses_where_they_are(tmp_path):
+    rows = [
+        row("fraction", "random", "finetune", 5, 1, metric, name, value)
+        for metric, name, value in (("rmse", "all", 0.2), ("rmse", "x", 0.2), ("rmse_pooled", "all", 0.3))
+    ]
+    table = tables.class_sheet(numbers.over_seeds(results(tmp_path, rows)), "fraction", "finetune")
+    assert list(table.shown.columns[3:]) == ["RMSE", "Pooled RMSE", "0"]
+    assert list(table.shown.iloc[0, 3:]) == ["0.200", "0.300", "0.200"]
+
+
 def test_latex_is_balanced_and_escaped(drawn):
     for path in drawn.glob("*.tex"):
         text = path.read_text(encoding="utf-8")
