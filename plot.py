@@ -46,6 +46,20 @@ from scores import TASKS
 
 # Figures and tables of a task by the paper's numbers: ratios, classes, differences, class-wise table.
 STEMS = {"fraction": ("fig4", "fig5", "fig8a", "table5"), "scene": ("fig6", "fig7", "fig8b", "table6")}
+# What the paper has too: of fine-tuning, and of shares of the labels.
+NUMBERS = {
+    "fig3": "Fig. 3",
+    "fig9": "Fig. 9",
+    "table4": "Table IV",
+    "fig4": "Fig. 4",
+    "fig5": "Fig. 5",
+    "fig8a": "Fig. 8a",
+    "table5": "Table V",
+    "fig6": "Fig. 6",
+    "fig7": "Fig. 7",
+    "fig8b": "Fig. 8b",
+    "table6": "Table VI",
+}
 # Metrics that other papers give: ratio curves of their own, where they are there.
 PUBLISHED = ["accuracy", "knn5_accuracy"]
 # What the columns over all classes are, in a class-wise table.
@@ -61,6 +75,7 @@ class Item(NamedTuple):
     stem: str  # file name without its ending
     caption: str
     draw: Callable[[], Figure | Sheet]
+    number: str = ""  # in the paper
 
 
 class Group(NamedTuple):
@@ -74,6 +89,10 @@ class Group(NamedTuple):
     def place(self) -> str:
         """The part of a file's name that tells this group from the others of its task."""
         return self.data if self.unit == SHARE else f"{self.data}-per-class"
+
+    def number(self, stem: str) -> str:
+        """Under which number the paper has it; blank where it has no such thing."""
+        return NUMBERS[stem] if self.unit == SHARE else ""
 
 
 def build_parser() -> common.Parser:
@@ -200,7 +219,7 @@ def draw_pretraining(
     times = numbers.training_times(logs, configs, PAPER_EPOCHS * PAPER_IMAGES)
     if len(times):
         caption = "Pretraining time per run and device; the hatched white bars are the paper's."
-        yield Item("fig9", caption, partial(time_figure, times, styles))
+        yield Item("fig9", caption, partial(time_figure, times, styles), NUMBERS["fig9"])
     column, timed = numbers.quality_over_time(logs)
     if len(timed):
         caption = f"{name_of(column)} on held-out images against the seconds of training, checks included."
@@ -222,7 +241,7 @@ def draw_embeddings(embeddings: list[dict], points: int) -> Iterator[Item]:
         caption = (
             f"t-SNE of the embeddings{where} {some}, with the silhouette score of their features before it."
         )
-        yield Item(stem, caption, partial(embeddings_figure, group, points))
+        yield Item(stem, caption, partial(embeddings_figure, group, points), NUMBERS["fig3"])
 
 
 def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple]) -> Iterator[Item]:
@@ -233,15 +252,16 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     if task == "scene" and group.unit == SHARE and (test["mode"] == "linear").any():
         heads = how_found(test[test["mode"] == "linear"])
         caption = f"F1 of linear probes on {data}, {heads}; higher is better; {seeds}."
-        yield Item(f"table4-{data}", caption, partial(tables.f1_sheet, summary))
-    yield from draw_ratios(group, summary, f"{curve}-{group.place()}", seeds, styles)
+        yield Item(f"table4-{data}", caption, partial(tables.f1_sheet, summary), group.number("table4"))
+    yield from draw_ratios(group, summary, curve, seeds, styles)
     classes = enumerate(numbers.class_names(numbers.headline(summary, task)))
     key = "; ".join(f"{i} {name}" for i, name in classes)
     for mode in test["mode"].unique():
         what = f"{figures.CLASS_LABELS[task]}{OVERALL[task]}"
         caption = f"Per class on {data}, {name_of(mode)}; {what}; {seeds}. Classes: {key}."
         draw = partial(tables.class_sheet, summary, task, mode)
-        yield Item(f"{table}-{group.place()}-{mode}", caption, draw)
+        number = group.number(table) if mode == "finetune" else ""
+        yield Item(f"{table}-{group.place()}-{mode}", caption, draw, number)
     yield from draw_classes(group, reference, styles)
     lines = numbers.comparison(test, task, reference)
     if len(lines):
@@ -276,17 +296,18 @@ def how_many(n: pd.Series) -> str:
 
 
 def draw_ratios(
-    group: Group, summary: pd.DataFrame, stem: str, seeds: str, styles: dict[str, tuple]
+    group: Group, summary: pd.DataFrame, curve: str, seeds: str, styles: dict[str, tuple]
 ) -> Iterator[Item]:
     """Fig. 4 or 6, of the task's own metric and of those that other papers give."""
-    own = TASKS[group.task].metric
+    own, stem = TASKS[group.task].metric, f"{curve}-{group.place()}"
     axis = AXIS_NAMES[group.unit].capitalize()
     for metric in [own, *PUBLISHED]:
         rows = summary[(summary.metric == metric) & (summary["class"] == "all")]
         if rows.ratio.nunique() > 1:
-            name = stem if metric == own else f"{stem}-{metric}"
+            name, number = (stem, group.number(curve)) if metric == own else (f"{stem}-{metric}", "")
             caption = f"{axis} on {group.data}; {figures.label_of(metric, group.task)}; {seeds}."
-            yield Item(name, caption, partial(figures.ratio_figure, summary, group.task, metric, styles))
+            draw = partial(figures.ratio_figure, summary, group.task, metric, styles)
+            yield Item(name, caption, draw, number)
 
 
 def draw_classes(group: Group, reference: str | None, styles: dict[str, tuple]) -> Iterator[Item]:
@@ -306,14 +327,15 @@ def draw_classes(group: Group, reference: str | None, styles: dict[str, tuple]) 
         against = " and ".join(map(name_of, others))
         caption = f"{name_of(init)} beside {against} {what}; {label}; {bars}."
         draw = partial(figures.class_figure, summary, task, init, others, styles)
-        yield Item(f"{classes}-{group.place()}-{init}", caption, draw)
+        yield Item(f"{classes}-{group.place()}-{init}", caption, draw, group.number(classes))
         cells = numbers.class_differences(tuned, task, init, baselines[0])
         if len(cells):
             pair = f"{name_of(init)} minus {name_of(baselines[0])}"
             caption = f"{pair} {what}; p of a paired t-test over n seeds, unadjusted; {label}."
-            stem = f"{gaps}-{group.place()}-{init}"
-            yield Item(stem, caption, partial(figures.difference_figure, cells, task, init, baselines[0]))
-            yield Item(stem, caption, partial(tables.difference_sheet, cells))
+            stem, number = f"{gaps}-{group.place()}-{init}", group.number(gaps)
+            draw = partial(figures.difference_figure, cells, task, init, baselines[0])
+            yield Item(stem, caption, draw, number)
+            yield Item(stem, caption, partial(tables.difference_sheet, cells), number)
 
 
 # What comes out
@@ -333,9 +355,9 @@ def save_items(items: list[Item], out: Path, formats: list[str], problems: list[
             warn(f"{stem}: cannot be drawn ({type(error).__name__}: {error})", problems)
             plt.close("all")
             continue
-        index.append({"stem": stem, "kind": kind, "caption": item.caption})
+        index.append({"stem": stem, "kind": kind, "caption": item.caption, "number": item.number})
         print(f"{kind} {out / stem}")
-    return pd.DataFrame(index, columns=["stem", "kind", "caption"])
+    return pd.DataFrame(index, columns=["stem", "kind", "caption", "number"])
 
 
 def save(out: Path, stem: str, caption: str, thing: Figure | Sheet, formats: list[str]) -> None:

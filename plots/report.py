@@ -53,9 +53,12 @@ def write_report(
     the `appendix` (heading → lines, printed as they are) at the end. Written whole or not at all."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in findings]
-    for heading, rows in by_section(pd.read_csv(figures / "index.csv")).items():
+    index = pd.read_csv(figures / "index.csv", keep_default_na=False)
+    for heading, rows in by_section(index).items():
         parts.append(f"<h2>{heading}</h2>")
-        parts += [item(figures, row.stem, row.kind, row.caption) for row in rows.itertuples()]
+        for row in rows.itertuples():
+            caption = f"{row.number}. {row.caption}" if row.number else row.caption
+            parts.append(item(figures, row.stem, row.kind, caption))
     for heading, lines in appendix.items():
         text = html.escape("\n".join(lines))
         parts += [f"<h2>{html.escape(heading)}</h2>", f"<pre>{text}</pre>"]

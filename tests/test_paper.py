@@ -330,7 +330,7 @@ def test_report_holds_everything_itself(tmp_path):
     table = tables.Sheet(shown, np.array([[False, True], [False, False]]), shown)
     (tmp_path / "table5-x.md").write_text(tables.markdown(table, "Caption"))
     (tmp_path / "index.csv").write_text(
-        'stem,kind,caption\ntable5-x,table,"RMSE, p < .05"\ncurves,figure,Curves & more\n'
+        'stem,kind,caption,number\ntable5-x,table,"RMSE, p < .05",Table V\ncurves,figure,Curves & more,\n'
     )
     write_report(tmp_path / "report.html", "Title", ["one & two"], tmp_path, {"Commands": ["python <x>"]})
     page = Page((tmp_path / "report.html").read_text())
@@ -338,7 +338,7 @@ def test_report_holds_everything_itself(tmp_path):
         page.open == []
         and "one & two" in page.text
         and "python <x>" in page.text
-        and "RMSE, p < .05" in page.text
+        and "Table V. RMSE, p < .05" in page.text
     )
     (source,) = page.sources
     assert (

@@ -609,6 +609,15 @@ def test_captions_say_what_is_drawn(study, tmp_path):
     assert "of at most 50 test images" in captions["fig3"]
 
 
+def test_what_the_paper_has_too_has_its_number(drawn):
+    index = pd.read_csv(drawn / "index.csv", keep_default_na=False)
+    numbered = dict(zip(index.stem, index.number))
+    assert numbered.pop("table6-land-linear") == numbered.pop("curves") == ""
+    assert numbered["comparison-scene-land"] == numbered["time_to_quality"] == ""
+    for stem, number in plot.NUMBERS.items():
+        assert number in {got for name, got in numbered.items() if name.startswith(stem)}, stem
+
+
 def test_table_5_has_both_rmses_where_they_are(tmp_path):
     rows = [
         row("fraction", "random", "finetune", 5, 1, metric, name, value)
