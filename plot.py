@@ -28,7 +28,7 @@ from plots.beside_paper import compare_paper
 from plots.embeddings import embeddings_figure
 from plots.missing import Gap, Studies, find_gaps
 from plots.pretraining import curves_figure, quality_figure, time_figure
-from plots.reading import read_embeddings, read_results, read_runs, warn
+from plots.reading import pretraining_data, read_embeddings, read_results, read_runs, warn
 from plots.style import (
     AXIS_NAMES,
     NOT_PRETRAINED,
@@ -76,6 +76,7 @@ class Item(NamedTuple):
     caption: str
     draw: Callable[[], Figure | Sheet]
     number: str = ""  # in the paper
+    part: str = ""  # of the report, where it is not that of its stem
 
 
 class Group(NamedTuple):
@@ -85,6 +86,7 @@ class Group(NamedTuple):
     data: str
     unit: str  # SHARE or PER_CLASS
     test: pd.DataFrame
+    pretraining: bool | None = None  # whether runs were pretrained on this data; None: not known
 
     def place(self) -> str:
         """The part of a file's name that tells this group from the others of its task."""
@@ -92,7 +94,8 @@ class Group(NamedTuple):
 
     def number(self, stem: str) -> str:
         """Under which number the paper has it; blank where it has no such thing."""
-        return NUMBERS[stem] if self.unit == SHARE else ""
+        same = (stem == "table4") if self.pretraining else True
+        return NUMBERS[stem] if same and self.unit == SHARE else ""
 
 
 def build_parser() -> common.Parser:
@@ -196,8 +199,11 @@ def plan_items(
     """Everything that these files give, in the report's order, and the paper's tables that they lack."""
     items = [*draw_pretraining(there.logs, there.configs, styles)]
     items += draw_embeddings(there.embeddings, args.points)
+    known = pretraining_data(there.configs)
     for (task, data, unit), rows in there.test.groupby(["task", "data", "unit"]):
-        items += draw_transfer(Group(task, data, unit, rows), args.reference, styles)
+        group = Group(task, data, unit, rows, data in known if known else None)
+        part = "pretraining" if group.pretraining else ""
+        items += [item._replace(part=part) for item in draw_transfer(group, args.reference, styles)]
     if not args.compare_paper:
         return items, []
     pairs, gaps = compare_paper(there.test, there.configs)
@@ -249,7 +255,8 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     task, data, test = group.task, group.data, group.test
     summary, (curve, _, _, table) = numbers.over_seeds(test), STEMS[task]
     seeds, label = how_many(summary.n), figures.LABELS[task]
-    if task == "scene" and group.unit == SHARE and (test["mode"] == "linear").any():
+    probed = task == "scene" and (test["mode"] == "linear").any()
+    if probed and group.unit == SHARE and group.pretraining is not False:
         heads = how_found(test[test["mode"] == "linear"])
         caption = f"F1 of linear probes on {data}, {heads}; higher is better; {seeds}."
         yield Item(f"table4-{data}", caption, partial(tables.f1_sheet, summary), group.number("table4"))
@@ -355,9 +362,10 @@ def save_items(items: list[Item], out: Path, formats: list[str], problems: list[
             warn(f"{stem}: cannot be drawn ({type(error).__name__}: {error})", problems)
             plt.close("all")
             continue
-        index.append({"stem": stem, "kind": kind, "caption": item.caption, "number": item.number})
+        about = {"caption": item.caption, "number": item.number, "part": item.part}
+        index.append({"stem": stem, "kind": kind} | about)
         print(f"{kind} {out / stem}")
-    return pd.DataFrame(index, columns=["stem", "kind", "caption", "number"])
+    return pd.DataFrame(index, columns=["stem", "kind", "caption", "number", "part"])
 
 
 def save(out: Path, stem: str, caption: str, thing: Figure | Sheet, formats: list[str]) -> None:

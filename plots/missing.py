@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from plots.reading import read_quietly
+from plots.reading import pretraining_data, read_quietly
 from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
 from scores.choice import SETTING, is_solved
 from scores.printed import exact
@@ -68,7 +68,10 @@ def missing_runs(logs: pd.DataFrame) -> list[Gap]:
 def missing_probes(there: Studies) -> list[Gap]:
     """Runs without embeddings (Fig. 3) or without a linear probe on scenes (Table IV)."""
     test = there.test
-    probed = set(test.init[(test.task == "scene") & (test["mode"] == "linear")])
+    probes = test[(test.task == "scene") & (test["mode"] == "linear")]
+    if known := pretraining_data(there.configs):
+        probes = probes[probes.data.isin(known)]
+    probed = set(probes.init)
     embedded = {item["init"] for item in there.embeddings}
     gaps = []
     for figure, have, extra in (("fig3", embedded, ["--save-embeddings"]), ("table4", probed, [])):

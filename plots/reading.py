@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from common import harmless
 from plots.style import PER_CLASS, SHARE, ordered
 from scores import TASKS
 from scores.choice import GROUP, SETTING, without_penalty
@@ -241,6 +242,12 @@ def read_config(file: Path) -> dict:
     except (OSError, ValueError, yaml.YAMLError) as error:
         note(f"{file}: {error}: flags unknown")
         return {}
+
+
+def pretraining_data(configs: dict[str, dict]) -> set[str]:
+    """What results.csv calls the data that these runs were pretrained on; empty where that is not known."""
+    folders = [config["data"] for config in configs.values() if config.get("data")]
+    return {harmless(Path(str(folder)).resolve().name) for folder in folders}
 
 
 def read_quietly(file: Path) -> dict:

@@ -17,6 +17,7 @@ SECTIONS = {
     "Beside the paper": ["compare-"],
     "More": [""],
 }
+LAST = 100  # more than any section has starts
 LONG = 25  # rows; a longer table opens on a click
 STYLE = """
 body {
@@ -69,19 +70,20 @@ def write_report(
 
 def by_section(index: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of index.csv below each heading that has any, in the section's order."""
-    places = [place_of(stem) for stem in index.stem]
+    places = [place_of(*row) for row in zip(index.stem, index.part)]
     ordered = index.iloc[sorted(range(len(index)), key=lambda row: places[row])]
-    section = [place_of(stem)[0] for stem in ordered.stem]
+    section = [place_of(*row)[0] for row in zip(ordered.stem, ordered.part)]
     headings = list(SECTIONS)
     return {headings[number]: ordered[[s == number for s in section]] for number in sorted(set(section))}
 
 
-def place_of(stem: str) -> tuple[int, int]:
-    """(section, place in it) of the first start that fits; the last section takes everything."""
+def place_of(stem: str, part: str = "") -> tuple[int, int]:
+    """(section, place in it) of the first start that fits; the last section takes everything. What belongs to
+    the part `pretraining` comes to the end of the first section."""
     for section, starts in enumerate(SECTIONS.values()):
         for place, start in enumerate(starts):
             if stem.startswith(start):
-                return section, place
+                return (0, LAST * section + place) if part == "pretraining" else (section, place)
     raise AssertionError("the last section has an empty start")
 
 

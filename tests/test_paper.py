@@ -330,7 +330,8 @@ def test_report_holds_everything_itself(tmp_path):
     table = tables.Sheet(shown, np.array([[False, True], [False, False]]), shown)
     (tmp_path / "table5-x.md").write_text(tables.markdown(table, "Caption"))
     (tmp_path / "index.csv").write_text(
-        'stem,kind,caption,number\ntable5-x,table,"RMSE, p < .05",Table V\ncurves,figure,Curves & more,\n'
+        "stem,kind,caption,number,part\n"
+        'table5-x,table,"RMSE, p < .05",Table V,\ncurves,figure,Curves & more,,\n'
     )
     write_report(tmp_path / "report.html", "Title", ["one & two"], tmp_path, {"Commands": ["python <x>"]})
     page = Page((tmp_path / "report.html").read_text())
@@ -389,6 +390,9 @@ def test_whole_paper_on_tiny_images(both, tmp_path, quick, capfd, monkeypatch):
     assert all(source.startswith("data:image/png") for source in page.sources)
     for text in ("ImageNet-1k is left out", f"small/{best}/backbone.pth", "torch", "--init imagenet"):
         assert text in page.text
+    pretraining = page.text[page.text.index("Pretraining: loss") : page.text.index("Land-cover fractions")]
+    assert "F1 of linear probes on patches 1" in pretraining and "Differences on patches 1" in pretraining
+    assert "F1 of linear probes on mixed" not in page.text
     rows = pd.read_csv("small/transfer/results.csv")
     assert set(rows.init) == {"random", best}
     assert set(rows.task) == {"fraction", "scene"} and set(rows.ratio) == {50, 100}

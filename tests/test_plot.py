@@ -24,6 +24,7 @@ from plots.beside_paper import compare_paper
 from plots.embeddings import flatten, spread
 from plots.missing import Studies, find_gaps
 from plots.pretraining import duration
+from plots.report import by_section
 from scores import TASKS
 
 matplotlib.use("Agg")
@@ -626,6 +627,32 @@ def test_table_5_has_both_rmses_where_they_are(tmp_path):
     table = tables.class_sheet(numbers.over_seeds(results(tmp_path, rows)), "fraction", "finetune")
     assert list(table.shown.columns[3:]) == ["RMSE", "Pooled RMSE", "0"]
     assert list(table.shown.iloc[0, 3:]) == ["0.200", "0.300", "0.200"]
+
+
+def test_probes_on_the_pretraining_data_stand_under_pretraining(tmp_path):
+    """Table IV is of that data alone; where it is not known, of all."""
+    rows = [
+        [*one[:1], data, *one[2:]]
+        for data in ("pure", "land")
+        for one in scene_rows(["random", "barlow"], [100], [1, 2], ["x", "y"], ["linear"])
+    ]
+    path, run = write_rows(tmp_path / "results.csv", rows), run_folder(tmp_path / "barlow", [])
+
+    def index():
+        words = ["--results", str(path), "--format", "png", "--out", str(tmp_path / "figures")]
+        plot.main(["--runs", str(run), *words])
+        found = pd.read_csv(tmp_path / "figures" / "index.csv", keep_default_na=False)
+        return {name: [*found.stem[found.part == name]] for name in ("pretraining", "")}, found
+
+    parts, _ = index()
+    assert {"table4-pure", "table4-land"} <= set(parts[""]) and not parts["pretraining"]
+    (run / "config.yaml").write_text("method: barlow\ndata: /some/pure/\n")
+    parts, found = index()
+    stems = ["table4-pure", "table6-pure-linear", "comparison-scene-pure"]
+    assert parts["pretraining"] == stems and "table4-land" not in parts[""]
+    sections = by_section(found)
+    assert [stem for stem in sections["Pretraining"].stem if "pure" in stem] == stems
+    assert not sections["Scene classes"].stem.str.contains("pure").any()
 
 
 def test_latex_is_balanced_and_escaped(drawn):
