@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -35,6 +36,7 @@ from plots.report import write_report
 from plots.style import MEAN, METHODS, PAPER_MEAN, name_of, stem_of
 
 START = 10  # seconds until a script has begun
+FEW = 10  # images of a class, below which its F1 on val is a rough number
 MEASURED = 30  # seconds of training, for the estimated time
 BEST = "BEST"  # stands for the best method until its F1 is known
 BUILT_IN = {"pure": 2900, "mixed": 1500}  # layout → scenes, for --small without --data
@@ -87,6 +89,7 @@ class Dataset(NamedTuple):
     images: int
     train: int
     val: int
+    rarest: int  # images that the rarest class has in val
     split: list[str] = []  # --splits or --split, as the other commands take it
     table: Table | None = None  # of scenes that are not written yet
 
@@ -258,7 +261,9 @@ def dataset_of(table: Table, folder: Path, split: list[str]) -> Dataset:
         if not (table.split[table.labels >= 0] == name).any():
             raise DataError(explain_empty(table, name))
     train, val = (int((table.split == name).sum()) for name in ("train", "val"))
-    return Dataset(folder, len(table), train, val, split, table)
+    labels = table.labels[(table.split == "val") & (table.labels >= 0)]
+    rarest = int(np.bincount(labels, minlength=len(table.classes)).min())
+    return Dataset(folder, len(table), train, val, rarest, split, table)
 
 
 def built_in(scenes: Path) -> tuple[Dataset, Dataset]:
@@ -266,8 +271,8 @@ def built_in(scenes: Path) -> tuple[Dataset, Dataset]:
     pure, mixed = BUILT_IN["pure"], BUILT_IN["mixed"]
     train, val, _ = split_counts(pure // 29)
     return (
-        Dataset(scenes / "pure", pure, 29 * train, 29 * val),
-        Dataset(scenes / "mixed", mixed, int(0.7 * mixed), int(0.1 * mixed)),
+        Dataset(scenes / "pure", pure, 29 * train, 29 * val, rarest=val),
+        Dataset(scenes / "mixed", mixed, int(0.7 * mixed), int(0.1 * mixed), rarest=0),
     )
 
 
@@ -647,12 +652,27 @@ def findings(study: Study, best: str) -> list[str]:
     f1 = macro_f1(study.out / "probes" / "summary.csv", "test").sort_values(ascending=False)
     probed = ", ".join(f"{name_of(init)} {value:.3f}" for init, value in f1.items())
     lines.append(f"Linear probe on the pretraining classes, macro F1: {probed}.")
+    lines.append(why_chosen(study, best))
     for task, measure in (("fraction", "RMSE"), ("scene", "macro F1")):
         file = study.out / "figures" / f"{stem_of(f'comparison-{task}-{land}')}.csv"
         table = pd.read_csv(file)
         over = PAPER_MEAN if study.settings.protocol and (table.ratio == PAPER_MEAN).any() else MEAN
         lines += compared(table[table.ratio == over], best, f"{task}s", measure)
     return lines
+
+
+def why_chosen(study: Study, best: str) -> str:
+    """Which method was transferred, by what, and on how many images that was measured."""
+    f1 = macro_f1(study.out / "probes" / "summary.csv", "val")
+    others = f1[f1.index.isin(METHODS)].drop(best)
+    line = f"{name_of(best)} was transferred: its probe has the highest macro F1 on val, {f1[best]:.3f}"
+    if len(others):
+        line += f" (next: {name_of(others.idxmax())}, {others.max():.3f})"
+    line += f", on {study.patches.val:,} images."
+    rarest = study.patches.rarest
+    if rarest < FEW:
+        line += f" The rarest class has {rarest} of them: its F1, and so their mean, is a rough number."
+    return line
 
 
 def compared(means: pd.DataFrame, best: str, what: str, measure: str) -> list[str]:

@@ -371,6 +371,21 @@ def test_sentences_average_the_ratios_of_the_papers_tables(both, tmp_path):
     assert said.count("over 1, 5 and 100 % of the labels 0.100 against 0.200") == 2 and "0.300" not in said
 
 
+def test_the_report_says_why_a_method_was_chosen(both, tmp_path):
+    study = study_of("--data", both, "--out", tmp_path)
+    assert (study.patches.val, study.patches.rarest) == (3, 1)
+    (tmp_path / "probes").mkdir()
+    f1 = {"moco": 0.6, "barlow": 0.5, "imagenet": 0.9}
+    rows = [(init, "val", "f1_macro", value) for init, value in f1.items()]
+    columns = ["init", "split", "metric", "mean"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "probes" / "summary.csv", index=False)
+    said = paper.why_chosen(study, "moco")
+    assert said.startswith("MoCo v2 was transferred: its probe has the highest macro F1 on val, 0.600")
+    assert "(next: Barlow Twins, 0.500), on 3 images. The rarest class has 1 of them" in said
+    many = study._replace(patches=study.patches._replace(val=4861, rarest=10))
+    assert paper.why_chosen(many, "moco").endswith("on 4,861 images.")
+
+
 # The whole road
 
 
