@@ -89,6 +89,7 @@ class Dataset(NamedTuple):
     images: int
     train: int
     val: int
+    test: int
     rarest: int  # images that the rarest class has in val
     split: list[str] = []  # --splits or --split, as the other commands take it
     table: Table | None = None  # of scenes that are not written yet
@@ -260,19 +261,19 @@ def dataset_of(table: Table, folder: Path, split: list[str]) -> Dataset:
     for name in ("train", "val", "test"):
         if not (table.split[table.labels >= 0] == name).any():
             raise DataError(explain_empty(table, name))
-    train, val = (int((table.split == name).sum()) for name in ("train", "val"))
+    counts = [int((table.split == name).sum()) for name in ("train", "val", "test")]
     labels = table.labels[(table.split == "val") & (table.labels >= 0)]
     rarest = int(np.bincount(labels, minlength=len(table.classes)).min())
-    return Dataset(folder, len(table), train, val, rarest, split, table)
+    return Dataset(folder, len(table), *counts, rarest, split, table)
 
 
 def built_in(scenes: Path) -> tuple[Dataset, Dataset]:
     """The built-in scenes, as they are or will be written: 29 classes by the paper's rule, and 70/10/20."""
     pure, mixed = BUILT_IN["pure"], BUILT_IN["mixed"]
-    train, val, _ = split_counts(pure // 29)
+    counts = split_counts(pure // 29)
     return (
-        Dataset(scenes / "pure", pure, 29 * train, 29 * val, rarest=val),
-        Dataset(scenes / "mixed", mixed, int(0.7 * mixed), int(0.1 * mixed), rarest=0),
+        Dataset(scenes / "pure", pure, *(29 * count for count in counts), rarest=counts[1]),
+        Dataset(scenes / "mixed", mixed, *(int(part * mixed) for part in (0.7, 0.1, 0.2)), rarest=0),
     )
 
 
@@ -510,7 +511,8 @@ def transfer(study: Study, task: str, imagenet: list[str], best: str) -> Step:
     command = ["transfer.py", *words, "--out", str(study.out / "transfer")]
     seeds = len(settings.seeds)
     seen = seeds * land.train * sum(settings.ratios) / 100  # images of all cells in one epoch
-    checked = seeds * len(settings.ratios) * land.val
+    tested = land.test if settings.protocol else 0  # every epoch, so that the seeds can share one
+    checked = seeds * len(settings.ratios) * (land.val + tested)
     passes = len(inits) * (settings.epochs * (3 * seen + checked) + land.images)
     name = {"fraction": "Table V: fractions", "scene": "Table VI: scenes"}[task]
     return Step(name, command, passes, copies=copies())

@@ -235,6 +235,18 @@ def test_the_probes_of_table_4_are_the_papers_but_for_small(both, tmp_path):
     assert steps[0].passes == 9 * 144 + 5 * 6 * 50 * 3 * 129 / 100
 
 
+def test_the_papers_transfer_costs_the_test_images_of_every_epoch(both, tmp_path):
+    study = study_of("--data", both, "--out", tmp_path)
+    settings = study.settings._replace(ratios=[50, 100])
+    land = study.land
+    assert (land.train, land.val, land.test) == (42, 6, 12)
+    with_test, without = (
+        paper.transfer(study._replace(settings=one), "scene", [], "moco").passes
+        for one in (settings, settings._replace(protocol=[]))
+    )
+    assert with_test - without == 2 * 100 * 5 * 2 * land.test  # inits, epochs, seeds, ratios
+
+
 def test_a_search_is_ranked_as_the_user_says(both, tmp_path, capsys):
     study = study_of("--tune", "--metric", "knn_macro_f1", "--data", both, "--out", tmp_path)
     words = paper.search(study, "moco", study.recipes / "moco.yaml", tmp_path)
@@ -280,7 +292,7 @@ def test_the_built_in_scenes_are_as_many_as_the_plan_says(tmp_path):
     assert [int((table.split == name).sum()) for name in ("train", "val", "test")] == [29 * n for n in counts]
     patches, land = paper.built_in(tmp_path)
     assert (patches.images, patches.train, patches.val) == (2900, 2610, 58)
-    assert (land.images, land.train, land.val) == (1500, 1050, 150)
+    assert (land.images, land.train, land.val, land.test) == (1500, 1050, 150, 300)
 
 
 def test_the_rate_is_measured():
