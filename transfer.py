@@ -41,6 +41,7 @@ from data.splits import explain_empty
 from data.tables import Table, training_subsets
 from models import backbone as backbones
 from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
+from models.diagnostics import votes_f1
 from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from models.step import DTYPES
@@ -588,12 +589,16 @@ def probe(cell: Cell, frozen: Frozen, data: Data, study: Study) -> Outcome:
 
 
 def neighbours(frozen: Frozen, subset: np.ndarray, data: Data, split: str) -> Metrics:
-    """Macro F1 of the votes of the 20 nearest training images, and accuracy of those of the 5 nearest."""
+    """Macro F1 of the votes of the 20 nearest training images (`votes_f1`: over the classes that the split
+    has, as in log.csv of train_ssl.py), and accuracy of those of the 5 nearest."""
     rows = nearest(frozen.features[subset], frozen.features[data.rows[split]], max(VOTERS))
     votes = frozen.targets[subset][rows].cpu().numpy()  # (m, 20, K)
-    truth = data.targets[data.rows[split]].numpy()
-    many, few = (measure("scene", truth, votes[:, :k].sum(1), data.classes) for k in VOTERS)
-    return {("knn_f1_macro", ALL): many["f1_macro", ALL], ("knn5_accuracy", ALL): few["accuracy", ALL]}
+    truth = data.targets[data.rows[split]].numpy().argmax(1)
+    many, few = (votes[:, :k].sum(1).argmax(1) for k in VOTERS)
+    return {
+        ("knn_f1_macro", ALL): votes_f1(truth, many),
+        ("knn5_accuracy", ALL): float((few == truth).mean()),
+    }
 
 
 def whole_state(backbone: nn.Module | None, head: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -37,8 +37,8 @@ def effective_rank(features: torch.Tensor) -> float:
 
 def diagnose(features: torch.Tensor, labels: np.ndarray, bank: int, knn: bool) -> dict[str, float | None]:
     """feature_std and effective_rank of the first `bank` features (n, D), and with `knn` how well these vote
-    for the others. labels (n,), on the CPU. A number that cannot be had is None: features that are not
-    finite, or a bank without labels."""
+    for the others (`votes_f1`). labels (n,), on the CPU. A number that cannot be had is None: features that
+    are not finite, or a bank without labels."""
     row = dict.fromkeys(["feature_std", "effective_rank", "knn_macro_f1", "knn5_accuracy"])
     if not features.isfinite().all():
         return row
@@ -49,9 +49,18 @@ def diagnose(features: torch.Tensor, labels: np.ndarray, bank: int, knn: bool) -
         rows = nearest(features[:bank], features[bank:], max(VOTERS)).cpu().numpy()
         votes = labels[:bank][rows]  # (m, 20), the nearest first
         many, few = (mode(votes[:, :k], axis=1).mode for k in VOTERS)  # of equals the smallest
-        row["knn_macro_f1"] = float(f1_score(truth, many, average="macro"))
+        row["knn_macro_f1"] = votes_f1(truth, many)
         row["knn5_accuracy"] = float((few == truth).mean())
     return row
+
+
+def votes_f1(truth: np.ndarray, votes: np.ndarray) -> float:
+    """Macro F1 of the votes of nearest neighbours, both labels (n,), over the classes that occur in `truth`.
+
+    A sample may lack a class. It has no F1 then, and to count it as 0 would tell of the sample, not of the
+    features. A vote for it costs the class that was meant.
+    """
+    return float(f1_score(truth, votes, labels=np.unique(truth), average="macro", zero_division=0))
 
 
 def has_collapsed(row: dict[str, float | None]) -> bool:

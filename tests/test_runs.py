@@ -22,6 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import common
 import train_ssl
+import transfer
 from models import METHODS
 from models.backbone import build_backbone, read_weights, save_backbone
 from models.checkpoint import KEPT, Parts, Progress, load_checkpoint, read_checkpoint
@@ -428,17 +429,39 @@ def test_features_that_are_not_finite_are_not_judged():
     assert row == dict.fromkeys(["feature_std", "effective_rank", "knn_macro_f1", "knn5_accuracy"])
 
 
-def test_nearest_neighbours_vote_as_scikit_learns_classifier():
+@pytest.fixture
+def four_classes():
+    """features (300, 6) and labels, of which 200 vote, and the votes of scikit-learn's classifier for 100."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 300)
     features = torch.from_numpy(rng.normal(size=(300, 6)) + np.eye(6)[labels]).float()
-    row = diagnose(features, labels, 200, True)
     votes = {
         k: KNeighborsClassifier(k, metric="cosine").fit(features[:200], labels[:200]).predict(features[200:])
         for k in (5, 20)
     }
+    return features, labels, votes
+
+
+def test_nearest_neighbours_vote_as_scikit_learns_classifier(four_classes):
+    features, labels, votes = four_classes
+    row = diagnose(features, labels, 200, True)
     assert row["knn_macro_f1"] == f1_score(labels[200:], votes[20], average="macro")
     assert row["knn5_accuracy"] == (votes[5] == labels[200:]).mean()
+
+
+def test_a_class_that_a_sample_lacks_has_no_part_in_the_f1_of_votes(four_classes):
+    """In log.csv and in transfer.py's results alike, although some vote for it."""
+    features, labels, votes = four_classes
+    held = labels[200:] != 3
+    rows = np.concatenate([np.arange(200), 200 + np.flatnonzero(held)])
+    truth, answers = labels[200:][held], votes[20][held]
+    assert (answers == 3).any()
+    expected = f1_score(truth, answers, labels=[0, 1, 2], average="macro")
+    assert diagnose(features[rows], labels[rows], 200, True)["knn_macro_f1"] == expected
+    targets = torch.eye(4)[labels]
+    frozen = transfer.Frozen(None, features, targets, None, {})
+    data = transfer.Data("d", None, targets, list("abcd"), {"test": rows[200:]}, {}, [], [], "")
+    assert transfer.neighbours(frozen, np.arange(200), data, "test")["knn_f1_macro", "all"] == expected
 
 
 def test_epoch_lines_reach_a_file_when_they_are_made(simclr, tmp_path):
