@@ -283,6 +283,16 @@ def test_other_classes_are_not_compared_and_captions_say_what_is_unlike(tmp_path
     assert "Not as in the paper: split by lists (there paper); size in px 64 (there 224)" in caption
 
 
+def test_a_run_on_the_papers_data_is_known_by_name_or_by_its_images(tmp_path):
+    runs = {
+        "name": {"method": "barlow", "data": "/x/Sentinel2GlobalLULC", "lr": 1e-4},
+        "count": {"method": "barlow", "data": "/x/patches", "images": 175_381, "lr": 1e-4},
+        "other": {"method": "barlow", "data": "/x/patches", "images": 81, "lr": 1e-4},
+    }
+    (pair,), _ = compare_paper(results(tmp_path, []), runs)
+    assert list(pair.ours.run) == ["name", "count"]
+
+
 def test_other_data_is_not_compared(tmp_path):
     rows = [
         row("fraction", "random", "finetune", 100, 1, "rmse", "all", 0.1, data="eurosat_mixed", images=2100)

@@ -203,6 +203,7 @@ def test_files_that_others_read_are_written_again(simclr, tmp_path):
     train_ssl.main(simclr)
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["collapsed_below"] == {"feature_std": 0.02, "effective_rank": 2.0}
+    assert config["images"] == 81
     assert Image.open(tmp_path / "run" / "views.png").size[0] > 0
 
 
