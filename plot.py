@@ -38,6 +38,7 @@ from plots.style import (
     SHARE,
     name_of,
     ordered,
+    ordered_modes,
     stem_of,
     styles_of,
 )
@@ -263,7 +264,7 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     yield from draw_ratios(group, summary, curve, seeds, styles)
     classes = enumerate(numbers.class_names(numbers.headline(summary, task)))
     key = "; ".join(f"{i} {name}" for i, name in classes)
-    for mode in test["mode"].unique():
+    for mode in ordered_modes(test["mode"]):
         what = f"{figures.CLASS_LABELS[task]}{OVERALL[task]}"
         caption = f"Per class on {data}, {name_of(mode)}; {what}; {seeds}. Classes: {key}."
         draw = partial(tables.class_sheet, summary, task, mode)

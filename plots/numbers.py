@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 
 import scores
 from plots.reading import MEAN_OVER, note
-from plots.style import MEAN, PAPER_MEAN, SHARE, ordered
+from plots.style import MEAN, PAPER_MEAN, SHARE, ordered, ordered_modes
 from scores import TASKS
 
 QUALITY = ["knn5_accuracy", "knn_macro_f1"]  # columns of log.csv that tell how good a backbone is, best first
@@ -100,7 +100,8 @@ def comparison(test: pd.DataFrame, task: str, reference: str | None) -> pd.DataF
     """
     rows, lines = headline(test, task), []
     unit = rows.unit.iloc[0] if len(rows) else SHARE
-    for mode, part in rows.groupby("mode"):
+    for mode in ordered_modes(rows["mode"]):
+        part = rows[rows["mode"] == mode]
         for pair in pairs_of(part, ordered(rows.init), baselines_of(rows.init, reference)):
             for ratio, averaged in ratios_of(pair, unit):
                 named = {"mode": mode, "ratio": ratio, "init": pair.init, "baseline": pair.baseline}

@@ -111,6 +111,11 @@ def ordered(inits: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(inits), key=place)
 
 
+def ordered_modes(modes: Iterable[str]) -> list[str]:
+    """Each mode once, linear probing before fine-tuning, as in the paper."""
+    return sorted(set(modes), key=lambda mode: (mode == "finetune", mode))
+
+
 def spare_style(number: int) -> tuple:
     """A style of the spare ones; where they come again, each colour has another's marker."""
     colour, _, dashes, hatch = SPARE[number % len(SPARE)]

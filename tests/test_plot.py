@@ -437,6 +437,12 @@ def test_comparison_by_hand(tmp_path):
     assert mean.class_difference == pytest.approx((0.06 + 0 + 0 + 0.05) / 4)
 
 
+def test_linear_probing_stands_before_fine_tuning(tmp_path):
+    rows = scene_rows(["random", "barlow"], [100], [1], ["x", "y"], ["finetune", "linear"])
+    lines = numbers.comparison(results(tmp_path, rows), "scene", None)
+    assert list(lines["mode"]) == ["linear", "finetune"]
+
+
 @pytest.mark.parametrize("a, b", [([0.1], [0.2]), ([0.1, 0.2], [0.2, 0.3])])
 def test_p_is_undefined_for_one_pair_or_equal_differences(a, b):
     assert math.isnan(numbers.paired_p(np.array(a), np.array(b)))
