@@ -6,6 +6,7 @@ import re
 import shlex
 
 import pytest
+import yaml
 from conftest import ROOT
 
 import common
@@ -68,6 +69,13 @@ def test_recipes_hold_valid_values_and_little_else(file):
     train_ssl.build_method(args)
     lines = (ROOT / file).read_text().splitlines()
     assert lines[0].startswith("# python ") and len(lines) < 24
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if f.startswith("yaml/paper")])
+def test_the_papers_recipes_say_in_what_they_are_not_the_authors(file):
+    text = (ROOT / file).read_text()
+    decays = yaml.safe_load(text)["weight_decay"] != 0
+    assert "--precision fp32" in text and ("Norms and biases do not decay" in text) == decays
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "install", "paper", "paper-small"])
