@@ -246,6 +246,8 @@ def find_data(data: Path | None, land: Path | None) -> tuple[Path, Path]:
             lands.append(folder)
         elif table.classes:
             others.append(folder)
+    if not others:
+        refuse_dataset(data)
     if len(lands) != 1 or len(others) != 1:
         found = f"{len(others)} folders of class folders and {len(lands)} with class fractions"
         why = f" (not read: {'; '.join(refused[:3])})" if refused else ""
@@ -254,6 +256,19 @@ def find_data(data: Path | None, land: Path | None) -> tuple[Path, Path]:
             f"found {found}: name them with --data and --land{why}"
         )
     return others[0], lands[0]
+
+
+def refuse_dataset(folder: Path) -> None:
+    """DataError where a folder that should hold the datasets is one itself."""
+    try:
+        table = load_table(folder)
+    except DataError:
+        return
+    both = "--data PATCHES --land LAND, or --data with a folder that holds both"
+    if table.fractions is not None:
+        raise DataError(f"{folder}: is itself the dataset with class fractions: give {both}")
+    if table.classes:
+        raise DataError(f"{folder}: is itself a dataset of class folders: give {both}")
 
 
 def dataset_of(table: Table, folder: Path, split: list[str]) -> Dataset:

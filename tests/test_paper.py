@@ -83,7 +83,9 @@ def test_finds_both_datasets(both, folder):
     "flags, said",
     [
         (["--data", "{both}/nowhere"], "no such folder"),
-        (["--data", "{both}/mixed é%"], "found 0 folders of class folders"),
+        (["--data", "{both}/notes"], "found 0 folders of class folders"),
+        (["--data", "{both}/mixed é%"], "is itself the dataset with class fractions: give --data PATCHES"),
+        (["--data", "{folder}"], "is itself a dataset of class folders: give --data PATCHES --land LAND"),
         (["--land", "{both}/mixed é%"], "--land without --data"),
         (["--data", "{both}/mixed é%", "--land", "{both}/patches 1"], "has no class fractions"),
         (["--data", "{folder}", "--land", "{both}/mixed é%"], "no labelled image is in the val split"),
