@@ -507,10 +507,8 @@ def probes(study: Study, imagenet: list[str]) -> Step:
     words += ["--share-pixels"]  # the copies decode once
     command = ["transfer.py", *words, "--out", str(study.out / "probes")]
     looks = len(inits) + seeds - 1  # each seed draws random weights anew
-    heads = (
-        seeds * (len(inits) + 1) * epochs * 3 * study.patches.train / 100
-    )  # a head costs 1 % of a backbone
-    passes = looks * study.patches.images + heads
+    seen = seeds * (len(inits) + 1) * epochs * study.patches.train
+    passes = looks * study.patches.images + 3 * seen / 100  # a head costs 1 % of a backbone
     return Step("Table IV and Fig. 3: linear probes", command, passes, copies=copies())
 
 
