@@ -19,6 +19,8 @@ import itertools
 import math
 import os
 import re
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +59,7 @@ MOST_FILES = 1024  # of --data that are read
 SHARE = (0.55, 0.74)  # of the roofline: what good implementations of ResNet reach on GPUs
 PROFILED = 3  # steps
 CALLS = 10  # of a copy or a matrix product, of which the fastest counts
+RESERVED = {"cuda": 60, "cpu": 0}  # seconds of the whole for the tests on a GPU
 TRAINING = ("both", "usual")  # parts that wait for a loader
 HANDED = 16  # images that a worker of the usual stack hands over at once, at most
 WARM = 10  # seconds that the usual stack may warm up, after its first step
@@ -82,7 +85,7 @@ SETTINGS = {
 class Row(NamedTuple):
     """A line of the table: the median of `n` turns, their extremes, and what was to be expected."""
 
-    part: str  # ceiling, views, loader, model, both, usual, ratio, share, memory, syncs
+    part: str  # ceiling, views, loader, model, both, usual, ratio, share, memory, syncs, tests
     what: str
     value: float
     unit: str
@@ -207,8 +210,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = rows_of_ceilings(ceilings)
     for i, setting in enumerate(settings):
         say(f"{setting.size} px, batches of {setting.batch_size}")
-        share = Clock(clock.left() / (len(settings) - i))
+        share = Clock((clock.left() - RESERVED[device.type]) / (len(settings) - i))
         rows += measure(make_case(setting, args, device), ceilings, args, share)
+    rows += gpu_tests(clock) if device.type == "cuda" else []
 
     table = as_table(rows, about)
     say(shown(table))
@@ -702,6 +706,20 @@ def ratios(contenders: list[Contender], results: list[list], setting: Setting) -
         row = row._replace(precision=ours.precision, mode=ours.mode, low=min(each), high=max(each))
         found.append(row)
     return found
+
+
+def gpu_tests(clock: Clock) -> list[Row]:
+    """What `pytest -m gpu` says, where pytest and the tests are there."""
+    say("tests on the GPU")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", str(common.ROOT / "tests")]
+    limit = max(60.0, clock.left())
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return [Row("tests", "pytest -m gpu", float("nan"), "passed", note="no time left")]
+    lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]]
+    passed = re.search(r"(\d+) passed", lines[-1])
+    return [Row("tests", "pytest -m gpu", float(passed[1]) if passed else 0.0, "passed", note=lines[-1])]
 
 
 def as_table(rows: list[Row], about: dict) -> pd.DataFrame:

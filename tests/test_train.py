@@ -106,7 +106,7 @@ def test_the_stem_gives_torchvision_s_bits(arch):
 def test_it_learns(tiny, tmp_path):
     """Every image has its own colours: a few epochs tell the pictures apart better than chance."""
     flags = dict(zip(tiny[::2], tiny[1::2])) | {
-        "--epochs": "10",
+        "--epochs": "20",
         "--out": str(tmp_path / "learns"),
         "--precision": "fp32",
     }
