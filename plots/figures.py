@@ -68,7 +68,9 @@ def class_figure(
     width = PAGE if len(others) > 1 else COLUMN
     shape = {"squeeze": False, "sharex": True, "sharey": True, "figsize": (width, 1)}
     figure, panels = plt.subplots(len(ratios), len(others), **shape)
-    figure.set_figheight(0.85 * len(ratios) + class_key(figure, classes) + 0.5)
+    key = class_key(figure, classes)
+    height = 0.85 * len(ratios) + key + 0.5
+    figure.set_figheight(height)
     for (row, column), axes in np.ndenumerate(panels):
         pair = {init: -0.2, others[column]: 0.2}  # middle of each bar, of the space between two classes
         draw_bars(axes, bars, ratios[row], pair, styles)
@@ -82,7 +84,7 @@ def class_figure(
         axes.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     for axes in panels[-1]:
         axes.set_xlabel("class")
-    figure.supylabel(CLASS_LABELS[task])
+    figure.supylabel(CLASS_LABELS[task], y=(height + key) / (2 * height))  # beside the panels, above the key
     return figure
 
 

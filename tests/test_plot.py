@@ -762,6 +762,19 @@ def test_no_text_is_cut_or_overlaps_with_29_long_classes(tmp_path, kind):
     plt.close(figure)
 
 
+def test_the_label_of_the_classes_stands_beside_their_panels(tmp_path):
+    test = results(tmp_path, scene_rows(["random", "barlow"], [5, 100], [1], LONG, ["finetune"]))
+    styles = style.styles_of(["random", "barlow"], {})
+    with plt.rc_context(style.RC):
+        figure = figures.class_figure(numbers.over_seeds(test), "scene", "barlow", ["random"], styles)
+        figure.canvas.draw()
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    middle = (max(box.y1 for box in panels) + min(box.y0 for box in panels)) / 2
+    label = figure._supylabel.get_window_extent()
+    assert abs((label.y0 + label.y1) / 2 - middle) < 0.05 * figure.bbox.height
+    plt.close(figure)
+
+
 def test_spread_keeps_29_labels_on_one_point_apart():
     places = spread(np.full((29, 2), 0.5), 0.085, 0.065)
     gaps = np.abs(places[:, None] - places[None])
