@@ -283,7 +283,8 @@ def averages(lines: pd.DataFrame) -> str:
     """For a caption, which ratios the means of a comparison are over; blank where there is no mean."""
     names = numbers.averaged_ratios(lines).items()
     unit = lines.unit.iloc[0]
-    return "".join(f"; {name}: over {' or '.join(ratios)} {unit}" for name, ratios in names)
+    listed = {name: " or ".join(one.replace(" ", ", ") for one in ratios) for name, ratios in names}
+    return "".join(f"; {name}: over {ratios} {unit}" for name, ratios in listed.items())
 
 
 def how_found(rows: pd.DataFrame) -> str:

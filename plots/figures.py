@@ -84,7 +84,8 @@ def class_figure(
         axes.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     for axes in panels[-1]:
         axes.set_xlabel("class")
-    figure.supylabel(CLASS_LABELS[task], y=(height + key) / (2 * height))  # beside the panels, above the key
+    middle = (key + height + 0.2) / 2  # of the panels, inches: their axis and the key are below them
+    figure.supylabel(CLASS_LABELS[task], y=middle / height)
     return figure
 
 

@@ -141,7 +141,7 @@ def test_refuses_a_class_without_training_images_before_it_begins(both, tmp_path
             for i in range(4):
                 Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "odd" / split / name / f"{i}.png")
     words = ["--small", "--data", tmp_path / "odd", "--land", both / "mixed é%", "--out", tmp_path]
-    assert "none of them with class c" in refused(capsys, paper.main, *words)
+    assert "no training image has class c" in refused(capsys, paper.main, *words)
 
 
 def test_damaged_times_begin_anew(tmp_path):

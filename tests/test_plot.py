@@ -219,7 +219,7 @@ def test_means_say_which_ratios_they_average_and_leave_1_out_as_the_paper(tmp_pa
     assert lines.loc["mean without 1 %"].value == pytest.approx(0.1075)
     assert lines.loc["mean"].value == pytest.approx(0.1 + 0.016 / 3)
     said = plot.averages(lines.reset_index())
-    assert said == "; mean: over 1 5 10 %; mean without 1 %: over 5 10 %"
+    assert said == "; mean: over 1, 5, 10 %; mean without 1 %: over 5, 10 %"
     assert (
         tables.comparison_sheet(lines.reset_index(), "fraction").shown["Ratio (%)"].iloc[-1]
         == lines.index[-1]
