@@ -269,9 +269,11 @@ def coordinates(root: Path, files: np.ndarray) -> np.ndarray:
     for row, file in enumerate(files):
         found = _PLACE.findall(file.rsplit("/", 1)[-1])
         if not found:
+            # data.tiles names the patches of a projected scene by (x=…,y=…)
+            what = "metres, not degrees" if "(x=" in file else "none"
             raise DataError(
                 f"{root}: --split spatial needs coordinates in the file names, as Sentinel2GlobalLULC "
-                f"has them (…_(+7.57,+17.15)_…), and {file} holds none: give lists with --splits instead"
+                f"has them (…_(+7.57,+17.15)_…), and {file} holds {what}: give lists with --splits instead"
             )
         places[row] = tuple(map(float, found[-1]))  # data.tiles puts a patch's behind its scene's name
     wrong = (abs(places) > (90, 360)).any(1)

@@ -492,6 +492,10 @@ def test_names_without_coordinates_are_refused(tmp_path):
     plant(located(tmp_path, 20), "2_MossAndLichen_jpeg/plain.jpg")
     with pytest.raises(DataError, match="plain.jpg holds none"):
         load_table(tmp_path, split="spatial")
+    folder = tmp_path / "2_MossAndLichen_jpeg"
+    (folder / "plain.jpg").rename(folder / "scene_r0_c0_(x=500320.00,y=4299680.00).png")
+    with pytest.raises(DataError, match="holds metres, not degrees: give lists"):
+        load_table(tmp_path, split="spatial")
 
 
 # Land-1.0
