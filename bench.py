@@ -46,7 +46,7 @@ from data.tables import load_table
 from models import METHODS
 from models.backbone import ARCHITECTURES, build_backbone, compile_backbone
 from models.graph import WARMUP_STEPS, GraphedLearner
-from models.optimisers import make_optimizer
+from models.optimisers import can_fuse, make_optimizer
 from models.roofline import images_per_second, training_operations
 from models.step import DTYPES, Learner
 from models.timing import Timed, endless, peak_memory, timed_steps, wait_for
@@ -532,9 +532,8 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLear
     method.to(case.device, memory_format=torch.channels_last)
     if "compiled" in mode:
         compile_backbone(method.backbone)
+    optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5, can_fuse(case.device, precision))
     scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
-    fused = case.device.type == "cuda" and not scaler.is_enabled()
-    optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5, fused)
     learn = Learner(method, optimizer, scaler, DTYPES[precision])
     return GraphedLearner(learn) if "graph" in mode else learn
 

@@ -45,7 +45,7 @@ from models.backbone import (
 from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
 from models.graph import GraphedLearner
-from models.optimisers import OPTIMISERS, learning_rate, make_optimizer, set_rate
+from models.optimisers import OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
 from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
@@ -414,8 +414,7 @@ def distributed(method: torch.nn.Module) -> DistributedDataParallel:
 def build_optimizer(
     args: argparse.Namespace, method: torch.nn.Module, device: torch.device
 ) -> torch.optim.Optimizer:
-    fused = device.type == "cuda" and args.precision != "fp16"
-    settings = args.lr, args.momentum, args.weight_decay, fused
+    settings = args.lr, args.momentum, args.weight_decay, can_fuse(device, args.precision)
     return make_optimizer(args.optimizer, method, *settings)
 
 

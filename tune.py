@@ -71,19 +71,8 @@ GRACE = 30  # seconds that a script has to save after SIGTERM
 
 OWN_FLAGS = {"out": "--out", "epochs": "--max-epochs", "stop_epoch": "--min-epochs and --max-epochs"}
 SETTINGS = ("trials", "eta", "min_epochs", "max_epochs", "metric", "seeds_per_trial", "budget_minutes")
-# No part of best.yaml: a run's own, and what the searching machine can do.
-MACHINE = {
-    "out",
-    "stop_epoch",
-    "config",
-    "help",
-    "device",
-    "workers",
-    "cache",
-    "loader",
-    "precision",
-    "graph",
-}
+MACHINE = {"out", "stop_epoch", "config", "help", "device", "workers", "cache"}  # no part of best.yaml
+CHOSEN = {"loader", "precision"}  # nor these, where the searching machine chose them
 BUDGET = ("epochs", "subset", "ratios", "per_class", "seeds")  # what a search has less of than a long run
 DISTRIBUTIONS = ("list", "choice", "uniform", "log_uniform")
 MINIMISED = re.compile("loss|rmse|mae|error|seconds")
@@ -929,7 +918,9 @@ def write_tables(search: Search, results: dict) -> None:
         run = Run(best["trial"], 0, best["rung"])
         path = search.directory(run) / "config.yaml"
         config = read_yaml(path) if path.exists() else {}
-        names = set(search.options) - MACHINE
+        given = {word.split("=")[0] for word in search.fixed}
+        chosen = {name for name in CHOSEN & set(search.options) if search.options[name] not in given}
+        names = set(search.options) - MACHINE - chosen
         flags = {name: value for name, value in config.items() if name in names and value is not None}
         value = f"{search.metric} {best[search.metric]:.4f} after {best['rung']} epochs"
         header = f"# python {search.script.name} --config {search.out / 'best.yaml'}\n"

@@ -36,12 +36,8 @@ COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 320, 338, 3
 PIXEL_SCALE, TIE_POINT, TRANSFORM = 33550, 33922, 34264
 GEO_KEYS, GEO_DOUBLES, GEO_TEXT = 34735, 34736, 34737
 GDAL_METADATA, GDAL_NODATA = 42112, 42113
-PLACED = {
-    PIXEL_SCALE,
-    TIE_POINT,
-    TRANSFORM,
-    GDAL_NODATA,
-}  # tags of a file that says where it lies, or what is no data
+# Tags of a file that says where it lies, or what is no data
+PLACED = {PIXEL_SCALE, TIE_POINT, TRANSFORM, GDAL_NODATA}
 RASTER_TYPE, MODEL_TYPE = 1025, 1024  # GeoTIFF keys
 
 FORMATS = {  # type of a tag's values -> struct's letter

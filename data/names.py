@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from common import harmless
 
@@ -117,6 +118,7 @@ def is_filler(name: str) -> bool:
     return bool(words) and FILLERS.issuperset(words)
 
 
+@lru_cache(maxsize=1024)
 def before_mask(name: str) -> str | None:
     """What stands before the word that calls a folder or a file's stem a mask: `12` of `12_mask`, nothing
     of `labels_png`; None where no word does."""

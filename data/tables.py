@@ -1,11 +1,12 @@
 """A dataset is a table: one row per image with its file, label, fractions and split. Any folder becomes one
 here."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -434,13 +435,14 @@ def land_table(level: Folder, notes: list[str]) -> Table:
 def refuse_masks(table: Table) -> None:
     """DataError where masks are among the pictures: in folders that are named so, or beside the picture
     whose name theirs begins with."""
-    stems = {PurePosixPath(file).with_suffix("").as_posix() for file in table.files}
+    stems = [os.path.splitext(file)[0] for file in table.files]
+    there = set(stems)
     masks, pictures = [], []
-    for file in table.files:
-        path = PurePosixPath(file)
-        first = before_mask(path.stem)
-        beside = bool(first) and any(str(path.with_name(f"{first}{end}")) in stems for end in PICTURE_ENDS)
-        in_folder = any(before_mask(folder) is not None for folder in path.parts[:-1])
+    for file, stem in zip(table.files, stems):
+        *folders, name = stem.split("/")
+        first = before_mask(name)
+        beside = bool(first) and any("/".join([*folders, first + end]) in there for end in PICTURE_ENDS)
+        in_folder = any(before_mask(folder) is not None for folder in folders)
         (masks if beside or in_folder else pictures).append(file)
     if masks and pictures:
         raise DataError(
@@ -452,8 +454,9 @@ def refuse_masks(table: Table) -> None:
 def notes_on_twins(table: Table) -> list[str]:
     """What to say of pictures that share folder and name with another: the same scene in two formats, as a
     rule."""
-    names = Counter(PurePosixPath(file).with_suffix("") for file in table.files)
-    twins = [file for file in table.files if names[PurePosixPath(file).with_suffix("")] > 1]
+    stems = [os.path.splitext(file)[0] for file in table.files]
+    count = Counter(stems)
+    twins = [file for file, stem in zip(table.files, stems) if count[stem] > 1]
     if not twins:
         return []
     return [

@@ -25,9 +25,11 @@ METADATA_KEY = "pretraining"  # of a state dict's metadata: mean, std, size and 
 State = dict[str, torch.Tensor]
 
 
-def build_backbone(arch: str = "resnet18", init: str = "random", maxpool: bool | None = None) -> nn.Module:
-    """torchvision's ResNet without its classifier: images (N, 3, H, W) -> features (N, 512), 2048 for
-    ResNet-50.
+def build_backbone(
+    arch: str = "resnet18", init: str = "random", in_channels: int = 3, maxpool: bool | None = None
+) -> nn.Module:
+    """torchvision's ResNet without its classifier: images (N, in_channels, H, W) -> features (N, 512), 2048
+    for ResNet-50.
 
     `init` is `random`, `imagenet` or a file that `read_weights` reads. Without `maxpool` the stem halves the
     image once instead of twice, for small images; None: as the weights were pretrained. Keys and shapes are
@@ -35,6 +37,9 @@ def build_backbone(arch: str = "resnet18", init: str = "random", maxpool: bool |
     """
     backbone = getattr(torchvision.models, arch)()
     backbone.fc = nn.Identity()
+    if in_channels != 3:
+        backbone.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     about = {}
     if init == "imagenet":
         load_weights(backbone, imagenet_weights(arch), init)

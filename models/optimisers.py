@@ -61,6 +61,11 @@ class LARS(torch.optim.Optimizer):
 OPTIMISERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
+def can_fuse(device: torch.device, precision: str) -> bool:
+    """Whether to take `fused` steps: on a GPU, but in fp16, whose scaler may leave a first step out."""
+    return device.type == "cuda" and precision != "fp16"
+
+
 def make_optimizer(
     name: str,
     model: torch.nn.Module,

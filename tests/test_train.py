@@ -86,6 +86,10 @@ def test_compiled_the_pool_keeps_its_backward_kernel():
     assert torch.ops.aten.max_pool2d_with_indices_backward.default not in select_decomp_table()
 
 
+def test_a_backbone_of_other_bands():
+    assert build_backbone(in_channels=4)(torch.randn(2, 4, 64, 64)).shape == (2, 512)
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_the_stem_gives_torchvision_s_bits(arch):
     torch.manual_seed(0)

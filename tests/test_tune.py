@@ -48,6 +48,7 @@ if "--config" in sys.argv:
     import yaml
     parser.set_defaults(**yaml.safe_load(open(sys.argv[sys.argv.index("--config") + 1])))
 args = parser.parse_args()
+args.precision = args.precision or "bf16"  # as train_ssl.py resolves `auto`
 
 def write(name, text):
     with open(os.path.join(args.out, name + ".new"), "w") as file:
@@ -191,7 +192,7 @@ def test_halving_follows_the_curves_and_the_survivor_equals_an_uninterrupted_run
         best["lr"] == 1e-2
         and best["method"] == "moco"
         and best["epochs"] == 9
-        and not {"out", "torch"} & set(best)
+        and not {"out", "torch", "precision"} & set(best)
     )
     subprocess.run(
         [sys.executable, "train_ssl.py", "--config", "out/best.yaml", "--out", "straight"], check=True
@@ -772,11 +773,13 @@ def test_the_front_of_quality_against_seconds(tmp_path):
 
 def test_numbers_survive_the_files_exactly(workplace, monkeypatch):
     lrs = [0.0100000001, 1e-05]
-    search(monkeypatch, {"seed": [20240101, 20240102], "lr": lrs}, "--max-epochs", "1")
+    words = ("--max-epochs", "1", "--precision", "fp32")
+    search(monkeypatch, {"seed": [20240101, 20240102], "lr": lrs}, *words)
     text = pd.read_csv("out/trials.csv", dtype=str)
     assert set(text.seed) == {"20240101", "20240102"} and set(text.lr) == {"0.0100000001", "1e-05"}
     best = yaml.safe_load(Path("out/best.yaml").read_text())
     assert best["seed"] == 20240102 and best["lr"] == 0.0100000001 and best["compile"] is True
+    assert best["precision"] == "fp32", "as it was asked for"
 
 
 def test_a_line_a_trial_and_on_a_terminal_a_status_that_is_written_over(tmp_path, monkeypatch):
