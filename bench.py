@@ -35,11 +35,10 @@ from torchvision import transforms
 
 import common
 from common import number, say
-from data.check import check_files
+from data.check import check_files, manifest_of
 from data.fused import available, costs
 from data.images import choose_loader
 from data.loader import Plan, TorchLoader, dali_loader
-from data.opening import manifest_of
 from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
 from data.tables import load_table

@@ -30,8 +30,8 @@ import yaml
 
 import common
 from common import ConfigError, DataError, WeightsError, number
-from data.splits import explain_empty, split_counts
-from data.tables import Table, load_table, training_subsets
+from data.splits import split_counts
+from data.tables import Table, explain_empty, load_table, training_subsets
 from plots.report import write_report
 from plots.style import MEAN, METHODS, PAPER_MEAN, name_of, stem_of
 

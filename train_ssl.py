@@ -29,8 +29,7 @@ from data.augment import Recipe
 from data.images import FEWEST, Images, choose_loader, make_loader, open_images
 from data.loader import Plan
 from data.opening import Source
-from data.splits import explain_empty
-from data.tables import Table
+from data.tables import Table, explain_empty
 from models import METHODS
 from models.backbone import (
     ARCHITECTURES,

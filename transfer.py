@@ -37,8 +37,7 @@ from common import ConfigError, DataError, WeightsError, harmless, number, say
 from data.augment import Recipe, draw, view
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
-from data.splits import explain_empty
-from data.tables import Table, training_subsets
+from data.tables import Table, explain_empty, training_subsets
 from models import backbone as backbones
 from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
 from models.diagnostics import votes_f1

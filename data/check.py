@@ -9,6 +9,7 @@ found is remembered in a CSV, the manifest, which a training run with the same -
 decoding again.
 """
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -66,6 +67,12 @@ def check_files(root: Path, files: Sequence[str], manifest: Path, workers: int) 
         table.loc[new, RESULT] = pd.DataFrame(results, columns=RESULT, index=table.index[new])
         _write_manifest(manifest, pd.concat([table, known]).drop_duplicates("file").astype(COLUMNS))
     return table.astype(COLUMNS)
+
+
+def manifest_of(root: Path, cache: Path) -> Path:
+    """The check's manifest of the images below `root`: one file a folder, by its resolved path."""
+    name = str(root.resolve()).encode(errors="surrogateescape")
+    return cache / f"manifest-{hashlib.sha256(name).hexdigest()[:12]}.csv"
 
 
 def _stat(root: Path, file: str) -> tuple[int, int]:
@@ -180,8 +187,7 @@ def build_parser() -> common.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from data.opening import manifest_of  # here: what stands above works without the layouts
-    from data.tables import load_table
+    from data.tables import load_table  # here: what stands above works without the layouts
 
     args = build_parser().parse_args(argv)
     data = load_table(args.folder)

@@ -2,14 +2,17 @@
 silence."""
 
 import os
-from collections import Counter
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import DataError
-from data.names import class_order, is_hidden, some_of
+from data.names import class_order, is_hidden, plain_name, some_of
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+IMAGE_ENDS = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES, reverse=True))  # .jpeg, .jpe
 OTHER_PICTURES = {  # suffixes of what holds pictures too, and is not read -> what makes it readable
     **dict.fromkeys((".gif", ".heic", ".heif", ".avif", ".ppm", ".pgm"), "convert them to PNG"),
     **dict.fromkeys((".jp2", ".j2k", ".vrt", ".img", ".ecw", ".sid"), "gdal_translate IN OUT.tif"),
@@ -158,3 +161,16 @@ def real_paths(files: list[Path], walk: Scan) -> list[str]:
         place = os.path.join(folders[file.parent], file.name)
         real.append(os.path.realpath(place) if file in walk.linked and file.exists() else place)
     return real
+
+
+def stem_of(name: str) -> str:
+    """A file's name without folders, an image's suffix and differences of case."""
+    return plain_name(re.sub(f"({IMAGE_ENDS})$", "", name.rsplit("/", 1)[-1], flags=re.IGNORECASE))
+
+
+def by_stem(files: Sequence[str]) -> dict[str, list[int]]:
+    """Name without folders and suffix -> rows of the files that are called so."""
+    index = defaultdict(list)
+    for row, file in enumerate(files):
+        index[stem_of(file)].append(row)
+    return index

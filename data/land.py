@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from common import DataError
-from data.folders import Folder
+from data.folders import Folder, by_stem, stem_of
 from data.names import bare_name, land_names, split_name
-from data.splits import by_stem, stem_of
 
 NAME_COLUMN, FIRST_FRACTION = 3, 5
 ROUNDING = 1e-5  # sums that miss 1 by more than this are counted, and

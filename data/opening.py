@@ -16,11 +16,10 @@ from tqdm import tqdm
 
 import common
 from common import DataError, say
-from data.check import check_files, sizes_line
+from data.check import check_files, manifest_of, sizes_line
 from data.pixels import channel_statistics
-from data.splits import explain_empty
 from data.synthetic import write_scenes
-from data.tables import Table, load_table
+from data.tables import Table, explain_empty, load_table
 
 TAIL = 512  # bytes at a file's end that tell almost all pictures apart
 
@@ -170,12 +169,6 @@ def stamp_of(root: Path, checked: pd.DataFrame) -> str:
     changed = [os.stat(root / file).st_ctime_ns for file in checked.file]
     digest.update(np.array(changed, np.int64).tobytes())
     return digest.hexdigest()[:16]
-
-
-def manifest_of(root: Path, cache: Path) -> Path:
-    """The check's manifest of the images below `root`: one file a folder, by its resolved path."""
-    name = str(root.resolve()).encode(errors="surrogateescape")
-    return cache / f"manifest-{hashlib.sha256(name).hexdigest()[:12]}.csv"
 
 
 def built_in_scenes(source: Source) -> Path:

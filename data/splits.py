@@ -6,20 +6,14 @@ left out.
 
 import random
 import re
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from common import DataError
-from data.folders import IMAGE_SUFFIXES
+from data.folders import IMAGE_ENDS, by_stem, stem_of
 from data.names import SPLITS, plain_name, split_name
-
-if TYPE_CHECKING:
-    from data.tables import Table
 
 NAMES = ("train", "val", "test")
 OR_NONE = "; to pretrain on all images, whatever their folders, add --split none"
@@ -28,9 +22,7 @@ SEED = 42  # of the authors' splits
 BLOCK = 1.0  # degrees along a side of the blocks that a spatial split keeps together
 GAP = 0.1  # degrees of latitude and of longitude between a training image and any of val or test
 _PLACE = re.compile(r"\(\s*([+-]?\d+(?:\.\d+)?)\s*,\s*([+-]?\d+(?:\.\d+)?)\s*\)")
-_SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES, reverse=True))  # .jpeg, .jpe
-_SUFFIX = re.compile(rf"({_SUFFIXES})$", re.IGNORECASE)
-_LABELLED = re.compile(rf"(.+?(?:{_SUFFIXES}))[\"']?[\s,;].*", re.IGNORECASE)  # a/b.jpg 0, a/b.jpg,0
+_LABELLED = re.compile(rf"(.+?(?:{IMAGE_ENDS}))[\"']?[\s,;].*", re.IGNORECASE)  # a/b.jpg 0, a/b.jpg,0
 
 
 # The paper's rule
@@ -57,36 +49,6 @@ def split_classes(labels: np.ndarray, seed: int = SEED, shares: tuple[float, ...
         random.Random(seed).shuffle(rows)
         split[rows] = np.repeat(NAMES, split_counts(len(rows), shares))
     return split
-
-
-def explain_empty(table: "Table", split: str) -> str:
-    """Why no image of a table is in `split`, and what to do about it: one line for an error or a warning."""
-    counts = np.bincount(table.labels[table.labels >= 0], minlength=1)
-    unlabelled = int(((table.split == split) & (table.labels < 0)).sum())
-    kind = "labelled image" if table.classes or unlabelled else "image"
-    what = f"{table.root}: no {kind} is in the {split} split"
-    if unlabelled:
-        return f"{what}: its {unlabelled:,} images have no labels; sort them into folders of classes"
-    if table.rule == "lists":
-        return f"{what}: the lists of --splits name none that is there"
-    if table.rule == "folders":
-        return f"{what}: there is no folder {split}/ with images; add it, or name lists with --splits"
-    if table.rule == "csv":
-        return f"{what}: CSV/csv_{split}.csv is missing or names no image"
-    if table.rule == "spatial":
-        return f"{what}: the images cover too few blocks of {BLOCK:g} degree; leave out --split spatial"
-    if table.rule == "none":
-        return (
-            f"{what}: images without classes all train; lay some out as {split}/CLASS, without --split none"
-        )
-    least = {"train": 2, "val": 40, "test": 1}[split]
-    or_none = OR_NONE if counts.max() == 1 else ""  # a folder for each image is no class
-    share = {"train": "int(0.9 n)", "val": "int(0.025 n)", "test": "the rest"}[split]
-    return (
-        f"{what}: the paper's rule gives it {share} of the n images of each class, and the largest class "
-        f"has {counts.max()}; give a class at least {least} images, lay the folder out as train/, val/ and "
-        f"test/, or name lists with --splits{or_none}"
-    )
 
 
 # Shares and numbers of the training images
@@ -204,19 +166,6 @@ def read_list(file: Path) -> list[str]:
     if not lines:
         raise DataError(f"{file}: names no image, one a line")
     return lines
-
-
-def stem_of(name: str) -> str:
-    """A file's name without folders, an image's suffix and differences of case."""
-    return plain_name(_SUFFIX.sub("", name.rsplit("/", 1)[-1]))
-
-
-def by_stem(files: Sequence[str]) -> dict[str, list[int]]:
-    """Name without folders and suffix -> rows of the files that are called so."""
-    index = defaultdict(list)
-    for row, file in enumerate(files):
-        index[stem_of(file)].append(row)
-    return index
 
 
 def find_row(line: str, index: dict[str, list[int]], files: np.ndarray, where: Path) -> int | None:

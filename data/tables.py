@@ -35,6 +35,7 @@ from data.names import (
     split_name,
 )
 from data.splits import (
+    BLOCK,
     NAMES,
     OR_NONE,
     find_lists,
@@ -178,6 +179,36 @@ def check_classes(table: Table, targets: np.ndarray, subset: np.ndarray, what: s
         f"{table.root}: {what} {len(subset)} training images (seed {seed}), none of them with "
         f"class {some_of([table.classes[k] for k in absent])}, which other images have: take more "
         "images or leave the class out"
+    )
+
+
+def explain_empty(table: Table, split: str) -> str:
+    """Why no image of a table is in `split`, and what to do about it: one line for an error or a warning."""
+    counts = np.bincount(table.labels[table.labels >= 0], minlength=1)
+    unlabelled = int(((table.split == split) & (table.labels < 0)).sum())
+    kind = "labelled image" if table.classes or unlabelled else "image"
+    what = f"{table.root}: no {kind} is in the {split} split"
+    if unlabelled:
+        return f"{what}: its {unlabelled:,} images have no labels; sort them into folders of classes"
+    if table.rule == "lists":
+        return f"{what}: the lists of --splits name none that is there"
+    if table.rule == "folders":
+        return f"{what}: there is no folder {split}/ with images; add it, or name lists with --splits"
+    if table.rule == "csv":
+        return f"{what}: CSV/csv_{split}.csv is missing or names no image"
+    if table.rule == "spatial":
+        return f"{what}: the images cover too few blocks of {BLOCK:g} degree; leave out --split spatial"
+    if table.rule == "none":
+        return (
+            f"{what}: images without classes all train; lay some out as {split}/CLASS, without --split none"
+        )
+    least = {"train": 2, "val": 40, "test": 1}[split]
+    or_none = OR_NONE if counts.max() == 1 else ""  # a folder for each image is no class
+    share = {"train": "int(0.9 n)", "val": "int(0.025 n)", "test": "the rest"}[split]
+    return (
+        f"{what}: the paper's rule gives it {share} of the n images of each class, and the largest class "
+        f"has {counts.max()}; give a class at least {least} images, lay the folder out as train/, val/ and "
+        f"test/, or name lists with --splits{or_none}"
     )
 
 

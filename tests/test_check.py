@@ -14,8 +14,8 @@ from PIL import Image
 
 import common
 from data import check
-from data.check import check_files
-from data.opening import Source, manifest_of, open_table
+from data.check import check_files, manifest_of
+from data.opening import Source, open_table
 
 
 def encoded(format: str, mode: str = "RGB", seed: int = 0, **options) -> bytes:

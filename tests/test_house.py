@@ -2,6 +2,7 @@
 named."""
 
 import ast
+import graphlib
 import importlib
 import re
 import shutil
@@ -46,6 +47,13 @@ def imports_of(file: Path) -> set[str]:
     return found
 
 
+def modules_of(file: Path) -> set[str]:
+    """The modules that a file imports from, wherever in it, as they are written."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    plain = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+
+
 def test_top_level_files_are_commands_and_common():
     assert sorted(f.stem for f in ROOT.glob("*.py")) == sorted([*COMMANDS, "common"])
     for name in COMMANDS:
@@ -74,6 +82,12 @@ def test_data_flows_one_way(file):
     if room in MAY_IMPORT:
         assert ours <= MAY_IMPORT[room], f"{relative(file)} imports {ours - MAY_IMPORT[room]}"
     assert not ours & set(COMMANDS), f"{relative(file)} imports a command"
+
+
+def test_no_two_files_need_each_other():
+    code = {relative(f).removesuffix(".py").replace("/", "."): f for f in FILES if "tests" not in f.parts}
+    needs = {name: modules_of(file) & code.keys() - {name} for name, file in code.items()}
+    list(graphlib.TopologicalSorter(needs).static_order())  # CycleError names them
 
 
 def test_requirements_name_what_is_imported_and_nothing_else():
