@@ -86,6 +86,10 @@ class Training(NamedTuple):
     batch_size: int
     loss: str  # a key of LOSSES
     schedule: str = "constant"  # of the rate; or cosine, to zero
+    check_every: int = 1  # epochs between two looks at val
+
+    def is_checked(self, epoch: int) -> bool:
+        return epoch % self.check_every == 0 or epoch == self.epochs
 
 
 class Study(NamedTuple):
@@ -202,6 +206,13 @@ def training_flags(group: argparse._ArgumentGroup) -> None:
         choices=["seed", "common"],
         default="seed",
         help="on val: each seed's best epoch, or the best mean over the seeds (keeps every epoch's rows)",
+    )
+    add(
+        "--check-every",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="epochs between two looks at val, and at the end: with few labels most of the time goes there",
     )
     add(
         "--schedule",
@@ -348,6 +359,7 @@ def study_of(args: argparse.Namespace, device: torch.device) -> Study:
         batch_size=args.batch_size,
         loss=args.loss,
         schedule=args.schedule,
+        check_every=args.check_every,
     )
     head = whole._replace(lr=args.linear_lr or args.lr) if args.probe == "sgd" else None
     return Study(
@@ -454,13 +466,14 @@ def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> d
     shared["precision"] = precision
     if study.statistics != "backbone":
         shared["statistics"] = study.statistics
-    extra = {"linear": {}, "finetune": {"augment": study.augment}}
+    trained = {}  # of what is trained by SGD
+    if study.whole.schedule != "constant":
+        trained["schedule"] = study.whole.schedule
+    if study.whole.check_every > 1:
+        trained["check_every"] = study.whole.check_every
+    extra = {"linear": trained if study.head else {}, "finetune": {"augment": study.augment} | trained}
     if study.start != "random":
         extra["finetune"]["start_head"] = study.start
-    if study.whole.schedule != "constant":
-        extra["finetune"]["schedule"] = study.whole.schedule
-        if study.head:
-            extra["linear"]["schedule"] = study.head.schedule
     parts = {f"{study.task} {mode}": shared | extra[mode] for mode in modes}
     parts[f"data {data.name}"] = {"content": data.digest}
     for init in inits:
@@ -709,7 +722,7 @@ def train(
     keep_statistics: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, nn.Module]]:
-    """SGD on the rows `subset` of samples; (epoch, model) after every epoch.
+    """SGD on the rows `subset` of samples; (epoch, model) after every epoch that is checked.
 
     The model is the same object each time. The order of the images is drawn from `seed`, `dtype` is
     autocast's; with `keep_statistics` BatchNorm normalises by the statistics it came with, as in eval mode.
@@ -743,7 +756,8 @@ def train(
             raise ConfigError(f"the loss is not finite in epoch {epoch}: {rate}; the cells before are kept")
         if advance:
             advance(3 * len(subset))
-        yield epoch, model
+        if training.is_checked(epoch):
+            yield epoch, model
 
 
 def rate_of(training: Training, step: int, steps: int) -> float:
@@ -938,7 +952,9 @@ def key_of(cell: Cell, study: Study, data: str) -> Key:
 def rows_wanted(cell: Cell, study: Study, data: Data) -> int:
     """How many rows of results.csv a whole cell has."""
     training = trained_by(cell, study)
-    records = training.epochs if training and study.every_epoch else 1
+    records = 1
+    if training and study.every_epoch:
+        records = sum(map(training.is_checked, range(1, training.epochs + 1)))
     return records * rows_of_a_cell(study.task, cell.mode, len(data.classes))
 
 

@@ -198,6 +198,20 @@ def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_
     ]
 
 
+def test_val_is_looked_at_now_and_then(folders, tmp_path, capsys):
+    """The same training, looked at more rarely: the same numbers at the epochs that are looked at."""
+    flags = "--task scene --mode finetune --ratios 100 --seeds 1 --epochs 5 --epoch-choice common"
+    every = run(folders, tmp_path / "every", flags)
+    some = run(folders, tmp_path / "some", flags, "--check-every 2")
+    assert sorted(some.epoch.unique()) == [2, 4, 5]
+    there = every[every.epoch.isin([2, 4, 5])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(values(there), values(some))
+    run(folders, tmp_path / "some", flags, "--check-every 2")
+    assert "1 were there already" in capsys.readouterr().out
+    error = bad(capsys, folders, tmp_path / "some", flags)
+    assert "check_every was 2, is not set" in error
+
+
 def test_fine_tuning_starts_at_the_linear_probe(folders, snapshot, tmp_path, capsys, monkeypatch):
     """Before its first step it says what the linear probe says; a folder does not mix the two starts."""
     monkeypatch.setattr(transfer, "train", lambda model, *_, **__: iter([(1, model)]))
@@ -515,6 +529,7 @@ loss: bce
 probe: sgd
 linear_lr: 0.3
 epoch_choice: common
+check_every: 3
 schedule: cosine
 statistics: data
 augment: true
