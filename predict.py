@@ -283,7 +283,7 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     truth = None if job.truth is None else true_shares(job.truth, len(model.classes), grid)
     mapped = Mapped(look, grid, shares, truth)
     write_map(target, mapped, model, job.suffix)
-    say_map(target, mapped, model.classes, seconds, bar)
+    say_map(target, mapped, model, seconds, bar)
     return rows_of(mapped, model.classes)
 
 
@@ -491,17 +491,19 @@ def true_shares(truth: Truth, classes: int, grid: Grid) -> np.ndarray:
     return shares
 
 
-def compare(found: np.ndarray, truth: np.ndarray) -> str:
-    """How far shares (n, K) are off."""
+def compare(found: np.ndarray, truth: np.ndarray, task: str) -> str:
+    """How often the largest class is right, and for fractions how far shares (n, K) are off."""
     if not len(found):
         return "no patch has data and a known class in half of its area"
+    largest = truth.argmax(1)
+    right = (found.argmax(1) == largest).mean()
+    said = f"the largest class is right in {right:.0%} of the patches"
+    if task == "scene":
+        usual = np.bincount(largest).max() / len(largest)
+        return f"{said}, the most frequent one is in {usual:.0%}"
     rmse = np.sqrt(((found - truth) ** 2).mean(0)).mean()
     constant = truth.std(0).mean()
-    right = (found.argmax(1) == truth.argmax(1)).mean()
-    return (
-        f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {constant:.3f}), "
-        f"the largest class is right in {right:.0%} of the patches"
-    )
+    return f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {constant:.3f}), {said}"
 
 
 # What is written
@@ -575,18 +577,19 @@ def overview(look: Look) -> np.ndarray:
     return np.concatenate(parts, 1).transpose(1, 2, 0)
 
 
-def say_map(target: Path, mapped: Mapped, classes: list[str], seconds: float, bar: tqdm) -> None:
+def say_map(target: Path, mapped: Mapped, model: Model, seconds: float, bar: tqdm) -> None:
     grid, held = mapped.grid, np.isfinite(mapped.shares).all(2)
     empty = f", {(~held).sum()} left out for lack of data" if not held.all() else ""
     patches = f"{held.sum()} patches of {grid.width} x {grid.height} px{empty} in {seconds:.1f} s"
-    files = " and ".join(map(str, files_of(target, classes)))
+    files = " and ".join(map(str, files_of(target, model.classes)))
     bar.write(f"{mapped.look.scene.file}: {patches}, map in {files}", file=sys.stdout)
-    if target.suffix.lower() in GEOTIFFS and len(classes) > NO_CLASS:
-        why = f"{len(classes)} classes are more than the {NO_CLASS} that a colour table can hold"
+    if target.suffix.lower() in GEOTIFFS and len(model.classes) > NO_CLASS:
+        why = f"{len(model.classes)} classes are more than the {NO_CLASS} that a colour table can hold"
         bar.write(f"{target}: no map of the largest classes beside it: {why}", file=sys.stdout)
     if mapped.truth is not None:
         held &= np.isfinite(mapped.truth).all(2)
-        bar.write(f"against the truth: {compare(mapped.shares[held], mapped.truth[held])}", file=sys.stdout)
+        compared = compare(mapped.shares[held], mapped.truth[held], model.task)
+        bar.write(f"against the truth: {compared}", file=sys.stdout)
 
 
 def write_rows(out: Path, tables: list[pd.DataFrame], suffix: str) -> None:

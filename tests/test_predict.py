@@ -170,6 +170,15 @@ def test_void_pixels_of_a_truth_count_nowhere(world, tmp_path, capsys, void, nod
     assert f"against the truth: RMSE {rmse:.3f} " in said
 
 
+def test_a_model_of_scenes_is_compared_by_its_classes():
+    """An RMSE would compare probabilities with shares of an area."""
+    truth = np.eye(3)[[0, 0, 0, 1, 2]]
+    found = np.eye(3)[[0, 0, 1, 1, 1]]
+    said = predict.compare(found, truth, "scene")
+    assert "right in 60% of the patches, the most frequent one is in 60%" in said
+    assert "RMSE" not in said and "RMSE" in predict.compare(found, truth, "fraction")
+
+
 def test_a_truth_says_how_it_is_numbered(world, tmp_path, capsys):
     _, class_map = world
     few = np.minimum(class_map, 4).astype(np.uint8)
