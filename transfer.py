@@ -884,7 +884,8 @@ class Work:
         return f"{len(self.keys)} cells{again}"
 
     def kept(self) -> str:
-        cells = f"{len(self.done)} of {len(self.keys)} cells"
+        done = self.results.done(self.wanted)  # read anew: the signal may have come behind a cell's rows
+        cells = f"{len(done)} of {len(self.keys)} cells"
         return f"{cells} are in {self.results.file}; the same command goes on"
 
     def missing(self, unit: Unit) -> list[Cell]:
