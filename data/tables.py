@@ -46,6 +46,7 @@ from data.splits import (
     stratified_subset,
 )
 
+BAND = re.compile(r"(?P<picture>.*)[_-]B0?(?P<band>[234])\.tiff?", re.IGNORECASE)  # blue, green, red
 PICTURE_ENDS = ("", "_sat", "_image", "_img", "_rgb", "_RGB")  # of the picture that a mask belongs to
 
 
@@ -107,6 +108,7 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
     tree, walk = scan(root)
     table = flat_table(tree) if split == "none" else read_tree(tree)
     refuse_masks(table)
+    refuse_bands(table)
     table = without_repeats(table, walk)
     notes = (*walk.notes, *table.notes, *notes_on_twins(table), *notes_on_others(tree))
     table = replace(table, notes=notes)
@@ -479,6 +481,23 @@ def refuse_masks(table: Table) -> None:
         raise DataError(
             f"{table.root}: {len(masks):,} of {len(table):,} pictures are named as masks are ({masks[0]}; "
             f"others: {pictures[0]}): name the folder of pictures with --data, or move the masks away"
+        )
+
+
+def refuse_bands(table: Table) -> None:
+    """DataError where a picture has its blue, green and red in files of their own, `…_B02.tif` to
+    `…_B04.tif`, as BigEarthNet and the archives of Sentinel-2 and Landsat have them."""
+    bands: dict[str, dict[str, str]] = {}
+    for file in table.files:
+        if found := BAND.fullmatch(file):
+            bands.setdefault(found["picture"], {})[found["band"]] = file
+    whole = [files for files in bands.values() if len(files) == 3]
+    if whole:
+        blue, green, red = (whole[0][band] for band in "234")
+        raise DataError(
+            f"{table.root}: {len(whole):,} pictures have a file for each band ({blue}, {green}, {red}): make "
+            f"one 8-bit RGB picture of each: gdalbuildvrt -separate RGB.vrt {red} {green} {blue} && "
+            "gdal_translate -ot Byte -scale 0 3558 RGB.vrt RGB.png"
         )
 
 

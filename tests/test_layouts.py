@@ -67,9 +67,9 @@ def test_the_digest_changes_with_names_sizes_dates_and_labels(folder, tmp_path):
 
 
 def plant(root, *patterns, each=3):
-    """Empty files below root: `{}` in a pattern stands for the numbers of `each`."""
+    """Empty files below root: `{}` or `{0}` in a pattern stands for the numbers of `each`."""
     for pattern in patterns:
-        for i in range(each if "{}" in pattern else 1):
+        for i in range(each if "{" in pattern else 1):
             file = root / pattern.format(i)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
@@ -690,6 +690,15 @@ def test_what_only_sounds_like_a_mask_loads(tmp_path):
     assert len(load_table(tmp_path / "labels")) == 9
     plant(tmp_path / "masks_alone", "{}_mask.png", "{}_mask2.png")
     assert len(load_table(tmp_path / "masks_alone")) == 6
+
+
+@pytest.mark.parametrize("split", ["paper", "none"])
+def test_a_file_for_each_band_is_no_picture(split, tmp_path):
+    plant(tmp_path, *(f"S2A_{{0}}/S2A_{{0}}_{band}.tif" for band in ("B01", "B02", "B03", "B04", "B8A")))
+    with pytest.raises(DataError, match="3 pictures have a file for each band .*gdalbuildvrt -separate"):
+        load_table(tmp_path, split=split)
+    plant(tmp_path / "plots", "{}_B2.tif", "{}_B3.tif", "{}_B4.png")
+    assert len(load_table(tmp_path / "plots", split=split)) == 9
 
 
 def test_pictures_that_stand_twice_are_told(tmp_path):
