@@ -40,7 +40,8 @@ from tqdm import tqdm
 import common
 from common import ConfigError, DataError, WeightsError
 from data.folders import images_below
-from data.geotiff import GDAL_NODATA, NO_CLASS, number_in, write_class_map, write_geotiff
+from data.geomaps import NO_CLASS, write_class_map, write_geotiff
+from data.geotiff import number_in
 from data.pixels import scaled
 from data.scenes import (
     LEAST,
@@ -58,6 +59,7 @@ from data.scenes import (
     unread_place,
     values_of,
 )
+from data.tiff import GDAL_NODATA
 from models import dense
 from models.backbone import build_backbone, prepare
 from models.probe import probabilities

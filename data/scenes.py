@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from common import DataError, memory
-from data.geotiff import PLACED, TIE_POINT, Place, Tiff, has_mask, is_tiff
+from data.geotiff import PLACED, Place, Tiff, has_mask, is_tiff
 from data.pixels import orientation_of, picture, upright
+from data.tiff import TIE_POINT
 
 SAMPLE, BLOCKS = 512, 8  # values are judged from blocks of that side, this many down and across at most
 LEAST = 0.5  # share of a patch that must hold data

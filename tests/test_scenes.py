@@ -17,8 +17,9 @@ from PIL import Image, TiffImagePlugin
 
 import predict
 from common import DataError
-from data import geotiff, tiles
-from data.geotiff import Tiff, write_class_map
+from data import geomaps, geotiff, tiff, tiles
+from data.geomaps import write_class_map
+from data.geotiff import Tiff
 from data.scenes import choose_look, far, grid_of, open_scene, places, read_scale, values_of
 from models import dense
 from models.backbone import build_backbone
@@ -146,7 +147,7 @@ def test_place_equals_rasterio(tmp_path, name, point):
     assert not place.geographic
     bands = np.random.default_rng(1).random((2, 300, 260), np.float32)
     bands[0, 5:9] = np.nan
-    geotiff.write_geotiff(tmp_path / "m.tif", bands, ["Forest & <wood>", "Café"], place)
+    geomaps.write_geotiff(tmp_path / "m.tif", bands, ["Forest & <wood>", "Café"], place)
     with rasterio.open(tmp_path / "m.tif") as written:
         assert np.array_equal(written.read(), bands, equal_nan=True)
         assert written.crs.to_epsg() == 32633 and np.isnan(written.nodata)
@@ -156,7 +157,7 @@ def test_place_equals_rasterio(tmp_path, name, point):
 
 
 def test_geotiff_without_a_place(tmp_path):
-    geotiff.write_geotiff(tmp_path / "m.tif", np.ones((1, 3, 4), np.float32), ["a"], None)
+    geomaps.write_geotiff(tmp_path / "m.tif", np.ones((1, 3, 4), np.float32), ["a"], None)
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(tmp_path / "m.tif") as written:
         assert written.crs is None and (written.read() == 1).all()
 
@@ -195,7 +196,7 @@ WHOLE_PAGE = {
 def test_odd_headers_are_one_line(model, tmp_path, capsys, odd, said):
     content = b"II*\0" + struct.pack("<I", 8 + 3600) + bytes(3600)
     file = tmp_path / "odd.tif"
-    file.write_bytes(content + geotiff.directory(WHOLE_PAGE | odd, 8 + 3600))
+    file.write_bytes(content + tiff.directory(WHOLE_PAGE | odd, 8 + 3600))
     began = time.perf_counter()
     assert said in refused(capsys, predict.main, model, file, "--device", "cpu", "--out", tmp_path / "m.csv")
     assert time.perf_counter() - began < 5
@@ -204,7 +205,7 @@ def test_odd_headers_are_one_line(model, tmp_path, capsys, odd, said):
 @pytest.mark.parametrize("kind", [2, 3, 5, 12])
 def test_a_count_beyond_the_file_is_refused_at_once(tmp_path, kind):
     """Forty million values in a file of 300 bytes took seconds and a gigabyte."""
-    entry = struct.pack("<HHII", 65000, kind, 40_000_000, 100)
+    entry = struct.pack("<HHII", tiff.GEO_DOUBLES, kind, 40_000_000, 100)
     file = tmp_path / "odd.tif"
     file.write_bytes(b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(282))
     tracemalloc.start()
