@@ -188,9 +188,9 @@ def main(argv: list[str] | None = None) -> None:
                 set_rate(optimizer, rate, args.lr)
                 losses.add(learn(views), step)
                 bar.update(len(views[0]) * ranks)
-                stopping = stop.is_asked()
-                if stopping or watch.since_save() > 60 * args.save_minutes:
-                    save(watch.progress(epoch, step + 1, losses.total()))
+                stopping, saving = stop.ask(watch.since_save() > 60 * args.save_minutes)
+                if stopping or saving:
+                    save(watch.progress(epoch, step + 1, mean_over_ranks(losses.total(), ranks, device)))
                 if stopping:
                     bar.close()
                     end_by_signal(stop, out, epoch, args.epochs, step, steps)
@@ -213,6 +213,7 @@ def main(argv: list[str] | None = None) -> None:
             if lead:
                 finish_epoch(out, progress, method.backbone, about, save, checks or epoch + 1 == stop_epoch)
                 bar.write(describe(row, args.epochs))
+            progress.seconds = watch.seconds() - row["seconds"]  # of files: the next row's
         bar.close()
         if lead:
             draw_curve(progress.log, out / "curve.png")

@@ -106,12 +106,13 @@ def mean_over_ranks(value: float, ranks: int, device: torch.device) -> float:
 
 class StopFlag:
     """Whether a signal asks any rank to stop: SIGTERM, SIGINT (a second one interrupts at once) and SIGUSR1,
-    SLURM's warning before the time is up. All ranks hear of it at the same step; nobody waits, as the answer
-    is a step old."""
+    SLURM's warning before the time is up; and whether rank 0 is due to save. All ranks hear of it at the same
+    step; nobody waits, as the answer is a step old."""
 
     def __init__(self, ranks: int):
         self.ranks, self.caught = ranks, []
-        self.work, self.sum = None, torch.zeros(())  # on the CPU: gloo, so no GPU is waited for
+        self.told = False  # that rank 0 is due, until it has saved
+        self.work, self.sum = None, torch.zeros(2)  # on the CPU: gloo, so no GPU is waited for
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self.handle)
 
@@ -119,17 +120,20 @@ class StopFlag:
         self.caught.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def is_asked(self) -> bool:
-        """Whether to stop after this step. Every rank has to ask at the same steps."""
+    def ask(self, due: bool) -> tuple[bool, bool]:
+        """(whether to stop after this step, whether to save). Every rank has to ask at the same steps; `due`:
+        whether this one is to save, which counts on rank 0."""
         if self.ranks == 1:
-            return bool(self.caught)
-        asked = False
+            return bool(self.caught), due
+        stopping = saving = False
         if self.work:
             self.work.wait()
-            asked = bool(self.sum)
-        self.sum = torch.tensor(float(bool(self.caught)))
+            stopping, saving = self.sum.bool().tolist()
+        due = due and dist.get_rank() == 0
+        self.sum = torch.tensor([float(bool(self.caught)), float(due and not self.told)])
+        self.told = due
         self.work = dist.all_reduce(self.sum, async_op=True)
-        return asked
+        return stopping, saving
 
     def exit_code(self) -> int:
         return 128 + (self.caught or [signal.SIGTERM])[0]

@@ -2,6 +2,7 @@
 waited."""
 
 import itertools
+import os
 import resource
 import sys
 import time
@@ -14,6 +15,8 @@ from tqdm import tqdm
 
 from models.checkpoint import Progress
 from models.graph import WARMUP_STEPS
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler prints errors of its own where no GPU is
 
 
 class Watch:

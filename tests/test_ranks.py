@@ -2,6 +2,9 @@
 runs."""
 
 import copy
+import os
+import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import METHODS
 from models.backbone import build_backbone
+from models.step import Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 
 RANKS, BATCH = 2, 16
@@ -51,7 +55,28 @@ def work(rank, file, results):
         losses = [torch.empty_like(found["loss"]) for _ in range(RANKS)]
         dist.all_gather(losses, found["loss"])
         torch.save(found | {"loss": torch.stack(losses).mean()}, f"{results}/{name}-{rank}.pt")
+    torch.save({"heard": heard(rank), "loss": loss_of_all(rank)}, f"{results}/step-{rank}.pt")
     dist.destroy_process_group()
+
+
+def heard(rank):
+    """What a rank hears at each of six steps: rank 0 is due to save at the first two, a signal comes to
+    rank 1 before the fourth."""
+    flag = StopFlag(RANKS)
+    answers = []
+    for step in range(6):
+        if rank == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        answers.append(flag.ask(due=step < 2))
+    return answers, flag.exit_code() if rank == 1 else 128 + signal.SIGUSR1
+
+
+def loss_of_all(rank):
+    """What a checkpoint keeps of two steps, whose losses are 1 on rank 0 and 3 on rank 1."""
+    losses = Losses(0.0, torch.device("cpu"), epoch=0, out=Path())
+    for step in range(2):
+        losses.add(torch.tensor(1.0 + 2 * rank), step)
+    return mean_over_ranks(losses.total(), RANKS, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +100,17 @@ def test_gradient_of_two_ranks_is_that_of_one_process(name, ranks):
             assert difference < 1e-4 * float(gradient.norm()) + 1e-6 * largest, f"{key}: {difference}"
         for key, buffer in whole["buffers"].items():
             assert torch.allclose(share["buffers"][key].float(), buffer.float(), rtol=1e-4, atol=1e-4), key
+
+
+def test_all_ranks_stop_and_save_at_the_same_step(ranks):
+    """The answer is a step old; rank 0 is heard once, and a signal from any rank until the end."""
+    stop, save, nothing = (True, False), (False, True), (False, False)
+    expected = [nothing, save, nothing, nothing, stop, stop], 128 + signal.SIGUSR1
+    assert ranks("step", 0)["heard"] == ranks("step", 1)["heard"] == expected
+
+
+def test_a_checkpoint_keeps_the_mean_loss_of_all_ranks(ranks):
+    assert ranks("step", 0)["loss"] == ranks("step", 1)["loss"] == 4.0
 
 
 def test_the_test_would_see_a_gradient_of_half_the_size(ranks):

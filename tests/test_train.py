@@ -233,6 +233,16 @@ def test_collapse_is_announced():
     assert "warning" not in train_ssl.describe(row | {"feature_std": 0.4}, 2)
 
 
+def test_the_seconds_of_a_log_cover_its_files(tiny, tmp_path, monkeypatch):
+    """All but those of the last epoch, whose row stands in them."""
+    clock, late = time.perf_counter, []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000 * len(late))
+    monkeypatch.setattr(train_ssl, "save_backbone", lambda *about: late.append("by 1,000 seconds"))
+    train_ssl.main([*tiny, "--knn-every", "1"])
+    first, second = pd.read_csv(tmp_path / "run" / "log.csv").seconds
+    assert first < 1000 < second
+
+
 def test_finished_and_other_configurations(tiny, tmp_path, capsys):
     train_ssl.main(["--method", "simclr", *tiny])
     kept = (tmp_path / "run" / "backbone.pth").read_bytes()
@@ -308,9 +318,10 @@ def test_imagenet_weights_come_through_torchvisions_api(tmp_path, monkeypatch, t
     assert config["mean"] == [0.485, 0.456, 0.406], "ImageNet weights keep their normalisation"
 
 
-def test_profile_names_the_bottleneck(tiny, tmp_path, capsys):
+def test_profile_names_the_bottleneck(tiny, tmp_path, capfd):
     train_ssl.main(["--method", "barlow", *tiny, "--profile", "2"])
-    assert "bottleneck: the" in capsys.readouterr().out
+    said = capfd.readouterr()
+    assert "bottleneck: the" in said.out and "ERROR" not in said.err
     row = pd.read_csv(tmp_path / "run" / "profile.csv").iloc[0]
     assert row.loader_images_per_s > row.images_per_s > 0 and 0 < row.data_wait < 1
     assert (tmp_path / "run" / "trace.json").stat().st_size > 1000 and not (
