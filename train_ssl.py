@@ -60,7 +60,13 @@ LEFT = {"backbone": "backbone.pth", "log": "log.csv", "views": "views.png", "cur
 def build_parser() -> common.Parser:
     parser = common.Parser(__doc__)
     common.common_flags(parser, size=size_schedule)
-    group = parser.add_argument_group("pretraining")
+    pretraining_flags(parser.add_argument_group("pretraining"))
+    view_flags(parser.add_argument_group("views"))
+    method_flags(parser.add_argument_group("method (default: what the method's module says)"))
+    return parser
+
+
+def pretraining_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--method", choices=list(METHODS), default="barlow")
     group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
     group.add_argument(
@@ -99,7 +105,9 @@ def build_parser() -> common.Parser:
     flag(group, "--compile", False, "torch.compile the backbone")
     flag(group, "--graph", False, "replay each step's passes as one CUDA graph: for small images on one GPU")
     group.add_argument("--profile", type=number(int, 2), metavar="N", help="time N steps instead of training")
-    group = parser.add_argument_group("views")
+
+
+def view_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--min-area",
         type=number(float, above=0, high=1),
@@ -111,7 +119,9 @@ def build_parser() -> common.Parser:
     )
     group.add_argument("--blur", type=number(float, 0, 1), default=0.5, help="probability of Gaussian blur")
     flag(group, "--quarter-turns", False, "turn half of the views by 90 degrees: a satellite image has no up")
-    group = parser.add_argument_group("method (default: what the method's module says)")
+
+
+def method_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--hidden", type=number(int, 1, 2**16), help="width of the projector")
     group.add_argument("--out-dim", type=number(int, 2, 2**16), help="width of the embedding")
     group.add_argument(
@@ -136,7 +146,11 @@ def build_parser() -> common.Parser:
         type=number(float, above=0, high=1e4),
         help="simsiam: constant rate of the predictor, times --lr",
     )
-    return parser
+
+
+def flag(group: argparse._ArgumentGroup, name: str, default: bool | None, text: str) -> None:
+    """A switch with its --no-NAME."""
+    group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -247,11 +261,6 @@ def size_at(size: int | str, epoch: int, epochs: int) -> int:
 
 def last_size(size: int | str) -> int:
     return int(str(size).rpartition(":")[2])
-
-
-def flag(group: argparse._ArgumentGroup, name: str, default: bool | None, text: str) -> None:
-    """A switch with its --no-NAME."""
-    group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
 
 
 def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namespace:
