@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch  # takes seconds, and a command that only reads files or shows its flags needs none
 
 ORPHANS = 20  # seconds: the worker processes of a killed process have noticed by then, and let its lock go
+STALE = 3600  # seconds since a file was written to, until nobody is at it any more
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ["torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "scikit-learn"]
 # Keys of config.yaml beside the flags
@@ -499,8 +500,24 @@ def sweep(folder: Path, name: str = "*") -> None:
     for file in folder.glob(f".{escaped}.{host}.*"):
         pid = file.name.rpartition(".")[2]
         if pid.isdecimal() and not is_alive(int(pid)):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+            remove(file)
+
+
+def sweep_other_hosts(folder: Path) -> None:
+    """Remove what processes on other machines have left half written STALE seconds ago, of a folder that
+    this process holds: a requeued job may go on elsewhere."""
+    for file in folder.glob(".*.*.*"):
+        host, _, pid = file.name.rpartition(".")
+        with contextlib.suppress(OSError):  # another process was faster
+            old = time.time() - file.stat().st_mtime > STALE
+            if old and pid.isdecimal() and not host.endswith(f".{socket.gethostname()}"):
+                remove(file)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it can be."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_alive(pid: int) -> bool:
@@ -569,6 +586,7 @@ def hold(folder: Path, what: str) -> Iterator[None]:
     try:
         os.write(lock, f"{socket.gethostname()}, process {os.getpid()}".encode())
         sweep(folder)
+        sweep_other_hosts(folder)
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -112,13 +112,15 @@ def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(tmp_
         tmp_path / f".checkpoint.pt.{host}.{os.getppid()}",
         tmp_path / f".checkpoint.pt.elsewhere.{dead.pid}",
     ]
-    for file in (*left, *kept):
+    old = tmp_path / f".checkpoint.pt.node.17.{dead.pid}"
+    for file in (*left, *kept, old):
         file.write_text("half")
+    os.utime(old, (0, 0))
     with common.replacing(tmp_path / "other[1].csv") as partial:
         partial.write_text("whole")
     assert left[0].exists() and not left[1].exists(), "only what belongs to the file"
     with common.hold(tmp_path, "it"):
-        assert not left[0].exists() and all(file.exists() for file in kept)
+        assert not left[0].exists() and not old.exists() and all(file.exists() for file in kept)
 
 
 def test_other_data_is_refused_and_says_so(folder, simclr, tmp_path, capsys):
