@@ -263,6 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     if common.fits_on_gpu(data.pixels.nbytes, device):
         data = data._replace(pixels=data.pixels.to(device))
     study = study_of(args, device)
+    refuse_one_name(results, data.name, inits)
     results.check_settings(settings(inits, data, study, args.mode))
     if rank == 0:
         common.write_yaml(out / "config.yaml", common.flags_of(args, parser) | common.about(device))
@@ -456,6 +457,22 @@ def check_task(opened: Table, task: str) -> None:
         raise DataError(f"{root}: a class is called {ALL}, which means every class: rename it")
     if len(classes) < 2:
         raise DataError(f"{root}: has one class, {classes[0]}: there is nothing to tell apart")
+
+
+def refuse_one_name(results: Results, data: str, inits: list[Init]) -> None:
+    """ConfigError where the files of two pairs of data and init would be called alike: eurosat-spatial with
+    moco, and eurosat with spatial-moco."""
+    rows = results.read()
+    there = dict.fromkeys(zip(rows["data"], rows["init"], strict=True))
+    pairs = [*there, *((harmless(data), harmless(init.name)) for init in inits)]
+    first: dict[str, tuple[str, str]] = {}
+    for pair in pairs:
+        before = first.setdefault("-".join(pair), pair)
+        if before != pair:
+            both = f"{before[1]} on {before[0]} and of {pair[1]} on {pair[0]}"
+            raise ConfigError(
+                f"{results.file}: the files of {both} would have one name: choose another --out"
+            )
 
 
 def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> dict[str, dict]:

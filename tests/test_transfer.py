@@ -198,6 +198,15 @@ def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_
     ]
 
 
+def test_two_pairs_of_data_and_init_do_not_share_a_file(tmp_path):
+    results = transfer.Results(tmp_path)
+    rows = pd.DataFrame([dict.fromkeys(transfer.COLUMNS, "0") | {"data": "a-b", "init": "c"}])
+    rows[transfer.COLUMNS].to_csv(results.file, index=False)
+    transfer.refuse_one_name(results, "a-b", [transfer.Init("c", "c"), transfer.Init("b-c", "b-c")])
+    with pytest.raises(transfer.ConfigError, match="of c on a-b and of b-c on a would have one name"):
+        transfer.refuse_one_name(results, "a", [transfer.Init("b-c", "b-c")])
+
+
 def test_val_is_looked_at_now_and_then(folders, tmp_path, capsys):
     """The same training, looked at more rarely: the same numbers at the epochs that are looked at."""
     flags = "--task scene --mode finetune --ratios 100 --seeds 1 --epochs 5 --epoch-choice common"
