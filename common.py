@@ -40,7 +40,7 @@ STALE = 3600  # seconds since a file was written to, until nobody is at it any m
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ["torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "scikit-learn"]
 # Keys of config.yaml beside the flags
-NOT_FLAGS = {"versions", "commit", "device_name", "mean", "std", "collapsed_below", "images"}
+NOT_FLAGS = {"versions", "commit", "device_name", "mean", "std", "collapsed_below", "images", "val_images"}
 
 
 # Errors

@@ -524,6 +524,7 @@ def write_beginning(out: Path, config: dict, about: dict, loader, images: Images
     if fresh or not file.exists():
         told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
         told["images"] = int((images.table.split == "train").sum())  # of which --subset takes a share
+        told["val_images"] = len(images.sample) - images.bank  # that the k-NN checks ask about
         common.write_yaml(file, config | told)
     elif began := read_quietly(file):
         common.write_yaml(file, began | {name: config[name] for name in PLACE})

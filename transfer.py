@@ -266,7 +266,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_one_name(results, data.name, inits)
     results.check_settings(settings(inits, data, study, args.mode))
     if rank == 0:
-        common.write_yaml(out / "config.yaml", common.flags_of(args, parser) | common.about(device))
+        told = common.about(device) | {"val_images": len(data.rows["val"])}
+        common.write_yaml(out / "config.yaml", common.flags_of(args, parser) | told)
 
     ratios = [*args.ratios, *(f"{count}/class" for count in args.per_class)]
     units = plan(inits, args.mode, ratios, args.seed_list)

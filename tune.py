@@ -76,6 +76,7 @@ CHOSEN = {"loader", "precision"}  # nor these, where the searching machine chose
 BUDGET = ("epochs", "subset", "ratios", "per_class", "seeds")  # what a search has less of than a long run
 DISTRIBUTIONS = ("list", "choice", "uniform", "log_uniform")
 MINIMISED = re.compile("loss|rmse|mae|error|seconds")
+FEW = 100  # val images below which a metric is rough: an accuracy of 0.8 has a standard error of 0.04
 RESULT = re.compile(r"(\d+)(?:-seed(\d+))?-(\d+)")  # the name of a finished run's file
 
 
@@ -764,9 +765,13 @@ def must_log(search: Search, names: Iterable[str], directory: Path) -> None:
 
 def collapsed_below(directory: Path) -> dict[str, float]:
     """The script's thresholds, {column of log.csv: value}, from its config.yaml; none where it names none."""
+    return config_of(directory).get("collapsed_below") or {}
+
+
+def config_of(directory: Path) -> dict:
+    """What the script's config.yaml says; nothing where there is none."""
     path = directory / "config.yaml"
-    config = read_yaml(path) if path.exists() else {}
-    return config.get("collapsed_below") or {}
+    return read_yaml(path) if path.exists() else {}
 
 
 def collapse(log: pd.DataFrame, least: dict[str, float]) -> tuple[int, str]:
@@ -916,8 +921,7 @@ def write_tables(search: Search, results: dict) -> None:
     write(search.out / "trials.csv", leaderboard(search, results).to_csv(index=False))
     for best in ranked(search, trial_rows(search, results))[:1]:
         run = Run(best["trial"], 0, best["rung"])
-        path = search.directory(run) / "config.yaml"
-        config = read_yaml(path) if path.exists() else {}
+        config = config_of(search.directory(run))
         given = {word.split("=")[0] for word in search.fixed}
         chosen = {name for name in CHOSEN & set(search.options) if search.options[name] not in given}
         names = set(search.options) - MACHINE - chosen
@@ -998,6 +1002,7 @@ def report(search: Search, results: dict) -> int:
     compare_rankings(search, table)
     for _, row in table[table["reason"] != ""].head(5).iterrows():
         print(f"trial {row['trial']} {row['status']}: {row['reason']}")
+    say_if_few(search, results)
     good = table[table["rank"].notna()]
     if good.empty:
         raise SystemExit(f"error: no trial ended with a {search.metric}; see {search.out / 'trials.csv'}")
@@ -1005,6 +1010,14 @@ def report(search: Search, results: dict) -> int:
     draw_picture(search, table, shares)
     print(f"see trials.csv, best.yaml and search.png in {search.out}", flush=True)
     return int((table["status"] == "failed").sum())
+
+
+def say_if_few(search: Search, results: dict) -> None:
+    """That the metric is of few val images, where the script's config.yaml says so (`val_images`)."""
+    counts = [config_of(search.directory(run)).get("val_images") for run in results]
+    known = [count for count in counts if type(count) is int and search.metric != "loss"]
+    if known and min(known) < FEW:
+        print(f"val has {min(known)} images, which are few: trials that lie close differ by luck")
 
 
 def compare_rankings(search: Search, table: pd.DataFrame) -> None:

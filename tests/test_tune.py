@@ -68,6 +68,7 @@ except OSError:
 signal.signal(signal.SIGTERM, lambda *_: (note("saved", ""), sys.exit(143)))
 note("pids", f"{os.getpid()}\n")
 about = {"torch": "0", "commit": "none", "collapsed_below": {"feature_std": 0.02, "effective_rank": 2}}
+about["val_images"] = 10 if args.data == "few" else 500
 write("config.yaml", json.dumps(vars(args) | about))
 if args.lr == 6:  # train_ssl.py stops by itself, and leaves the epoch's row without a loss
     write("log.csv", "epoch,loss,feature_std,effective_rank,knn_macro_f1\n1,,,,\n")
@@ -393,6 +394,12 @@ def test_collapse_rules():
 def test_a_row_still_being_written_is_not_read(tmp_path):
     (tmp_path / "log.csv").write_text("epoch,feature_std\n1,0.5\n2,0.0")
     assert list(tune.read_log(tmp_path, 9).feature_std) == [0.5]
+
+
+@pytest.mark.parametrize("data, said", [("few", True), ("many", False)])
+def test_few_val_images_are_told(workplace, monkeypatch, capsys, data, said):
+    search(monkeypatch, {"lr": [1e-3, 1e-2]}, "--data", data, "--max-epochs", "1")
+    assert ("val has 10 images, which are few" in capsys.readouterr().out) == said
 
 
 def test_ranking_by_loss_warns_and_keeps_collapsed_trials(workplace, monkeypatch, capsys):
