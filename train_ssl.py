@@ -315,6 +315,10 @@ def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[s
     one_part = ranks == args.accumulate == 1
     if args.graph and not (device.type == "cuda" and args.precision != "fp16" and one_part):
         raise ConfigError("--graph is for one GPU, bf16 or fp32, and steps of one part: leave it out")
+    if args.compile and ranks > 1:
+        raise ConfigError(
+            "--compile is for one process: over ranks each SyncBatchNorm ends what is compiled: leave it out"
+        )
     if args.profile and ranks > 1:
         raise ConfigError("--profile is for one process: leave torchrun out")
     if args.method == "moco" and args.bn_splits % ranks:

@@ -454,6 +454,22 @@ def test_flags_that_are_wrong(flags, says, tiny, capsys, monkeypatch):
     assert says in refused(capsys, train_ssl.main, "--method", "barlow", *tiny, *flags)
 
 
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--graph"], "--graph is for one GPU"),
+        (["--compile"], "--compile is for one process"),
+        (["--profile", "2"], "--profile is for one process"),
+        (["--batch-size", "9"], "does not divide among 2 ranks"),
+        (["--method", "moco", "--bn-splits", "3"], "--bn-splits 3 does not divide among 2 ranks"),
+    ],
+)
+def test_flags_that_are_wrong_over_ranks(flags, says):
+    args = train_ssl.read_flags(train_ssl.build_parser(), ["--data", "x", *flags])
+    with pytest.raises(common.ConfigError, match=says):
+        train_ssl.resolve(args, torch.device("cpu"), ranks=2)
+
+
 def test_command_line_beats_yaml_beats_default(tiny, tmp_path):
     (tmp_path / "c.yaml").write_text("lr: 0.25\nweight_decay: 0.001\noptimizer: adamw\nsymmetric: false\n")
     args = common.parse(
