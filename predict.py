@@ -173,12 +173,14 @@ def main(argv: list[str] | None = None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     tables, failed = [], []
     with tqdm(total=len(files), unit="patch", disable=None) as bar:
-        for file, target in zip(files, targets):
-            try:
-                tables.append(one_picture(file, target, model, job, bar))
-            except DataError as error:
-                failed.append(str(error))
-    write_rows(out, tables, job.suffix)
+        try:
+            for file, target in zip(files, targets):
+                try:
+                    tables.append(one_picture(file, target, model, job, bar))
+                except DataError as error:
+                    failed.append(str(error))
+        finally:  # Ctrl-C or a full memory at the last picture does not cost the rows of the others
+            write_rows(out, tables, job.suffix)
     report_failures(failed, len(files))
 
 

@@ -8,8 +8,8 @@
 
 The run directory (--out, runs/<method> by default) holds config.yaml, log.csv, checkpoint.pt (and the one
 before), backbone.pth, views.png and curve.png. The same command on a directory that holds a checkpoint goes
-on from it, exactly. The recipe of the method, yaml/METHOD.yaml, goes before the defaults above;
---print-config shows what holds.
+on from it, with the same data and state, and on a CPU to the same bits. The recipe of the method,
+yaml/METHOD.yaml, goes before the defaults above; --print-config shows what holds.
 """
 
 import argparse

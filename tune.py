@@ -1104,9 +1104,9 @@ def draw_picture(search: Search, table: pd.DataFrame, shares: pd.DataFrame) -> N
     for axis in (axes[0, 0], axes[1, 0], axes[1, 2]):
         axis.set_ylabel(search.metric.replace("_", " "))
     axes[0, 0].legend()
-    temporary = search.out / f".search.png.{os.getpid()}"
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, search.out / "search.png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write(search.out / "search.png", picture.getvalue())
     plt.close(figure)
 
 
@@ -1253,13 +1253,13 @@ def read_yaml(path: Path) -> dict:
     return content
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """Whole or not at all; never in the place of a folder, a device or a pipe."""
     if (path.exists() and not path.is_file()) or str(path.absolute().parent) in ("/dev", "/dev/fd"):
         raise ConfigError(f"{path} is a folder or a device: name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:  # a full disk does not say where
         with contextlib.suppress(OSError):

@@ -93,6 +93,23 @@ def test_images_get_the_numbers_of_transfer(world, tmp_path):
     assert np.sqrt(((fractions - truth) ** 2).mean(0)).mean() == pytest.approx(rmse, abs=2e-4)
 
 
+def test_an_end_at_the_last_picture_does_not_cost_the_rows_of_the_others(world, tmp_path, monkeypatch):
+    folder, _ = world
+    model, images = folder / "out" / "model-fraction-land-random.pth", folder / "land" / "RGB Images" / "test"
+    one, seen = predict.one_picture, []
+
+    def until_the_third(*about):
+        seen.append(about[0])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return one(*about)
+
+    monkeypatch.setattr(predict, "one_picture", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        predict.main([str(model), str(images), "--out", str(tmp_path / "p.csv"), "--device", "cpu"])
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 2
+
+
 def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
     folder, class_map = world
     predict.main(
