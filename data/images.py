@@ -122,6 +122,23 @@ def choose_loader(loader: str, device: torch.device, size: int, nbytes: int) -> 
     return "dali", "the decoded pixels do not fit on the GPU, which decodes faster than the CPU sends"
 
 
+def training_pixels(images: Images, source: Source, share: bool) -> torch.Tensor:
+    """uint8 (n, 3, height, width) of the training images, decoded once: of a small set all are in the sample
+    already. `share`: one decoded file for all processes."""
+    if not share and np.array_equal(images.sample[: images.bank], images.train):
+        return images.pixels[: images.bank]
+    return load_pixels(
+        images.table.root,
+        images.table.files[images.train],
+        images.height,
+        images.width,
+        cache=source.cache,
+        workers=source.workers,
+        stamp=images.stamp,
+        share=share,
+    )
+
+
 def make_loader(
     name: str, images: Images, plan: Plan, device: torch.device, source: Source, options: dict
 ) -> TorchLoader | DecodedLoader | DaliLoader:
@@ -131,20 +148,10 @@ def make_loader(
     options: size (of the views, pixels), dtype (of training) and cache_mb (GPU memory for DALI's decoder,
     MiB).
     """
-    table = images.table
-    files = table.files[images.train]
+    size, normal = options["size"], (images.mean, images.std)
     if name == "torch":
-        pixels = load_pixels(
-            table.root,
-            files,
-            images.height,
-            images.width,
-            cache=source.cache,
-            workers=source.workers,
-            stamp=images.stamp,
-            share=plan.ranks > 1,
-        )
-        normal = images.mean, images.std
-        return TorchLoader(pixels, plan, options["size"], *normal, device, options["dtype"])
+        pixels = training_pixels(images, source, share=plan.ranks > 1)
+        return TorchLoader(pixels, plan, size, *normal, device, options["dtype"])
+    files = images.table.files[images.train]
     about = {"workers": source.workers, "dtype": options["dtype"], "cache_mb": options["cache_mb"]}
-    return dali_loader(table.root, files, plan, options["size"], images.mean, images.std, device, **about)
+    return dali_loader(images.table.root, files, plan, size, *normal, device, **about)

@@ -19,7 +19,7 @@ from PIL import Image
 
 import common
 import train_ssl
-from data import images
+from data import images, pixels
 from models import METHODS
 from models.backbone import WeightsError, build_backbone, compile_backbone, read_weights
 from models.optimisers import LARS, OPTIMISERS, learning_rate, make_optimizer, set_rate
@@ -231,6 +231,13 @@ def test_collapse_is_announced():
     }
     assert "warning: the features have collapsed" in train_ssl.describe(row, 2)
     assert "warning" not in train_ssl.describe(row | {"feature_std": 0.4}, 2)
+
+
+def test_each_image_of_a_small_set_is_decoded_once(tiny, monkeypatch):
+    decoded, decode = [], pixels.decode
+    monkeypatch.setattr(pixels, "decode", lambda file, *size: (decoded.append(file), decode(file, *size))[1])
+    train_ssl.main([*tiny, "--epochs", "1"])
+    assert len(decoded) > 50 and len(decoded) == len(set(decoded))
 
 
 def test_the_seconds_of_a_log_cover_its_files(tiny, tmp_path, monkeypatch):
