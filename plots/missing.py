@@ -74,11 +74,10 @@ def missing_probes(there: Studies) -> list[Gap]:
     probed = set(probes.init)
     embedded = {item["init"] for item in there.embeddings}
     gaps = []
-    for figure, have, extra in (("fig3", embedded, ["--save-embeddings"]), ("table4", probed, [])):
+    for figure, have, extra in (("fig3", embedded, ("--save-embeddings",)), ("table4", probed, ())):
         absent = [run for run in there.configs or ["barlow"] if run not in have]
         if absent:
-            words = ["--task", "scene", "--mode", "linear", "--data", DATA]
-            command = python("transfer.py", *words, "--init", *weights(absent, there.configs), *extra)
+            command = command_like(probes, "scene", ["linear"], absent, there.configs, extra)
             gaps.append(Gap(figure, ", ".join(map(name_of, absent)), command))
     return gaps
 
@@ -87,15 +86,33 @@ def missing_inits(there: Studies, stems: dict[str, tuple[str, ...]]) -> list[Gap
     """Baselines that were not fine-tuned on a task; a task without any rows lacks a method as well."""
     test, gaps = there.test, []
     for task, figures in stems.items():
-        have = set(test.init[(test.task == task) & (test["mode"] == "finetune")])
+        rows = test[(test.task == task) & (test["mode"] == "finetune")]
+        have = set(rows.init)
         absent = [init for init in BASELINES if init not in have]
         if not have:
             absent.append("barlow")
         if absent:
-            words = ["--task", task, "--mode", "linear", "finetune", "--data", DATA]
-            command = python("transfer.py", *words, "--init", *weights(absent, there.configs))
+            command = command_like(rows, task, ["linear", "finetune"], absent, there.configs)
             gaps.append(Gap(", ".join(figures), ", ".join(map(name_of, absent)), command))
     return gaps
+
+
+def command_like(
+    rows: pd.DataFrame,
+    task: str,
+    modes: list[str],
+    inits: list[str],
+    configs: dict,
+    extra: tuple[str, ...] = (),
+) -> str:
+    """What makes, of `inits`, the cells that `rows` of others have, as the first of these was made; with no
+    rows, the least that has to be said."""
+    if rows.empty:
+        words = ["--task", task, "--mode", *modes, "--data", DATA, "--init", *weights(inits, configs)]
+        return python("transfer.py", *words, *extra)
+    like = rows.iloc[0]
+    same = rows[(rows.data == like["data"]) & (rows.unit == like["unit"])]
+    return cell_command(like, inits, list(zip(same.ratio, same.seed)), configs, extra)
 
 
 # Cells that the seeds' means lack
@@ -111,7 +128,7 @@ def missing_cells(test: pd.DataFrame, configs: dict[str, dict]) -> list[Gap]:
             if not holes:
                 continue
             where = f"{len(holes)} of {len(every)} cells of {name_of(init)}, {name_of(mode)}, {data}"
-            gaps.append(Gap(where, shown(holes, unit), cell_command(part.iloc[0], holes, configs)))
+            gaps.append(Gap(where, shown(holes, unit), cell_command(part.iloc[0], [init], holes, configs)))
     return gaps
 
 
@@ -122,11 +139,17 @@ def shown(holes: list[tuple[float, float]], unit: str) -> str:
     return ", ".join(words) + more
 
 
-def cell_command(cell: pd.Series, holes: list[tuple[float, float]], configs: dict[str, dict]) -> str:
-    """What makes the holes as `cell`, a row beside them, was made."""
+def cell_command(
+    cell: pd.Series,
+    inits: list[str],
+    holes: list[tuple[float, float]],
+    configs: dict[str, dict],
+    extra: tuple[str, ...] = (),
+) -> str:
+    """What makes the holes of `inits` as `cell`, a row beside them, was made."""
     words = ["--task", cell["task"], *data_flags(Path(cell["out"]), cell["data"])]
-    words += ["--init", *weights([cell["init"]], configs), "--mode", cell["mode"]]
-    words += [*cell_flags(holes, cell["unit"]), *setting_flags(cell), "--out", cell["out"]]
+    words += ["--init", *weights(inits, configs), "--mode", cell["mode"]]
+    words += [*cell_flags(holes, cell["unit"]), *setting_flags(cell), *extra, "--out", cell["out"]]
     return python("transfer.py", *words)
 
 

@@ -809,9 +809,16 @@ def test_missing_runs_and_initialisations_come_with_their_command(study):
     methods = [shlex.split(gap.command)[3] for gap in gaps if "train_ssl" in gap.command]
     assert methods == ["moco", "simclr", "simsiam"]
     by_figure = {gap.figures: gap.command for gap in gaps}
-    assert by_figure["fig3"].endswith(f"{study}/runs/barlow/backbone.pth --save-embeddings")
-    assert by_figure["fig4, fig5, fig8a, table5"].endswith("--data DATA --init imagenet")
+    probe = by_figure["fig3"]  # as the probes that are there were made
+    assert f"--init {study}/runs/barlow/backbone.pth --mode linear --ratios " in probe
+    assert probe.endswith(f"--save-embeddings --out {study}")
+    tuned = by_figure["fig4, fig5, fig8a, table5"]
+    assert "--init imagenet --mode finetune --ratios " in tuned and tuned.endswith(f"--out {study}")
     assert len(gaps) == 6
+    nothing = find_gaps(Studies(test[:0], configs, logs, []), plot.STEMS)
+    by_figure = {gap.figures: gap.command for gap in nothing}
+    command = by_figure["fig4, fig5, fig8a, table5"]
+    assert command.startswith("python transfer.py --task fraction --mode linear finetune --data DATA --init ")
 
 
 def hole(out, tasks):
