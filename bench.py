@@ -27,14 +27,51 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import common
+from common import number, say
+
+
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__)
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--quick", action="store_true", help="one setting, one sentence, within a minute")
+    images = "to tell hours for: as many as --data holds, without it the paper's"
+    group.add_argument("--images", type=number(int, 1), help=images)
+    epochs = "to tell hours for: 100, without --data the paper's"
+    group.add_argument("--epochs", type=number(int, 1), help=epochs)
+    group.add_argument("--data", help="folder of images; the built-in scenes if left out")
+    group.add_argument("--size", type=common.side, help="of the views, pixels: 64 and 224 if left out")
+    group.add_argument("--batch-size", type=number(int, 2), help="images a step: what suits the device")
+    group.add_argument("--method", choices=["barlow", "moco", "simclr", "simsiam"], default="barlow")
+    group.add_argument("--arch", choices=["resnet18", "resnet50"], default="resnet18")
+    group.add_argument("--picture", metavar="PNG", help="only profile steps, and draw where the time goes")
+    group = parser.add_argument_group("how")
+    group.add_argument("--repeats", type=number(int, 1), default=3, help="turns of each contender")
+    group.add_argument("--minutes", type=number(float, above=0), default=8.0, help="no turn starts later")
+    group.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="also compiled; on a GPU if left out",
+    )
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    group.add_argument("--workers", type=number(int, 1, 1024), default=common.cores(), help="that decode")
+    group.add_argument("--cache", default="runs/cache", help="directory of built-in scenes")
+    group.add_argument("--config", help="YAML file of flags; what stands on the command line wins")
+    group.add_argument("--print-config", action="store_true", help="print the flags as YAML, and stop")
+    group.add_argument("--out", help="CSV file: results/bench-DEVICE.csv if left out")
+    return parser
+
+
+if __name__ == "__main__":  # torch takes seconds to import: --help and wrong flags do not wait for it
+    with common.one_line_errors():
+        build_parser().parse_args()
+
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from torchvision import transforms
 
-import common
-from common import number, say
 from data.check import check_files, manifest_of
 from data.fused import available, costs
 from data.images import choose_loader
@@ -43,7 +80,7 @@ from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
 from data.tables import load_table
 from models import METHODS
-from models.backbone import ARCHITECTURES, build_backbone, compile_backbone
+from models.backbone import build_backbone, compile_backbone
 from models.graph import WARMUP_STEPS, GraphedLearner
 from models.optimisers import can_fuse, make_optimizer
 from models.roofline import images_per_second, training_operations
@@ -148,38 +185,6 @@ class Case(NamedTuple):
     workers: int
 
 
-def build_parser() -> common.Parser:
-    parser = common.Parser(__doc__)
-    group = parser.add_argument_group("what is measured")
-    group.add_argument("--quick", action="store_true", help="one setting, one sentence, within a minute")
-    images = "to tell hours for: as many as --data holds, without it the paper's"
-    group.add_argument("--images", type=number(int, 1), help=images)
-    epochs = "to tell hours for: 100, without --data the paper's"
-    group.add_argument("--epochs", type=number(int, 1), help=epochs)
-    group.add_argument("--data", help="folder of images; the built-in scenes if left out")
-    group.add_argument("--size", type=common.side, help="of the views, pixels: 64 and 224 if left out")
-    group.add_argument("--batch-size", type=number(int, 2), help="images a step: what suits the device")
-    group.add_argument("--method", choices=list(METHODS), default="barlow")
-    group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
-    group.add_argument("--picture", metavar="PNG", help="only profile steps, and draw where the time goes")
-    group = parser.add_argument_group("how")
-    group.add_argument("--repeats", type=number(int, 1), default=3, help="turns of each contender")
-    group.add_argument("--minutes", type=number(float, above=0), default=8.0, help="no turn starts later")
-    group.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=torch.cuda.is_available(),
-        help="also compiled",
-    )
-    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    group.add_argument("--workers", type=number(int, 1, 1024), default=common.cores(), help="that decode")
-    group.add_argument("--cache", default="runs/cache", help="directory of built-in scenes")
-    group.add_argument("--config", help="YAML file of flags; what stands on the command line wins")
-    group.add_argument("--print-config", action="store_true", help="print the flags as YAML, and stop")
-    group.add_argument("--out", help="CSV file: results/bench-DEVICE.csv if left out")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = common.parse(parser, argv)
@@ -189,6 +194,7 @@ def main(argv: list[str] | None = None) -> None:
             common.refuse_special(Path(file), flag)
     clock = Clock(60 * args.minutes)
     device, *_ = common.start_ranks(args.device)
+    args.compile = device.type == "cuda" if args.compile is None else args.compile
     about = common.about(device)
     say(f"{about['device_name']}, " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
     say(busy())

@@ -30,6 +30,62 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import common
+from common import ConfigError, DataError, WeightsError
+
+
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__, usage="%(prog)s MODEL IMAGES [flags]")
+    parser.add_argument("model", help="model-TASK-DATA-INIT.pth of transfer.py --save-model")
+    parser.add_argument("images", nargs="+", help="image files, or folders of them")
+    parser.add_argument(
+        "--out", default="predictions.csv", help="CSV, GeoTIFF (.tif) or picture (.png) to write"
+    )
+    parser.add_argument(
+        "--stride",
+        type=common.number(int, 1),
+        help="of the patches of a scene, pixels; half a patch if left out",
+    )
+    parser.add_argument(
+        "--dense",
+        action="store_true",
+        help="one convolutional pass over a scene instead of one a patch: much faster where patches overlap, "
+        "and an approximation: an RMSE 1 to 2 %% above (docs/results.md)",
+    )
+    parser.add_argument(
+        "--bands",
+        nargs=3,
+        type=common.number(int, 1),
+        metavar=("R", "G", "B"),
+        help="of a scene with more than three, from 1, in the order the model learned",
+    )
+    parser.add_argument(
+        "--scale",
+        type=scale_of,
+        metavar="VALUE",
+        help="of scenes that are not 8-bit: the value that becomes 255, or percentiles of each band, 2-98%%",
+    )
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        help="class map of the one scene: a picture of its size whose grey values are class numbers from 0; "
+        "255 and a GeoTIFF's nodata value are void",
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    return parser
+
+
+def scale_of(text: str) -> "Scale":
+    """argparse type of --scale."""
+    from data.scenes import read_scale
+
+    return read_scale(text)
+
+
+if __name__ == "__main__":  # torch takes seconds to import: --help and wrong flags do not wait for it
+    with common.one_line_errors():
+        build_parser().parse_args()
+
 import numpy as np
 import pandas as pd
 import torch
@@ -37,8 +93,6 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-import common
-from common import ConfigError, DataError, WeightsError
 from data.folders import images_below
 from data.geomaps import NO_CLASS, write_class_map, write_geotiff
 from data.geotiff import number_in
@@ -55,7 +109,6 @@ from data.scenes import (
     filled_shares,
     grid_of,
     open_scene,
-    read_scale,
     unread_place,
     values_of,
 )
@@ -110,47 +163,6 @@ class Mapped(NamedTuple):
     grid: Grid
     shares: np.ndarray  # (rows, columns, K), nan where there are no data
     truth: np.ndarray | None  # the same of the true classes
-
-
-def build_parser() -> common.Parser:
-    parser = common.Parser(__doc__, usage="%(prog)s MODEL IMAGES [flags]")
-    parser.add_argument("model", help="model-TASK-DATA-INIT.pth of transfer.py --save-model")
-    parser.add_argument("images", nargs="+", help="image files, or folders of them")
-    parser.add_argument(
-        "--out", default="predictions.csv", help="CSV, GeoTIFF (.tif) or picture (.png) to write"
-    )
-    parser.add_argument(
-        "--stride",
-        type=common.number(int, 1),
-        help="of the patches of a scene, pixels; half a patch if left out",
-    )
-    parser.add_argument(
-        "--dense",
-        action="store_true",
-        help="one convolutional pass over a scene instead of one a patch: much faster where patches overlap, "
-        "and an approximation: an RMSE 1 to 2 %% above (docs/results.md)",
-    )
-    parser.add_argument(
-        "--bands",
-        nargs=3,
-        type=common.number(int, 1),
-        metavar=("R", "G", "B"),
-        help="of a scene with more than three, from 1, in the order the model learned",
-    )
-    parser.add_argument(
-        "--scale",
-        type=read_scale,
-        metavar="VALUE",
-        help="of scenes that are not 8-bit: the value that becomes 255, or percentiles of each band, 2-98%%",
-    )
-    parser.add_argument(
-        "--truth",
-        type=Path,
-        help="class map of the one scene: a picture of its size whose grey values are class numbers from 0; "
-        "255 and a GeoTIFF's nodata value are void",
-    )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    return parser
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,43 +18,8 @@ import inspect
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
-
 import common
 from common import ConfigError, number, say
-from data.augment import Recipe
-from data.images import FEWEST, Images, choose_loader, make_loader, open_images
-from data.loader import Plan
-from data.opening import Source
-from data.tables import Table, explain_empty
-from models import METHODS
-from models.backbone import (
-    ARCHITECTURES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    build_backbone,
-    compile_backbone,
-    extract_features,
-    read_weights,
-    save_backbone,
-)
-from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
-from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
-from models.graph import GraphedLearner
-from models.optimisers import OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
-from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
-from models.sync_norm import synchronise
-from models.timing import Watch, profile_steps
-from plots.reading import read_quietly
-from plots.run import draw_curve, save_views
-from scores.printed import FEW
-
-LARGE_FROM = 0.8  # --size SMALL:LARGE trains at LARGE from this share of the epochs on
-BETWEEN_CHECKPOINTS = 30  # seconds: a checkpoint is 150 MB, so epochs that end faster share one
-LEFT = {"backbone": "backbone.pth", "log": "log.csv", "views": "views.png", "curve": "curve.png"}
 
 
 def build_parser() -> common.Parser:
@@ -67,15 +32,15 @@ def build_parser() -> common.Parser:
 
 
 def pretraining_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--method", choices=list(METHODS), default="barlow")
-    group.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18")
+    group.add_argument("--method", choices=["barlow", "moco", "simclr", "simsiam"], default="barlow")
+    group.add_argument("--arch", choices=["resnet18", "resnet50"], default="resnet18")
     group.add_argument(
         "--init", default="random", help="random, imagenet, or a file of weights to start from"
     )
     flag(
         group, "--maxpool", True, "of the stem; without it features are twice as fine, at 2.4 times the cost"
     )
-    group.add_argument("--optimizer", choices=list(OPTIMISERS), default="sgd")
+    group.add_argument("--optimizer", choices=["sgd", "lars", "adam", "adamw"], default="sgd")
     group.add_argument(
         "--warmup-epochs", type=number(float, 0, 1e6), default=1.0, help="linear, then a cosine, per step"
     )
@@ -151,6 +116,59 @@ def method_flags(group: argparse._ArgumentGroup) -> None:
 def flag(group: argparse._ArgumentGroup, name: str, default: bool | None, text: str) -> None:
     """A switch with its --no-NAME."""
     group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
+
+
+def size_schedule(text: str) -> int | str:
+    """argparse type of --size: pixels, or SMALL:LARGE."""
+    if ":" not in text:
+        return common.side(text)
+    parts = text.split(":")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one size in pixels, nor two as in 32:64")
+    small, large = map(common.side, parts)
+    if small >= large:
+        raise argparse.ArgumentTypeError(f"{text!r} does not grow: the small size comes first, as in 32:64")
+    return f"{small}:{large}"
+
+
+if __name__ == "__main__":  # torch takes seconds to import: --help and wrong flags do not wait for it
+    with common.one_line_errors():
+        build_parser().parse_args()
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from data.augment import Recipe
+from data.images import FEWEST, Images, choose_loader, make_loader, open_images
+from data.loader import Plan
+from data.opening import Source
+from data.tables import Table, explain_empty
+from models import METHODS
+from models.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_backbone,
+    compile_backbone,
+    extract_features,
+    read_weights,
+    save_backbone,
+)
+from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
+from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
+from models.graph import GraphedLearner
+from models.optimisers import can_fuse, learning_rate, make_optimizer, set_rate
+from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
+from models.sync_norm import synchronise
+from models.timing import Watch, profile_steps
+from plots.reading import read_quietly
+from plots.run import draw_curve, save_views
+from scores.printed import FEW
+
+LARGE_FROM = 0.8  # --size SMALL:LARGE trains at LARGE from this share of the epochs on
+BETWEEN_CHECKPOINTS = 30  # seconds: a checkpoint is 150 MB, so epochs that end faster share one
+LEFT = {"backbone": "backbone.pth", "log": "log.csv", "views": "views.png", "curve": "curve.png"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -236,19 +254,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 # Flags
-
-
-def size_schedule(text: str) -> int | str:
-    """argparse type of --size: pixels, or SMALL:LARGE."""
-    if ":" not in text:
-        return common.side(text)
-    parts = text.split(":")
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one size in pixels, nor two as in 32:64")
-    small, large = map(common.side, parts)
-    if small >= large:
-        raise argparse.ArgumentTypeError(f"{text!r} does not grow: the small size comes first, as in 32:64")
-    return f"{small}:{large}"
 
 
 def size_at(size: int | str, epoch: int, epochs: int) -> int:

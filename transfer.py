@@ -25,6 +25,129 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import common
+from common import ConfigError, DataError, WeightsError, harmless, number, say
+
+
+def build_parser() -> common.Parser:
+    parser = common.Parser(__doc__)
+    common.common_flags(parser)
+    parser.set_defaults(batch_size=64, lr=0.01, weight_decay=1e-4)
+    cell_flags(parser.add_argument_group("cells of the table"))
+    training_flags(parser.add_argument_group("how a cell is done"))
+    group = parser.add_argument_group("files")
+    add, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
+    add("--save-model", help="each init's best model on val, for predict.py", **switch)
+    add("--share-pixels", help="decode into one file in --cache that several calls use", **switch)
+    add("--save-embeddings", help="the test features of --mode linear, for plot.py", **switch)
+    return parser
+
+
+def cell_flags(group: argparse._ArgumentGroup) -> None:
+    add, percent, seed = group.add_argument, number(float, above=0, high=100), number(int, 0, 2**31)
+    names = "random, imagenet, channels, or files of weights, named in results.csv by their run directory"
+    add(
+        "--task",
+        choices=["fraction", "scene"],
+        default="fraction",
+        help="land-cover fractions, or classes of scenes",
+    )
+    add("--init", nargs="+", default=["random"], metavar="NAME_OR_FILE", help=names)
+    add("--arch", choices=["resnet18", "resnet50"], default="resnet18")
+    add(
+        "--mode",
+        nargs="+",
+        choices=["linear", "finetune"],
+        default=["linear"],
+        help="a linear head on frozen features, or the whole network",
+    )
+    add(
+        "--ratios",
+        nargs="*",
+        type=percent,
+        metavar="PERCENT",
+        help="of the training images, the same share of each class (default: 5 10 25 50 100, none with "
+        "--per-class)",
+    )
+    add(
+        "--per-class",
+        nargs="*",
+        type=number(int, 1),
+        default=[],
+        metavar="N",
+        help="N training images of each class; stands in results.csv's column ratio as N/class",
+    )
+    add(
+        "--seeds",
+        nargs="+",
+        type=seed,
+        default=[5],
+        metavar="N_OR_LIST",
+        help="how many, from --seed on; or the seeds themselves",
+    )
+
+
+def training_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--protocol",
+        choices=["default", "paper"],
+        default="default",
+        help="paper: the authors' settings, yaml/paper/transfer_TASK.yaml; --config and flags override them",
+    )
+    add("--loss", choices=["softmax", "bce"], default="softmax", help="on fractions; bce: sigmoid / row sum")
+    add(
+        "--probe",
+        choices=["lbfgs", "sgd"],
+        default="lbfgs",
+        help="linear heads. lbfgs: solved for, penalty chosen on val; sgd: trained as in fine-tuning",
+    )
+    add("--linear-lr", type=number(float, above=0), help="of --probe sgd, where it is not --lr")
+    add(
+        "--epoch-choice",
+        choices=["seed", "common"],
+        default="seed",
+        help="on val: each seed's best epoch, or the best mean over the seeds (keeps every epoch's rows)",
+    )
+    add(
+        "--check-every",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="epochs between two looks at val, and at the end: with few labels most of the time goes there",
+    )
+    add(
+        "--schedule",
+        choices=["constant", "cosine"],
+        default="cosine",
+        help="of --lr: constant as in the paper, or falling to zero over the epochs",
+    )
+    add(
+        "--statistics",
+        choices=["backbone", "data"],
+        default="backbone",
+        help="mean and deviation that images are normalised by: of the pretraining, where they are known, or "
+        "of the train split, as the authors did for every initialisation",
+    )
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="fine-tune on random flips and quarter turns and, for scenes, crops",
+    )
+    add(
+        "--start-head",
+        choices=["random", "probe"],
+        default="random",
+        help="fine-tune from a random head, or from the one that --mode linear solves for; pretrained "
+        "BatchNorm statistics then stay, and --lr is best low (0.0001)",
+    )
+
+
+if __name__ == "__main__":  # torch takes seconds to import: --help and wrong flags do not wait for it
+    with common.one_line_errors():
+        build_parser().parse_args()
+
 import numpy as np
 import pandas as pd
 import torch
@@ -32,8 +155,6 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-import common
-from common import ConfigError, DataError, WeightsError, harmless, number, say
 from data.augment import Recipe, draw, view
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
@@ -130,116 +251,6 @@ class Outcome(NamedTuple):
     predicted: np.ndarray  # (test images, K) at the best step
     score: float  # headline metric on val there
     state: dict[str, torch.Tensor]  # of the trained module there; empty if not asked for
-
-
-def build_parser() -> common.Parser:
-    parser = common.Parser(__doc__)
-    common.common_flags(parser)
-    parser.set_defaults(batch_size=64, lr=0.01, weight_decay=1e-4)
-    cell_flags(parser.add_argument_group("cells of the table"))
-    training_flags(parser.add_argument_group("how a cell is done"))
-    group = parser.add_argument_group("files")
-    add, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
-    add("--save-model", help="each init's best model on val, for predict.py", **switch)
-    add("--share-pixels", help="decode into one file in --cache that several calls use", **switch)
-    add("--save-embeddings", help="the test features of --mode linear, for plot.py", **switch)
-    return parser
-
-
-def cell_flags(group: argparse._ArgumentGroup) -> None:
-    add, percent, seed = group.add_argument, number(float, above=0, high=100), number(int, 0, 2**31)
-    names = "random, imagenet, channels, or files of weights, named in results.csv by their run directory"
-    add("--task", choices=list(TASKS), default="fraction", help="land-cover fractions, or classes of scenes")
-    add("--init", nargs="+", default=["random"], metavar="NAME_OR_FILE", help=names)
-    add("--arch", choices=list(backbones.ARCHITECTURES), default="resnet18")
-    add(
-        "--mode",
-        nargs="+",
-        choices=["linear", "finetune"],
-        default=["linear"],
-        help="a linear head on frozen features, or the whole network",
-    )
-    add(
-        "--ratios",
-        nargs="*",
-        type=percent,
-        metavar="PERCENT",
-        help="of the training images, the same share of each class (default: 5 10 25 50 100, none with "
-        "--per-class)",
-    )
-    add(
-        "--per-class",
-        nargs="*",
-        type=number(int, 1),
-        default=[],
-        metavar="N",
-        help="N training images of each class; stands in results.csv's column ratio as N/class",
-    )
-    add(
-        "--seeds",
-        nargs="+",
-        type=seed,
-        default=[5],
-        metavar="N_OR_LIST",
-        help="how many, from --seed on; or the seeds themselves",
-    )
-
-
-def training_flags(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--protocol",
-        choices=["default", "paper"],
-        default="default",
-        help="paper: the authors' settings, yaml/paper/transfer_TASK.yaml; --config and flags override them",
-    )
-    add("--loss", choices=list(LOSSES), default="softmax", help="on fractions; bce: sigmoid / row sum")
-    add(
-        "--probe",
-        choices=["lbfgs", "sgd"],
-        default="lbfgs",
-        help="linear heads. lbfgs: solved for, penalty chosen on val; sgd: trained as in fine-tuning",
-    )
-    add("--linear-lr", type=number(float, above=0), help="of --probe sgd, where it is not --lr")
-    add(
-        "--epoch-choice",
-        choices=["seed", "common"],
-        default="seed",
-        help="on val: each seed's best epoch, or the best mean over the seeds (keeps every epoch's rows)",
-    )
-    add(
-        "--check-every",
-        type=number(int, 1),
-        default=1,
-        metavar="N",
-        help="epochs between two looks at val, and at the end: with few labels most of the time goes there",
-    )
-    add(
-        "--schedule",
-        choices=["constant", "cosine"],
-        default="cosine",
-        help="of --lr: constant as in the paper, or falling to zero over the epochs",
-    )
-    add(
-        "--statistics",
-        choices=["backbone", "data"],
-        default="backbone",
-        help="mean and deviation that images are normalised by: of the pretraining, where they are known, or "
-        "of the train split, as the authors did for every initialisation",
-    )
-    add(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="fine-tune on random flips and quarter turns and, for scenes, crops",
-    )
-    add(
-        "--start-head",
-        choices=["random", "probe"],
-        default="random",
-        help="fine-tune from a random head, or from the one that --mode linear solves for; pretrained "
-        "BatchNorm statistics then stay, and --lr is best low (0.0001)",
-    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,6 +17,11 @@ import yaml
 from conftest import ROOT
 
 import common
+from models import METHODS
+from models.backbone import ARCHITECTURES
+from models.optimisers import OPTIMISERS
+from scores import TASKS
+from transfer import LOSSES
 
 FILES = sorted(f for f in ROOT.rglob("*.py") if not any(p.startswith(".") for p in f.relative_to(ROOT).parts))
 FILES = [f for f in FILES if f.relative_to(ROOT).parts[0] != "runs"]
@@ -162,6 +167,34 @@ def test_help_shows_the_examples_and_no_empty_default():
         assert "(default: [" not in text and str(ROOT) not in text, f"{name}: a default as Python has it"
         assert f"python {name}.py" in text and "(default: None)" not in text, name
         assert len(text.split("\n\n")[0].splitlines()) <= 2, f"{name}: the usage line lists the flags"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_wrong_flags_do_not_wait_for_torch(name):
+    code = (
+        "import contextlib, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "with contextlib.suppress(SystemExit): runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    for flag in ("--help", "--no-such-flag"):
+        command = [sys.executable, "-c", code, f"{name}.py", flag]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.stderr.splitlines()[-1] == "False", f"{name}.py {flag}: {done.stderr}"
+
+
+@pytest.mark.parametrize("name", ["train_ssl", "transfer", "bench"])
+def test_the_choices_of_a_flag_are_what_there_is(name):
+    """They stand as words in the flags, which are read before anything of ours is imported."""
+    there = {
+        "method": METHODS,
+        "arch": ARCHITECTURES,
+        "optimizer": OPTIMISERS,
+        "task": TASKS,
+        "loss": LOSSES,
+    }
+    actions = common.flag_actions(importlib.import_module(name).build_parser())
+    for flag in there.keys() & actions.keys():
+        assert list(actions[flag].choices) == list(there[flag]), flag
 
 
 def test_readme_is_read_to_its_end():
