@@ -1,6 +1,7 @@
 """Pretraining from the command line: what it leaves, that it learns, and that it says no in one line."""
 
 import copy
+import itertools
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import ROOT, refused, script
+from conftest import ROOT, Reads, refused, script
 from PIL import Image
 
 import common
@@ -22,7 +23,8 @@ import train_ssl
 from data import images, pixels
 from models import METHODS
 from models.backbone import WeightsError, build_backbone, compile_backbone, read_weights
-from models.optimisers import LARS, OPTIMISERS, learning_rate, make_optimizer, set_rate
+from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
+from models.step import Learner, Losses
 
 CHECKED = "feature_std,effective_rank,knn_macro_f1,knn5_accuracy"
 COLUMNS = f"epoch,loss,chance_loss,lr,{CHECKED},images_per_s,data_wait,seconds"
@@ -203,6 +205,27 @@ def test_fused_steps_are_the_others_and_go_on_from_their_state(name):
     for mine, other in zip(models[0].parameters(), models[1].parameters()):
         assert torch.allclose(mine, other, atol=1e-6)
     assert not torch.equal(models[0].weight, first.weight)
+
+
+def test_steps_are_fused_on_a_gpu_alone_and_not_in_fp16():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [can_fuse(gpu, precision) for precision in ("bf16", "fp32", "fp16")] == [True, True, False]
+    assert not can_fuse(cpu, "fp32") and not can_fuse(cpu, "bf16")
+
+
+@pytest.mark.parametrize("name, optimizer", zip(METHODS, itertools.cycle(OPTIMISERS)))
+def test_a_step_waits_for_no_device(name, optimizer, tmp_path):
+    settings = {"queue_size": 16} if name == "moco" else {}
+    method = METHODS[name](build_backbone(), hidden=8, out=8, **settings)
+    fused = make_optimizer(optimizer, method, 0.1, 0.9, 1e-4, fused=True)
+    learn = Learner(method, fused, torch.amp.GradScaler("cpu", enabled=False), torch.float32)
+    losses = Losses(0.0, torch.device("cpu"), 0, tmp_path)
+    views = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
+    with Reads() as reads:
+        for step in range(2):
+            set_rate(fused, 0.1 / (step + 1), 0.1)
+            losses.add(learn(views), step)
+    assert reads.count == 0 and losses.total() != 0
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_path, capsys, monkeypatch):

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import yaml
-from conftest import ROOT, refused
+from conftest import ROOT, Reads, refused
 from PIL import Image
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import transfer
@@ -688,16 +687,6 @@ def test_train_and_choose_need_nothing_but_what_they_take():
     assert outcome.predicted == 2 and [r[0] for r in outcome.records] == [1, 2, 3, 4]
     lowest = TASKS["scene"]._replace(sign=-1)
     assert transfer.choose([(step, step) for step in scores], judge, lowest).predicted == 4
-
-
-class Reads(TorchDispatchMode):
-    """Counts where a number is read out of a tensor: on a GPU, each is a wait."""
-
-    count = 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.count += operator is torch.ops.aten._local_scalar_dense.default
-        return operator(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("batch_size", [4, 32])
