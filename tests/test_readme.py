@@ -13,14 +13,17 @@ import common
 import train_ssl
 
 SCRIPTS = ["train_ssl", "transfer", "predict", "bench", "tune", "plot", "paper"]
+MODULES = ["check", "synthetic", "tiles"]  # of data/, which are commands as well
 SOURCES = [
     "README.md",
     *(str(f.relative_to(ROOT)) for f in sorted((ROOT / "docs").glob("*.md"))),
     *(f"{s}.py" for s in SCRIPTS if (ROOT / f"{s}.py").exists()),
+    *(f"data/{name}.py" for name in MODULES),
     *(str(f.relative_to(ROOT)) for f in sorted((ROOT / "yaml").rglob("*.yaml"))),
 ]
 COMMAND = re.compile(
-    r"(?:^|[\s#&])(?:python|torchrun(?: --[\w=]+)*) ((?:%s)\.py)((?: [^#\n`&;]*)?)" % "|".join(SCRIPTS)
+    r"(?:^|[\s#&`])(?:python|torchrun(?: --[\w=]+)*) ((?:%s)\.py|-m data\.\w+)((?: [^#\n`&;]*)?)"
+    % "|".join(SCRIPTS)
 )
 
 
@@ -29,10 +32,10 @@ def commands():
         text = (ROOT / source).read_text()
         text = (ast.get_docstring(ast.parse(text)) or "") if source.endswith(".py") else text
         for script, words in COMMAND.findall(text):
-            if "..." not in words:
-                yield pytest.param(
-                    script.removesuffix(".py"), words.strip(), id=f"{source}: {script}{words}"[:90]
-                )
+            script, words = script.removeprefix("-m ").removesuffix(".py"), words.strip()
+            mentioned = "..." in words or (script.startswith("data.") and not words)
+            if not mentioned:
+                yield pytest.param(script, words, id=f"{source}: {script} {words}"[:90])
 
 
 def options(script):
@@ -56,6 +59,8 @@ def test_there_are_commands_to_check():
         and any(i.startswith("README") for i in found)
         and any(i.startswith("yaml/paper/moco") for i in found)
     )
+    for name in MODULES:
+        assert any(i.startswith(f"README.md: data.{name}") for i in found), name
 
 
 @pytest.mark.parametrize(
