@@ -4,6 +4,7 @@ runs."""
 import copy
 import os
 import signal
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -68,7 +69,7 @@ def heard(rank):
         if rank == 1 and step == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
         answers.append(flag.ask(due=step < 2))
-    return answers, flag.exit_code() if rank == 1 else 128 + signal.SIGUSR1
+    return answers, flag.exit_code()
 
 
 def loss_of_all(rank):
@@ -130,6 +131,19 @@ def test_synchronised_norm_is_batch_norm_in_eval_mode():
     x = joined_batch()[0]
     assert torch.allclose(model.backbone(x), converted.backbone(x), atol=1e-6)
     assert model.state_dict().keys() == converted.state_dict().keys()
+
+
+def test_buffers_that_are_alike_are_not_sent_and_nothing_warns(tmp_path):
+    import train_ssl  # here: the processes of the other tests do without
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            wrapped = train_ssl.distributed(torch.nn.BatchNorm1d(2))
+        assert not wrapped.broadcast_buffers
+    finally:
+        dist.destroy_process_group()
 
 
 def test_torchrun_with_two_ranks_trains_as_one_process(folder, tmp_path):
