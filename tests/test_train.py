@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -240,6 +242,38 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_p
     assert (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].startswith("2,,")  # for tune.py
 
 
+def test_a_training_in_fp16_is_looked_at_in_fp32():
+    """Young statistics let features grow beyond what fp16 holds."""
+    backbone = build_backbone()
+    torch.nn.init.constant_(backbone.bn1.weight, 1e6)
+    labels = np.zeros(8, int)
+    table = types.SimpleNamespace(labels=labels)
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    looked_at = types.SimpleNamespace(
+        pixels=pixels, bank=8, mean=[0.5] * 3, std=[0.2] * 3, table=table, sample=np.arange(8)
+    )
+    flags = types.SimpleNamespace(size=32, compile=False)
+    row = train_ssl.check_features(backbone, looked_at, flags, torch.float16, knn=False)
+    assert row["feature_std"] is not None and row["effective_rank"] > 1
+
+
+@pytest.mark.parametrize(
+    "crowd, gpu, threads, hint",
+    [
+        ("9 threads compete for 2 cores", False, 2, "9 threads compete for 2 cores: OMP_NUM_THREADS=1"),
+        ("9 threads compete for 2 cores", False, 1, ""),
+        ("9 threads compete for 2 cores", True, 2, ""),
+        ("", False, 2, ""),
+    ],
+)
+def test_a_crowded_cpu_gets_a_hint(crowd, gpu, threads, hint, monkeypatch):
+    monkeypatch.setattr(common, "crowded", lambda: crowd)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    said = train_ssl.hint_of_load()
+    assert hint in said and bool(said) == bool(hint)
+
+
 def test_collapse_is_announced():
     row = {
         "epoch": 1,
@@ -432,6 +466,14 @@ def test_bad_files_stop_the_run_unless_skipped(folder, tmp_path, capsys):
     assert "left out" in capsys.readouterr().out and (tmp_path / "run" / "backbone.pth").exists()
 
 
+def test_nothing_is_left_of_bad_files_alone(tiny, tmp_path, capsys):
+    (tmp_path / "data" / "A").mkdir(parents=True)
+    for name in ("1.jpg", "2.png"):
+        (tmp_path / "data" / "A" / name).write_text("not an image")
+    flags = ["--method", "barlow", *tiny, "--data", tmp_path / "data", "--skip-bad-files"]
+    assert "nothing is left" in refused(capsys, train_ssl.main, *flags)
+
+
 @pytest.mark.parametrize(
     "yaml_text, says",
     [
@@ -477,6 +519,10 @@ def test_yaml_that_is_wrong(yaml_text, says, tiny, tmp_path, capsys):
         (["--out", "README.md"], "README.md"),
         (["--init", "gone.pth"], "gone.pth: no such weights file"),
         (["--subset", "0"], "above 0"),
+        (["--size", "5000"], "at most 2048"),
+        (["--lr", "1e39"], "at most 1000"),
+        (["--batch-size", "2"], "81 images into 41 steps, and BatchNorm cannot train on one image: raise it"),
+        (["--batch-size", "2", "--accumulate", "2"], "41 steps of 2 parts (--accumulate), and BatchNorm"),
     ],
 )
 def test_flags_that_are_wrong(flags, says, tiny, capsys, monkeypatch):
@@ -532,6 +578,23 @@ def test_sigterm_saves_says_so_and_goes_on(tiny, tmp_path):
     )
     state = torch.load(tmp_path / "run" / "checkpoint.pt")
     assert state["progress"]["epoch"] >= 1 and state["config"]["epochs"] == 300
+
+
+def test_slurms_warning_ends_the_step_and_saves_it(tiny, tmp_path, capsys, monkeypatch):
+    forward = METHODS["simclr"].forward
+
+    def warned(self, view1, view2):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(self, view1, view2)
+
+    monkeypatch.setattr(METHODS["simclr"], "forward", warned)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # so that a run without a handler ends this test alone
+    with pytest.raises(SystemExit) as stopped:
+        train_ssl.main(["--method", "simclr", *tiny])
+    assert stopped.value.code == 128 + signal.SIGUSR1 == 138
+    assert "stopped by a signal in epoch 1/2 after step 1/3" in capsys.readouterr().out
+    progress = torch.load(tmp_path / "run" / "checkpoint.pt")["progress"]
+    assert (progress["epoch"], progress["step"]) == (0, 1)
 
 
 def wait_for(file: Path, process, seconds=120):
