@@ -141,7 +141,12 @@ def unpack(numbers: torch.Tensor) -> Draw:
 
 
 def view(
-    images: torch.Tensor, draw: Draw, size: int, mean, std, numbers: torch.Tensor | None = None
+    images: torch.Tensor,
+    draw: Draw,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    numbers: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One view of uint8 images (n, 3, H, W): float32 (n, 3, size, size) in channels_last.
 
@@ -246,11 +251,12 @@ def gaussian_blur(
     return x.index_copy(0, blurred, matrix[:, None] @ rows.unflatten(1, (-1, size)))
 
 
-def per_channel(values, x: torch.Tensor) -> torch.Tensor:
+def per_channel(values: Sequence[float], x: torch.Tensor) -> torch.Tensor:
     """Three numbers as a tensor (1, 3, 1, 1) like x, copied to its device once and then kept."""
     return channels(tuple(float(v) for v in values), x.dtype, x.device)
 
 
 @lru_cache(maxsize=64)
 def channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(1, 3, 1, 1) on the device; kept, as a copy a step would make a GPU wait."""
     return torch.tensor(values, dtype=dtype).view(1, 3, 1, 1).to(device)

@@ -175,6 +175,7 @@ def _message() -> str:
 
 
 def build_parser() -> common.Parser:
+    """The flags of `python -m data.check`."""
     parser = common.Parser(__doc__, usage="%(prog)s FOLDER [flags]")
     parser.prog = "python -m data.check"
     parser.add_argument("folder", type=Path, help="a dataset in any layout that training takes")
@@ -187,6 +188,7 @@ def build_parser() -> common.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """List the bad files of a dataset; 1 where there are any, else 0."""
     from data.tables import load_table  # here: what stands above works without the layouts
 
     args = build_parser().parse_args(argv)

@@ -75,8 +75,8 @@ class DaliLoader:
         files: Sequence[str],
         plan,
         size: int,
-        mean,
-        std,
+        mean: Sequence[float],
+        std: Sequence[float],
         device: torch.device,
         *,
         workers: int = 4,
@@ -127,6 +127,7 @@ class Files:
                 self.decoder |= {"cache_size": cache_mb, "cache_type": "threshold"}
 
     def device_id(self) -> int | None:
+        """The GPU's number, as DALI wants it; None for the CPU."""
         if self.device.type == "cpu":
             return None
         return torch.cuda.current_device() if self.device.index is None else self.device.index
@@ -165,6 +166,8 @@ class Run:
                 self.keep(tensors)
 
     def outputs(self) -> Iterator:
+        """What the pipeline gives until its source ends; OSError with the name of a file that does not
+        decode."""
         while True:
             try:
                 yield self.pipeline.run()
@@ -223,7 +226,7 @@ def named(paths: list[str]) -> list:
     return found[: len(paths)]
 
 
-def parameters(draw, height: int, width: int, size: int) -> list[np.ndarray]:
+def parameters(draw: Sequence[torch.Tensor | None], height: int, width: int, size: int) -> list[np.ndarray]:
     """The NUMBERS arguments of `view` behind the images, a row for each image, from one view's draw."""
     box, flip, factor, order, sigma, *turn = (field.numpy() for field in draw if field is not None)
     turned = turn[0] if turn else np.zeros(len(box), bool)
@@ -248,6 +251,7 @@ def parameters(draw, height: int, width: int, size: int) -> list[np.ndarray]:
 
 @pipeline_def(enable_conditionals=True)
 def views(source, decoder, plan_size, normal):
+    """Both normalised views (size, size, 3) of each image; `source` gives its path and its `parameters`."""
     paths, *numbers = fn.external_source(source=source, num_outputs=1 + 2 * NUMBERS, batch=True)
     images = read(paths, decoder, *plan_size)
     pair = view(images, *numbers[:NUMBERS]), view(images, *numbers[NUMBERS:])
@@ -256,6 +260,7 @@ def views(source, decoder, plan_size, normal):
 
 @pipeline_def(enable_conditionals=True)
 def decoded(source, decoder, plan_size):
+    """Images uint8 (3, height, width); `source` gives their paths."""
     (paths,) = fn.external_source(source=source, num_outputs=1, batch=True)
     images = read(paths, decoder, *plan_size)
     return fn.crop_mirror_normalize(images, dtype=types.UINT8, output_layout="CHW")  # one dense batch
@@ -263,6 +268,7 @@ def decoded(source, decoder, plan_size):
 
 @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
 def one_file():
+    """The picture (H, W, 3) behind the path that is fed, on the CPU."""
     paths = fn.external_source(name="path", batch=True)
     return fn.decoders.image(fn.io.file.read(paths, dont_use_mmap=True), device="cpu")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -81,8 +82,8 @@ def fused_view(
     images: torch.Tensor,
     draw: Draw,
     size: int,
-    mean,
-    std,
+    mean: Sequence[float],
+    std: Sequence[float],
     dtype: torch.dtype = torch.float32,
     rows: torch.Tensor | None = None,
     numbers: torch.Tensor | None = None,
@@ -163,7 +164,7 @@ def costs(
     }
 
 
-def kernel(function):
+def kernel(function: Callable) -> Callable:
     """Compile a function for the GPU when it is first called; without Triton it is never called."""
     return function if triton is None else triton.jit(function)
 
@@ -303,6 +304,7 @@ def loaded(plane, row, inside, SIZE: tl.constexpr):
 
 @kernel
 def added(a, b):
+    """How sums are joined in `tl.reduce`."""
     return a + b
 
 

@@ -116,6 +116,7 @@ def metadata(items: list[str]) -> bytes:
 
 
 def place_tags(place: Place | None) -> dict[int, tuple[str, tiff.Values]]:
+    """GeoTIFF's tags of a place: tag -> (type, values); none without a place."""
     if place is None:
         return {}
     a, b, c, d, e, f = place.transform

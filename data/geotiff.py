@@ -93,15 +93,18 @@ class Tiff:
         self.check()
 
     def one(self, tag: int, default: int | None = None) -> int:
+        """The first value of a tag; DataError where it is missing and has no default."""
         values = self.tags.get(tag, () if default is None else (default,))
         if not values:
             raise DataError(f"{self.file}: a damaged TIFF: tag {tag} is missing")
         return values[0]
 
     def strip_height(self) -> int:
+        """Rows of a strip, pixels, as far as the picture goes."""
         return max(1, min(self.one(tiff.STRIP_ROWS, self.height), self.height))
 
     def sample_type(self) -> np.dtype:
+        """The type of the numbers in the file; DataError for complex, mixed or odd ones."""
         bits, formats = set(self.tags.get(tiff.BITS, (1,))), set(self.tags.get(tiff.SAMPLE_FORMAT, (1,)))
         kind = KINDS.get(min(formats))
         known = {"u": {8, 16, 32, 64}, "i": {8, 16, 32, 64}, "f": {16, 32, 64}}.get(kind, set())
@@ -165,9 +168,11 @@ class Tiff:
         return -(-self.height // self.chunk_height), -(-self.width // self.chunk_width)
 
     def chunk_bands(self) -> int:
+        """Bands that lie together in a strip or tile."""
         return 1 if self.separate else self.bands
 
     def chunk_bytes(self) -> int:
+        """Size of a whole strip or tile, decompressed."""
         return self.chunk_height * self.chunk_width * self.chunk_bands() * self.dtype.itemsize
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -208,6 +213,7 @@ class Tiff:
         return self.kept[number][first:last]
 
     def bytes_at(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on; DataError where the file ends before."""
         try:
             with open(self.file, "rb") as stream:
                 missing = offset + count - file_size(stream)

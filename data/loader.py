@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ import torch
 from common import fits_on_gpu
 from data.augment import ROW, Draw, Recipe, draw, pack, view
 from data.fused import available, fused_view
+
+if TYPE_CHECKING:
+    from data.dali import DaliImages, DaliLoader
 
 AHEAD = 2  # steps that are prepared while one is computed
 Item = TypeVar("Item")
@@ -105,8 +108,8 @@ class TorchLoader:
         pixels: torch.Tensor,
         plan: Plan,
         size: int,
-        mean,
-        std,
+        mean: Sequence[float],
+        std: Sequence[float],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ):
@@ -152,11 +155,11 @@ class DecodedLoader:
 
     def __init__(
         self,
-        decoder,
+        decoder: "DaliImages",
         plan: Plan,
         size: int,
-        mean,
-        std,
+        mean: Sequence[float],
+        std: Sequence[float],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ):
@@ -172,6 +175,7 @@ class DecodedLoader:
             yield views_of(step, batch, self.size, self.normal, self.dtype, self.fused)
 
     def prepare(self, *draws: Draw) -> Step:
+        """In the thread: the numbers of a step, pinned for a GPU; the decoder has its images."""
         return Step(None, draws, None if self.device.type == "cpu" else pack(draws, pin=True))
 
 
@@ -180,14 +184,14 @@ def dali_loader(
     files: Sequence[str],
     plan: Plan,
     size: int,
-    mean,
-    std,
+    mean: Sequence[float],
+    std: Sequence[float],
     device: torch.device,
     *,
     dtype: torch.dtype = torch.float32,
     workers: int = 4,
     cache_mb: int = 0,
-):
+) -> "DecodedLoader | DaliLoader":
     """Loader of files below root that DALI decodes; DALI makes the views too where the fused kernels cannot.
 
     Raises ImportError without DALI.

@@ -188,6 +188,7 @@ def open_picture(file: Path) -> Scene:
 
 
 def refuse_larger_than_memory(file: Path) -> None:
+    """DataError, with the command that stores it in tiles, for a picture too large to decode whole."""
     with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(file) as image:
         width, height = image.size
         if 8 * width * height > memory() // 2:  # decoded twice, with its opacity
@@ -245,6 +246,8 @@ def is_named_data(scene: Scene, bands: list[int] | None) -> bool:
 
 
 def choose_bands(scene: Scene, bands: list[int] | None, scale: Scale | None) -> tuple[int, int, int]:
+    """Red, green and blue, counted from 0; `bands` counts from 1. DataError where the flags do not fit the
+    scene."""
     if bands is None:
         colours = [band for band in range(scene.bands) if band != scene.alpha]
         if len(colours) == 3:
@@ -325,6 +328,7 @@ class Grid(NamedTuple):
     stride: int
 
     def shape(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
         return len(self.tops), len(self.lefts)
 
     def map_place(self, place: Place) -> Place:

@@ -78,6 +78,7 @@ class Land:
         return u - np.floor(u.min()) + 1, v - np.floor(v.min()) + 1
 
     def noise(self, wavelength: float, slope: float = 3, stretch: float = 1) -> np.ndarray:
+        """`noise` of the land's shape; the wavelength is in pixels of a scene of scale 1."""
         return noise(self.rng, self.height.shape, wavelength * self.scale, slope, stretch)
 
     def draw(self, names: str, count: int, spread: float) -> np.ndarray:
@@ -88,6 +89,7 @@ class Land:
         return np.float32(wet + moment * (dry - wet) + 0.02 * self.rng.standard_normal((count, 3)))
 
     def paint(self, alpha: np.ndarray, colour: np.ndarray, height: np.ndarray | float) -> None:
+        """Lay a colour (..., 3) and a height over the land, as opaque as alpha (H, W), 0-1, says."""
         self.colour += alpha[..., None] * (colour - self.colour)
         self.height += alpha * (height - self.height)
 
@@ -139,6 +141,7 @@ def plots(land: Land, size: float, aspect: float, warp: float) -> tuple:
 
 
 def step(x: np.ndarray) -> np.ndarray:
+    """0 below -0.5, 1 above 0.5, a ramp between."""
     return np.clip(x + np.float32(0.5), 0, 1)
 
 
@@ -370,6 +373,7 @@ LEVEL_N1 = {  # Land-1.0's four classes -> the columns of the ten that they hold
 
 
 def bare(shape: tuple[int, int], rng: np.random.Generator, season: float) -> Land:
+    """A land (H, W) without layers, turned and shifted at random; `season` goes from 0, wet, to 1, dry."""
     (y, x), angle = np.indices(shape, np.float32), rng.uniform(0, 2 * np.pi)
     cos, sin, du, dv = np.float32([np.cos(angle), np.sin(angle), *rng.uniform(0, 99, 2)])
     u, v, scale = cos * x + sin * y + du, cos * y - sin * x + dv, np.exp(rng.uniform(-0.3, 0.3))
@@ -377,6 +381,7 @@ def bare(shape: tuple[int, int], rng: np.random.Generator, season: float) -> Lan
 
 
 def grow(recipe: Recipe, shape: tuple[int, int], rng: np.random.Generator, season: float) -> Land:
+    """A land (H, W) with the layers of a recipe, one over the other."""
     land = bare(shape, rng, season)
     for layer, colours, settings in recipe:
         layer(land, colours, **settings)
@@ -453,6 +458,7 @@ def class_sizes(count: int) -> list[int]:
 
 
 def write_pure(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
+    """A folder a class, with JPEGs of one class each."""
     for index, (name, n) in enumerate(zip(CLASSES, class_sizes(count), strict=True)):
         folder = root / f"{index + 1}_{name:_<13}_jpeg"
         folder.mkdir()
@@ -475,6 +481,7 @@ def write_archive(root: Path, layout: str, count: int, size: int, seed: int, qua
 
 
 def write_mixed(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
+    """Land-1.0's layout: JPEGs of several classes each, and CSV files of their fractions."""
     level = root / "Level_N2"
     for split, shares in draw_mixed(level, ("train", "val", "test"), count, size, seed, quality, bar):
         rows = fraction_rows(split, shares, MIXED_CLASSES, "N2")
@@ -533,12 +540,14 @@ def fraction_rows(split: str, shares: np.ndarray, classes: list[str], level: str
 
 
 def write_cells(file: Path, rows: list[list], encoding: str = "utf-8", delimiter: str = ",") -> None:
+    """Write rows of texts and numbers as a CSV, in any encoding and with any delimiter."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w", newline="", encoding=encoding) as table:
         csv.writer(table, delimiter=delimiter).writerows(rows)
 
 
 def write_large(root: Path, count: int, size: int, seed: int, quality: int, bar: tqdm) -> None:
+    """Pairs of PNGs: a scene, and a map of its classes with their numbers as values."""
     for i in range(count):
         image, class_map = mixed_scene(size, size, np.random.default_rng([seed, 2, i]))
         Image.fromarray(image).save(root / f"scene-{i}.png")

@@ -71,6 +71,8 @@ def pages(data: bytes | mmap.mmap) -> list[Page]:
 
 
 def page_of(tags: dict[int, Values]) -> Page:
+    """What the tags of one page say, with TIFF's defaults for those that are missing."""
+
     def first(tag: int, default: int) -> int:
         return tags.get(tag, (default,))[0]
 

@@ -43,6 +43,7 @@ class Patch(NamedTuple):
 
 
 def build_parser() -> common.Parser:
+    """The flags of `python -m data.tiles`."""
     parser = common.Parser(__doc__, usage="%(prog)s SCENES --out FOLDER [flags]")
     parser.prog = "python -m data.tiles"
     parser.add_argument("scenes", nargs="+", type=Path, help="scene files")
@@ -68,6 +69,7 @@ def build_parser() -> common.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write the patches of the scenes that the command line names."""
     args = build_parser().parse_args(argv)
     stride = args.stride or args.size
     common.refuse_filled(args.out)
@@ -88,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def grid_in(look: Look, size: int, stride: int) -> Grid:
+    """The whole patches of a scene, in pixels; DataError where it holds none."""
     scene = look.scene
     if min(scene.height, scene.width) < size:
         raise DataError(

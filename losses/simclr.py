@@ -10,13 +10,15 @@ class GatherRanks(torch.autograd.Function):
     """Rows of all ranks in rank order; backward sums every rank's gradient of this rank's rows."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        """This rank's rows (n, D) -> all rows (n * ranks, D)."""
         rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(rows, x.contiguous())
         return torch.cat(rows)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        """The gradient (n * ranks, D) of all rows -> this rank's (n, D), summed over the ranks."""
         grad = grad.clone()
         dist.all_reduce(grad)
         return grad.chunk(dist.get_world_size())[dist.get_rank()]

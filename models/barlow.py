@@ -1,3 +1,5 @@
+"""Barlow Twins: both views through one network; the loss is in losses/barlow.py."""
+
 import torch
 from torch import nn
 

@@ -41,6 +41,7 @@ class FeatureMap(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images (N, 3, H, W) -> features (N, D, H / cell, W / cell)."""
         return self.layers(images)
 
 

@@ -1,3 +1,5 @@
+"""MoCo: a key encoder that follows slowly, and the queue of its keys; the loss is in losses/moco.py."""
+
 import contextlib
 import copy
 import math

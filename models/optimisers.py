@@ -35,12 +35,14 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Move all weights that have a gradient. `closure` is not called."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 self.step_group(group, params)
 
     def step_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        """Move `params`, which have gradients, by the settings of their group."""
         updates = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
         scaled = [i for i, p in enumerate(params) if p.ndim > 1]
         if scaled:

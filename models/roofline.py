@@ -10,7 +10,7 @@ After S. Williams, A. Waterman and D. Patterson, "Roofline: an insightful visual
 operator by operator.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ def training_operations(backbone: nn.Module, size: int, element: int = 2) -> lis
     return counted
 
 
-def operators_of(module: nn.Module):
+def operators_of(module: nn.Module) -> Callable | None:
     """The function that counts a module's operators, or None for those that count as nothing."""
     if isinstance(module, nn.Conv2d):
         return convolution
@@ -64,7 +64,7 @@ def operators_of(module: nn.Module):
     return shortcut if hasattr(module, "downsample") else None
 
 
-def counter(name: str, element: int, counted: list[Operation]):
+def counter(name: str, element: int, counted: list[Operation]) -> Callable:
     """A forward hook that adds the operators of its module, both passes, to `counted`."""
 
     def hook(module, inputs, output):
@@ -76,20 +76,24 @@ def counter(name: str, element: int, counted: list[Operation]):
 
 
 def convolution(module: nn.Conv2d, x: int, y: int, output: torch.Tensor) -> list[tuple[str, float, float]]:
+    """(pass, bytes, FLOPs) of each pass; `x` and `y` are the bytes of input and output."""
     flops = 2.0 * output.numel() * module.weight[0].numel()
     passes = ["forward", "gradient of the weights", "gradient of the input"]
     return [(name, x + y, flops) for name in passes[: 2 if module.in_channels == 3 else 3]]
 
 
 def norm(module: nn.BatchNorm2d, x: int, y: int, output: torch.Tensor) -> list[tuple[str, float, float]]:
+    """(what, bytes, FLOPs) of BatchNorm with its ReLU, both passes."""
     return [("norm and ReLU", NORM_PASSES * y, 0.0)]
 
 
 def pooling(module: nn.MaxPool2d, x: int, y: int, output: torch.Tensor) -> list[tuple[str, float, float]]:
+    """(pass, bytes, FLOPs) of a max-pool; comparisons count as no arithmetic."""
     return [("forward", x + y, 0.0), ("gradient", x + y, 0.0)]
 
 
 def shortcut(module: nn.Module, x: int, y: int, output: torch.Tensor) -> list[tuple[str, float, float]]:
+    """(what, bytes, FLOPs) of the sum at a block's end, both passes."""
     return [("sum with the shortcut", SUM_PASSES * y, 0.0)]
 
 

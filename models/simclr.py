@@ -1,3 +1,5 @@
+"""SimCLR: both views through one network; the loss is in losses/simclr.py."""
+
 import math
 
 import torch

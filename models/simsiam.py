@@ -1,3 +1,5 @@
+"""SimSiam: a predictor on one view, no gradient through the other; the loss is in losses/simsiam.py."""
+
 import torch
 from torch import nn
 

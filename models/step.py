@@ -70,6 +70,8 @@ class Losses:
         return float(self.sum)
 
     def refuse(self, step: int) -> None:
+        """ConfigError, and a row without a loss in log.csv, where `step` is that of a loss that is not
+        finite."""
         if step < 0:
             return
         leave_blank_row(self.out / "log.csv", self.epoch + 1)
@@ -117,6 +119,7 @@ class StopFlag:
             signal.signal(number, self.handle)
 
     def handle(self, number: int, frame: object) -> None:
+        """Note the signal; Ctrl-C after it interrupts at once."""
         self.caught.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -136,4 +139,5 @@ class StopFlag:
         return stopping, saving
 
     def exit_code(self) -> int:
+        """128 + the signal; SIGTERM's on a rank that only heard of it from the others."""
         return 128 + (self.caught or [signal.SIGTERM])[0]

@@ -15,7 +15,8 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, x):
         pass
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C, ...), this rank's share -> the same shape and dtype, normalised."""
         if not self.training:
             return super().forward(x)
         over = [0, *range(2, x.dim())]

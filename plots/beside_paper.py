@@ -28,6 +28,7 @@ class PaperData(NamedTuple):
     classes: int
 
     def known(self, name: object, images: object) -> bool:
+        """Whether a dataset's name or its number of training images says that it is this one."""
         return bool(re.search(self.name, str(name), re.IGNORECASE)) or images == self.images
 
 
@@ -148,6 +149,7 @@ def split_of(out: str, data: str) -> str | None:
 
 
 def split_in(config: dict) -> str | None:
+    """How a run's config.yaml says that its data were split; None where it does not."""
     return "by lists" if config.get("splits") else config.get("split")
 
 

@@ -106,6 +106,7 @@ def draw_bars(
 
 
 def bar_look(style: tuple) -> dict:
+    """What matplotlib's bars take of an entry of STYLES."""
     colour, _, _, hatch = style
     return {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "lw": 0.3}
 

@@ -57,6 +57,7 @@ class Drawn(NamedTuple):
         return np.argsort(-self.amounts(), kind="stable")[:PANELS]
 
     def class_maps(self) -> dict[str, np.ndarray]:
+        """Title -> shares (rows, columns, K): the map, and the truth where it is known."""
         name = LARGEST[self.task]
         maps = {name: self.found}
         return maps if self.truth is None else maps | {f"{name}, truth": self.truth}
@@ -93,11 +94,14 @@ def draw_classes(file: Path, drawn: Drawn) -> None:
 
 
 def draw_scene(axis: Axes, drawn: Drawn) -> None:
+    """The scene as it is, in an axis of its pixels."""
     axis.imshow(drawn.scene, extent=(0, drawn.width, drawn.height, 0))
     tidy(axis, drawn, "scene")
 
 
 def draw_largest(axis: Axes, drawn: Drawn, shares: np.ndarray, shown: np.ndarray, title: str) -> None:
+    """The class with the largest of shares (rows, columns, K), in its colour where it is among `shown`; blank
+    without data."""
     count = len(drawn.classes)
     empty = ~np.isfinite(drawn.found + shares).all(2)
     numbers = np.ma.array(colour_numbers(shares, shown), mask=empty)
@@ -113,6 +117,8 @@ def colour_numbers(shares: np.ndarray, shown: np.ndarray) -> np.ndarray:
 
 
 def draw_share(axis: Axes, drawn: Drawn, k: int, amount: float) -> QuadMesh:
+    """Fraction or probability of class k, whose part of the whole map is `amount` (0-1); what a colour bar
+    takes."""
     shares = np.ma.masked_invalid(drawn.found[..., k])
     mesh = axis.pcolormesh(*edges(drawn), shares, cmap="cividis", vmin=0, vmax=1)
     of_what = "\nof the patches" if drawn.task == "scene" else ""
@@ -130,10 +136,12 @@ def edges(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tidy(axis: Axes, drawn: Drawn, title: str) -> None:
+    """A title, no ticks, and the scene's own shape, with row 0 on top."""
     axis.set(xticks=[], yticks=[], aspect="equal", xlim=(0, drawn.width), ylim=(drawn.height, 0), title=title)
 
 
 def save(figure: Figure, file: Path, drawn: Drawn, shown: np.ndarray, dpi: int = 110) -> None:
+    """Write the figure as a PNG, with the legend of the classes `shown` below it."""
     colours = palette(len(drawn.classes))
     handles = [Patch(color=colours[k], label=drawn.classes[k]) for k in sorted(shown)]
     if len(drawn.classes) > len(shown):

@@ -143,6 +143,7 @@ def run_bar(run: NamedTuple, style: tuple) -> Bar:
 
 
 def paper_bars() -> list[Bar]:
+    """The paper's own hours, which have no speed to go with them."""
     look = {"color": "white", "hatch": "////", "edgecolor": "0.4"}
     return [
         Bar(f"{label}\n500 epochs at 224 px", hours, float("nan"), look)

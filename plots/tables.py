@@ -37,6 +37,7 @@ def signed(value: float, form: str) -> str:
 
 
 def shown_p(p: float) -> str:
+    """`0.012`, or `< 0.001`."""
     return "< 0.001" if p < 0.001 else signed(p, ".3f")
 
 
@@ -137,6 +138,7 @@ def difference_sheet(cells: pd.DataFrame) -> Sheet:
 
 
 def bold_p(shown: pd.DataFrame, p: pd.Series) -> np.ndarray:
+    """(rows, columns) bool: column p, where p (rows,) is below 0.05."""
     return (p.to_numpy() < 0.05)[:, None] & (shown.columns == "p")
 
 
@@ -171,6 +173,7 @@ def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> Sheet:
 
 
 def text_of(value: float | str) -> str:
+    """A number without needless digits; a name as the tables show it."""
     return f"{value:g}" if isinstance(value, float) else name_of(value)
 
 

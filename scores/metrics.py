@@ -13,6 +13,8 @@ LOWER_IS_BETTER = {"rmse", "rmse_pooled", "mae"}
 
 
 class Task(NamedTuple):
+    """Which metrics a task has, and which of them decides."""
+
     metric: str  # over all classes; its best value on val chooses epochs, penalties, settings and models
     sign: int  # of that metric: +1 where higher is better, -1 where lower is
     per_class: str  # its parts, one a class

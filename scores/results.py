@@ -149,6 +149,7 @@ def is_whole(rows: pd.DataFrame) -> pd.Series:
 
 
 def text_of(rows: pd.DataFrame, header: bool = False) -> bytes:
+    """Rows as the bytes that results.csv holds; names that are not UTF-8 keep theirs."""
     return rows.to_csv(index=False, header=header).encode(errors="surrogateescape")
 
 
