@@ -220,7 +220,7 @@ def test_a_step_waits_for_no_device(name, optimizer, tmp_path):
     settings = {"queue_size": 16} if name == "moco" else {}
     method = METHODS[name](build_backbone(), hidden=8, out=8, **settings)
     fused = make_optimizer(optimizer, method, 0.1, 0.9, 1e-4, fused=True)
-    learn = Learner(method, fused, torch.amp.GradScaler("cpu", enabled=False), torch.float32)
+    learn = Learner(method, fused, torch.amp.GradScaler("cpu", enabled=False), torch.bfloat16)
     losses = Losses(0.0, torch.device("cpu"), 0, tmp_path)
     views = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
     with Reads() as reads:
