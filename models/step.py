@@ -114,7 +114,8 @@ class StopFlag:
     def __init__(self, ranks: int):
         self.ranks, self.caught = ranks, []
         self.told = False  # that rank 0 is due, until it has saved
-        self.work, self.sum = None, torch.zeros(2)  # on the CPU: gloo, so no GPU is waited for
+        # The signal's number and whether to save, over all ranks; on the CPU: gloo, so no GPU is waited for
+        self.work, self.most = None, torch.zeros(2, dtype=torch.int64)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self.handle)
 
@@ -128,16 +129,18 @@ class StopFlag:
         whether this one is to save, which counts on rank 0."""
         if self.ranks == 1:
             return bool(self.caught), due
-        stopping = saving = False
+        number = saving = 0
         if self.work:
             self.work.wait()
-            stopping, saving = self.sum.bool().tolist()
+            number, saving = self.most.tolist()
+        if number and not self.caught:
+            self.caught.append(number)  # another rank's
         due = due and dist.get_rank() == 0
-        self.sum = torch.tensor([float(bool(self.caught)), float(due and not self.told)])
+        self.most = torch.tensor([max(self.caught, default=0), due and not self.told])
         self.told = due
-        self.work = dist.all_reduce(self.sum, async_op=True)
-        return stopping, saving
+        self.work = dist.all_reduce(self.most, dist.ReduceOp.MAX, async_op=True)
+        return number > 0, saving > 0
 
     def exit_code(self) -> int:
-        """128 + the signal; SIGTERM's on a rank that only heard of it from the others."""
-        return 128 + (self.caught or [signal.SIGTERM])[0]
+        """128 + the signal that was heard, of this rank or of another."""
+        return 128 + self.caught[0]
