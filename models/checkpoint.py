@@ -81,6 +81,7 @@ class Saver:
 
 
 def previous_of(file: Path) -> Path:
+    """Where the checkpoint before `file` lies."""
     return file.with_name("checkpoint.prev.pt")
 
 

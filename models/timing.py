@@ -38,6 +38,7 @@ class Watch:
             clock = time.perf_counter()
 
     def since_save(self) -> float:
+        """Seconds since the last checkpoint within this epoch, or since it began."""
         return time.perf_counter() - self.saved
 
     def stop(self) -> None:
@@ -114,6 +115,7 @@ def endless(loader: object) -> Iterator[tuple]:
 
 
 def wait_for(device: torch.device) -> None:
+    """Return when a GPU has done all that it was asked for; at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -95,6 +95,17 @@ def test_no_two_files_need_each_other():
     list(graphlib.TopologicalSorter(needs).static_order())  # CycleError names them
 
 
+@pytest.mark.parametrize("file", [f for f in FILES if f.parent.name in MAY_IMPORT], ids=relative)
+def test_what_is_public_in_a_room_says_what_it_does(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    named = [node for node in tree.body if isinstance(node, kinds)]
+    for node in [*named]:
+        named += [inside for inside in getattr(node, "body", ()) if isinstance(node, ast.ClassDef)]
+    public = [node for node in named if isinstance(node, kinds) and not node.name.startswith("_")]
+    assert not [node.name for node in public if not ast.get_docstring(node)], relative(file)
+
+
 def test_requirements_name_what_is_imported_and_nothing_else():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     named = {re.match(r"[\w-]+", line)[0] for line in lines if line and not line.startswith("#")}
