@@ -98,12 +98,9 @@ def test_no_two_files_need_each_other():
 @pytest.mark.parametrize("file", [f for f in FILES if f.parent.name in MAY_IMPORT], ids=relative)
 def test_what_is_public_in_a_room_says_what_it_does(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    named = [node for node in tree.body if isinstance(node, kinds)]
-    for node in [*named]:
-        named += [inside for inside in getattr(node, "body", ()) if isinstance(node, ast.ClassDef)]
-    public = [node for node in named if isinstance(node, kinds) and not node.name.startswith("_")]
-    assert not [node.name for node in public if not ast.get_docstring(node)], relative(file)
+    defined = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    silent = [node.name for node in defined if node.name[0] != "_" and not ast.get_docstring(node)]
+    assert not silent, f"{relative(file)}: {silent}"
 
 
 def test_requirements_name_what_is_imported_and_nothing_else():
