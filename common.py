@@ -324,6 +324,8 @@ def check_value(value: object, action: argparse.Action, where: str) -> object:
     """The YAML value of a flag as the command line would give it."""
     if value is None and action.default is None:
         return None
+    if value is None:
+        raise ConfigError(f"{where}: has no value; leave the line out for the default, {action.default}")
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):  # a switch
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {value!r} is not true or false")
@@ -333,8 +335,6 @@ def check_value(value: object, action: argparse.Action, where: str) -> object:
         if not values and action.nargs == "+":
             raise ConfigError(f"{where}: the list is empty")
         return [check_one(v, action, where) for v in values]
-    if value is None:
-        raise ConfigError(f"{where}: has no value; leave the line out for the default, {action.default}")
     return check_one(value, action, where)
 
 

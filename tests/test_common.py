@@ -17,11 +17,11 @@ from common import ConfigError
     "name, text, says",
     [
         ("train_ssl", "lr:", "lr: has no value; leave the line out for the default, 0.1"),
-        ("train_ssl", "compile: null", "compile: None is not true or false"),
+        ("train_ssl", "compile: null", "compile: has no value; leave the line out for the default, False"),
         ("train_ssl", "lr: []", r"lr: \[\] is not a number"),
         ("transfer", "epochs: null", "epochs: has no value"),
         ("transfer", "init: []", "init: the list is empty"),
-        ("transfer", "init:", "init: None is not a name"),
+        ("transfer", "init:", "init: has no value"),
     ],
 )
 def test_a_key_of_yaml_without_a_value_is_refused(name, text, says, tmp_path):
