@@ -109,9 +109,9 @@ class Tiff:
         kind = KINDS.get(min(formats))
         known = {"u": {8, 16, 32, 64}, "i": {8, 16, 32, 64}, "f": {16, 32, 64}}.get(kind, set())
         if len(bits) > 1 or len(formats) > 1 or not bits <= known:
-            what = (
-                "complex numbers" if min(formats) > 4 else f"{'/'.join(map(str, sorted(bits)))} bits a sample"
-            )
+            what = f"{'/'.join(map(str, sorted(bits)))} bits a sample"
+            if kind is None or len(formats) > 1:
+                what = "complex numbers" if min(formats) > 4 else "numbers of no type, or of several"
             raise DataError(f"{self.file}: has {what}: {self.translate('-ot Float32')}")
         return np.dtype(f"{kind}{min(bits) // 8}")
 
@@ -127,6 +127,10 @@ class Tiff:
             raise DataError(
                 f"{self.file}: a damaged TIFF: {self.width} x {self.height} px, {self.bands} bands"
             )
+        if len(self.tags.get(tiff.EXTRA_SAMPLES, ())) >= self.bands:
+            raise DataError(f"{self.file}: a damaged TIFF: none of its {self.bands} bands is a colour")
+        if self.one(tiff.FILL_ORDER, 1) != 1:
+            raise DataError(f"{self.file}: holds the bits of a byte in reverse: {self.translate()}")
         colours, turn = self.one(tiff.PHOTOMETRIC, 1), self.one(tiff.ORIENTATION, 1)
         if colours not in (1, 2) and not (colours == 6 and self.compression == JPEG) or turn != 1:
             raise DataError(
@@ -144,6 +148,7 @@ class Tiff:
             )
         down, across = self.chunks()
         expected = down * across * (self.bands if self.separate else 1)
+        self.one(tiff.TILE_BYTES if self.tiled else tiff.STRIP_BYTES)
         if not len(self.offsets) == len(self.sizes) == expected:
             raise DataError(f"{self.file}: a damaged TIFF: {len(self.offsets)} of {expected} strips or tiles")
 
@@ -295,11 +300,12 @@ class Tiff:
         scale, tie, matrix = (
             self.tags.get(tag) for tag in (tiff.PIXEL_SCALE, tiff.TIE_POINT, tiff.TRANSFORM)
         )
-        if matrix and len(matrix) >= 8:
-            transform = (matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7])
-        elif scale and tie and len(scale) >= 2 and len(tie) >= 6:
+        if scale and tie and len(scale) >= 2 and all(scale[:2]) and len(tie) >= 6:
             column, row, _, x, y = tie[:5]
-            transform = (scale[0], 0.0, x - column * scale[0], 0.0, -scale[1], y + row * scale[1])
+            across, down = scale[0], abs(scale[1])  # as GDAL: some writers give it a sign
+            transform = (across, 0.0, x - column * across, 0.0, -down, y + row * down)
+        elif matrix and len(matrix) >= 8:
+            transform = (matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7])
         else:
             return None
         keys = self.tags.get(tiff.GEO_KEYS, ())
@@ -311,10 +317,11 @@ class Tiff:
 
 
 def number_in(text: bytes | str) -> float | None:
-    """What GDAL's tag of nodata says; None where it is no number."""
+    """What GDAL's tag of nodata says: its first word. None where that is no number."""
+    words = text.decode(errors="replace") if isinstance(text, bytes) else text
     try:
-        return float(text.strip(b"\0 " if isinstance(text, bytes) else "\0 "))
-    except ValueError:
+        return float(words.partition("\0")[0].split()[0])
+    except (ValueError, IndexError):
         return None
 
 

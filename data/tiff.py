@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_BYTES = 273, 274, 277, 278, 279
+FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_BYTES = 266, 273, 274, 277, 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 284, 317, 322, 323, 324, 325
 COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 320, 338, 339, 347, 530
 PIXEL_SCALE, TIE_POINT, TRANSFORM = 33550, 33922, 34264
@@ -26,16 +26,15 @@ GDAL_METADATA, GDAL_NODATA = 42112, 42113
 # What is read, by the type that the values must have
 WHOLE = {SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIP_OFFSETS, ORIENTATION, SAMPLES}
 WHOLE |= {STRIP_ROWS, STRIP_BYTES, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES}
-WHOLE |= {EXTRA_SAMPLES, SAMPLE_FORMAT, SUBSAMPLING, GEO_KEYS}
-TEXTS = {GEO_TEXT, GDAL_NODATA}
-ANY = {JPEG_TABLES, PIXEL_SCALE, TIE_POINT, TRANSFORM, GEO_DOUBLES}
-READ = WHOLE | TEXTS | ANY
+WHOLE |= {EXTRA_SAMPLES, SAMPLE_FORMAT, SUBSAMPLING, GEO_KEYS, FILL_ORDER}
+TEXTS = {JPEG_TABLES, GEO_TEXT, GDAL_NODATA}  # or bytes
+FLOATS = {PIXEL_SCALE, TIE_POINT, TRANSFORM, GEO_DOUBLES}
+READ = WHOLE | TEXTS | FLOATS
 
-FORMATS = {  # type of a tag's values -> struct's letters of one
-    1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i",
-    10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q",
-}  # fmt: skip
-WHOLE_NUMBERS = {1, 3, 4, 13, 16, 18}  # types of whole numbers from 0
+# Type of a tag's values -> struct's letter
+WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+BYTES = {2: "s", 7: "s"}
+DECIMALS = {11: "f", 12: "d"}
 WRITTEN = {"B": 1, "s": 2, "H": 3, "I": 4, "d": 12}  # struct's letter -> type, of what is written
 SAMPLE_NAMES = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "cint", 6: "complex"}  # by sample format
 REDUCED, MASK = 1, 4  # bits of SUBFILE: an overview of another page, its transparency mask
@@ -137,27 +136,29 @@ def read_directory(
         tag, kind, number, inline = struct.unpack_from(order + entry_code, data, place)
         place += struct.calcsize(order + entry_code)
         if tag in READ:
-            check_kind(tag, kind, number)
-        if tag in READ and kind in FORMATS:
-            tags[tag] = read_values(data, order, FORMATS[kind], number, inline, next_code)
+            letter = letter_of(tag, kind, number)
+            tags[tag] = read_values(data, order, letter, number, inline, next_code)
     (following,) = struct.unpack_from(order + next_code, data, place)
     return tags, following
 
 
-def check_kind(tag: int, kind: int, number: int) -> None:
-    """ValueError where a tag has values of a type that it cannot have, or none."""
-    if tag in WHOLE and (kind not in WHOLE_NUMBERS or not number):
-        raise ValueError(f"its tag {tag} holds no whole numbers")
-    if tag in TEXTS and FORMATS.get(kind) != "s":
-        raise ValueError(f"its tag {tag} holds no text")
+def letter_of(tag: int, kind: int, number: int) -> str:
+    """struct's letter of a tag's values. ValueError where they are of a type that it cannot have, or none."""
+    if tag in WHOLE:
+        kinds, what = WHOLE_NUMBERS if number else {}, "whole numbers"
+    else:
+        kinds, what = (BYTES, "text") if tag in TEXTS else (DECIMALS, "decimals")
+    if kind not in kinds:
+        raise ValueError(f"its tag {tag} holds no {what}")
+    return kinds[kind]
 
 
 def read_values(
-    data: bytes | mmap.mmap, order: str, letters: str, number: int, inline: bytes, pointer: str
+    data: bytes | mmap.mmap, order: str, letter: str, number: int, inline: bytes, pointer: str
 ) -> Values:
     """The values of one entry, from the entry itself where they fit, else from where it points. ValueError
     where the file ends before."""
-    form = f"{order}{number * len(letters)}{letters[0]}"
+    form = f"{order}{number}{letter}"
     size = struct.calcsize(form)
     if size <= len(inline):
         values = struct.unpack_from(form, inline)
@@ -166,7 +167,7 @@ def read_values(
         if offset + size > len(data):
             raise ValueError(f"a tag counts {number} values, which reach beyond the end of the file")
         values = struct.unpack_from(form, data, offset)
-    return values[0] if letters == "s" else values
+    return values[0] if letter == "s" else values
 
 
 # Writing

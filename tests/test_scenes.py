@@ -190,6 +190,10 @@ WHOLE_PAGE = {
         ({256: ("d", (40.0,))}, "tag 256 holds no whole numbers"),
         ({258: ("H", ())}, "tag 258 holds no whole numbers"),
         ({42113: ("H", (7,))}, "tag 42113 holds no text"),
+        ({259: ("H", (7,)), 347: ("B", (1, 2, 3))}, "tag 347 holds no text"),
+        ({33550: ("I", (10, 1))}, "tag 33550 holds no decimals"),
+        ({338: ("H", (0, 0, 1))}, "none of its 3 bands is a colour"),
+        ({339: ("H", (4, 4, 4))}, "has numbers of no type, or of several"),
         ({279: ("I", (2**31,)), 257: ("I", (2**31,)), 278: ("I", (2**31,))}, "bytes are missing at its end"),
     ],
 )
@@ -202,10 +206,45 @@ def test_odd_headers_are_one_line(model, tmp_path, capsys, odd, said):
     assert time.perf_counter() - began < 5
 
 
-@pytest.mark.parametrize("kind", [2, 3, 5, 12])
-def test_a_count_beyond_the_file_is_refused_at_once(tmp_path, kind):
+PLACES = {
+    "as usual": ((10.0, 10.0, 0.0), None, (10, 0, 500, 0, -10, 4000)),
+    "a scale with a sign": ((10.0, -10.0, 0.0), None, (10, 0, 500, 0, -10, 4000)),
+    "a scale and a matrix": ((10.0, 10.0, 0.0), (0.0,) * 16, (10, 0, 500, 0, -10, 4000)),
+    "a matrix": (None, (9.0, 1.0, 0.0, 3.0, 1.0, -9.0, 0.0, 4.0) + (0.0,) * 8, (9, 1, 3, 1, -9, 4)),
+    "a scale of zero": ((0.0, 0.0, 0.0), None, None),
+}
+
+
+@pytest.mark.parametrize("scale, matrix, place", PLACES.values(), ids=PLACES)
+def test_a_place_is_read_as_gdal_reads_it(tmp_path, scale, matrix, place):
+    tie = (0.0, 0.0, 0.0, 500.0, 4000.0, 0.0)
+    tags = WHOLE_PAGE | ({33550: ("d", scale), 33922: ("d", tie)} if scale else {})
+    tags |= {34264: ("d", matrix)} if matrix else {}
+    file = tmp_path / "placed.tif"
+    file.write_bytes(b"II*\0" + struct.pack("<I", 8 + 3600) + bytes(3600) + tiff.directory(tags, 8 + 3600))
+    found = Tiff(file).place()
+    assert found == (place and geotiff.Place(place))
+    with rasterio.open(file) as gdal:
+        assert gdal.transform.is_identity if place is None else gdal.transform[:6] == found.transform
+
+
+def test_bytes_that_are_turned_round_are_not_read(tmp_path):
+    tags = WHOLE_PAGE | {266: ("H", (2,))}
+    file = tmp_path / "s.tif"
+    file.write_bytes(b"II*\0" + struct.pack("<I", 8 + 3600) + bytes(3600) + tiff.directory(tags, 8 + 3600))
+    with pytest.raises(DataError, match="s.tif: holds the bits of a byte in reverse: gdal_translate"):
+        Tiff(file)
+
+
+@pytest.mark.parametrize("text", [b"255\0", b"255\0junk", b"255 0 0\0", b" 255 \0"])
+def test_no_data_is_the_first_word(text):
+    assert geotiff.number_in(text) == 255 and geotiff.number_in(b"junk\0") is None
+
+
+@pytest.mark.parametrize("tag, kind", [(tiff.GEO_TEXT, 2), (tiff.BITS, 3), (tiff.GEO_DOUBLES, 12)])
+def test_a_count_beyond_the_file_is_refused_at_once(tmp_path, tag, kind):
     """Forty million values in a file of 300 bytes took seconds and a gigabyte."""
-    entry = struct.pack("<HHII", tiff.GEO_DOUBLES, kind, 40_000_000, 100)
+    entry = struct.pack("<HHII", tag, kind, 40_000_000, 100)
     file = tmp_path / "odd.tif"
     file.write_bytes(b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(282))
     tracemalloc.start()
