@@ -398,7 +398,7 @@ def open_inits(sources: list[str], arch: str) -> list[Init]:
     for source in sources:
         file = Path(source)
         ours = file.name in ("backbone.pth", "checkpoint.pt")
-        name = file.resolve().parent.name if ours else file.stem
+        name = harmless(file.resolve().parent.name if ours else file.stem)
         if name in inits:
             both = f"{inits[name].source} and {source}"
             raise ConfigError(f"--init {both} are both called {name} in results.csv: rename a folder")

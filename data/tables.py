@@ -1,8 +1,10 @@
 """A dataset is a table: one row per image with its file, label, fractions and split. Any folder becomes one
 here."""
 
+import contextlib
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common import DataError
+from data import tiff
 from data.folders import (
     ARCHIVES,
     IMAGE_SUFFIXES,
@@ -46,7 +49,8 @@ from data.splits import (
     stratified_subset,
 )
 
-BAND = re.compile(r"(?P<picture>.*)[_-]B0?(?P<band>[234])\.tiff?", re.IGNORECASE)  # blue, green, red
+# Blue, green and red of a picture: S2A_17_B04.tif, T31_B04_10m.tif, 17/B4.TIF
+BAND = re.compile(r"(?P<picture>|.*[_/-])B0?(?P<band>[234])(?P<end>(_\d\dm)?\.tiff?)", re.IGNORECASE)
 PICTURE_ENDS = ("", "_sat", "_image", "_img", "_rgb", "_RGB")  # of the picture that a mask belongs to
 
 
@@ -487,18 +491,25 @@ def refuse_masks(table: Table) -> None:
 def refuse_bands(table: Table) -> None:
     """DataError where a picture has its blue, green and red in files of their own, `…_B02.tif` to
     `…_B04.tif`, as BigEarthNet and the archives of Sentinel-2 and Landsat have them."""
-    bands: dict[str, dict[str, str]] = {}
+    bands: dict[tuple[str, str], dict[str, str]] = {}
     for file in table.files:
         if found := BAND.fullmatch(file):
-            bands.setdefault(found["picture"], {})[found["band"]] = file
+            bands.setdefault((found["picture"], found["end"]), {})[found["band"]] = file
     whole = [files for files in bands.values() if len(files) == 3]
-    if whole:
-        blue, green, red = (whole[0][band] for band in "234")
+    if whole and has_one_band(table.root / whole[0]["2"]):  # else B2 is the name of a place
+        blue, green, red = (shlex.quote(str(table.root / whole[0][band])) for band in "234")
         raise DataError(
-            f"{table.root}: {len(whole):,} pictures have a file for each band ({blue}, {green}, {red}): make "
-            f"one 8-bit RGB picture of each: gdalbuildvrt -separate RGB.vrt {red} {green} {blue} && "
+            f"{table.root}: {len(whole):,} pictures have a file for each band, as {whole[0]['2']}: make one "
+            f"8-bit RGB picture of each: gdalbuildvrt -separate RGB.vrt {red} {green} {blue} && "
             "gdal_translate -ot Byte -scale 0 3558 RGB.vrt RGB.png"
         )
+
+
+def has_one_band(file: Path) -> bool:
+    """Whether a file is a TIFF of one band; False where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return tiff.pages(file.read_bytes())[0].bands == 1
+    return False
 
 
 def notes_on_twins(table: Table) -> list[str]:

@@ -1,7 +1,9 @@
 """Opening folders as people unpack them: they load rightly, or are refused by name."""
 
+import itertools
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -67,9 +69,9 @@ def test_the_digest_changes_with_names_sizes_dates_and_labels(folder, tmp_path):
 
 
 def plant(root, *patterns, each=3):
-    """Empty files below root: `{}` or `{0}` in a pattern stands for the numbers of `each`."""
+    """Empty files below root: `{}` in a pattern stands for the numbers of `each`."""
     for pattern in patterns:
-        for i in range(each if "{" in pattern else 1):
+        for i in range(each if "{}" in pattern else 1):
             file = root / pattern.format(i)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
@@ -693,12 +695,22 @@ def test_what_only_sounds_like_a_mask_loads(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["paper", "none"])
-def test_a_file_for_each_band_is_no_picture(split, tmp_path):
-    plant(tmp_path, *(f"S2A_{{0}}/S2A_{{0}}_{band}.tif" for band in ("B01", "B02", "B03", "B04", "B8A")))
-    with pytest.raises(DataError, match="3 pictures have a file for each band .*gdalbuildvrt -separate"):
-        load_table(tmp_path, split=split)
-    plant(tmp_path / "plots", "{}_B2.tif", "{}_B3.tif", "{}_B4.png")
-    assert len(load_table(tmp_path / "plots", split=split)) == 9
+@pytest.mark.parametrize("name", ["S2A_{0}/S2A_{0}_B0{1}.tif", "{0}/B{1}.TIF", "{0}_T31_B0{1}_10m.tif"])
+def test_a_file_for_each_band_is_no_picture(split, name, tmp_path):
+    for place, band in itertools.product(range(3), (1, 2, 3, 4)):
+        grey = tmp_path / "it's" / name.format(place, band)
+        grey.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(grey)
+    with pytest.raises(DataError, match="3 pictures have a file for each band, as .*") as error:
+        load_table(tmp_path / "it's", split=split)
+    command = shlex.split(str(error.value).partition("each: ")[2].partition(" && ")[0])
+    assert command[0] == "gdalbuildvrt" and all(Path(file).is_file() for file in command[3:])
+
+
+def test_a_place_that_is_called_as_a_band_loads(tmp_path):
+    for band in (2, 3, 4):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"area_B{band}.tif")
+    assert len(load_table(tmp_path)) == 3
 
 
 def test_pictures_that_stand_twice_are_told(tmp_path):

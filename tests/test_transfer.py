@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,15 @@ def test_fine_tuning_changes_the_backbone_and_keeps_the_best_epoch(folders, tmp_
         "2_sand",
         "10_wood",
     ]
+
+
+def test_two_names_that_a_spreadsheet_would_show_alike_are_refused(snapshot, tmp_path):
+    files = [tmp_path / name / "backbone.pth" for name in ("=x", "'=x")]
+    for file in files:
+        file.parent.mkdir()
+        shutil.copy(snapshot / "barlow" / "backbone.pth", file)
+    with pytest.raises(transfer.ConfigError, match="are both called '=x in results.csv"):
+        transfer.open_inits([str(file) for file in files], "resnet18")
 
 
 def test_two_pairs_of_data_and_init_do_not_share_a_file(tmp_path):
