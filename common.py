@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -101,6 +102,19 @@ def one_line_errors() -> Iterator[None]:
         )
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def exit_on_signals(kept: Callable[[], str]) -> None:
+    """SIGTERM, Ctrl-C and SLURM's SIGUSR1 end the process at once, with exit code 128 + signal and a line
+    that says what is `kept`."""
+
+    def leave(number: int, frame: object) -> None:
+        print(f"{signal.Signals(number).name}: {kept()}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        if signal.getsignal(each) != signal.SIG_IGN:  # ignored under nohup
+            signal.signal(each, leave)
 
 
 def is_memory_error(error: BaseException) -> bool:

@@ -184,6 +184,7 @@ def main(argv: list[str] | None = None) -> None:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     tables, failed = [], []
+    common.exit_on_signals(lambda: f"{len(tables)} of {len(files)} pictures are done")
     with tqdm(total=len(files), unit="patch", disable=None) as bar:
         try:
             for file, target in zip(files, targets):
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
                     tables.append(one_picture(file, target, model, job, bar))
                 except DataError as error:
                     failed.append(str(error))
-        finally:  # Ctrl-C or a full memory at the last picture does not cost the rows of the others
+        finally:  # a signal or a full memory at the last picture does not cost the rows of the others
             write_rows(out, tables, job.suffix)
     report_failures(failed, len(files))
 

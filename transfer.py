@@ -18,8 +18,6 @@ import argparse
 import contextlib
 import hashlib
 import itertools
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -287,7 +285,7 @@ def main(argv: list[str] | None = None) -> None:
     place = f"{args.size} px, {device}, {args.precision}"
     say(f"{args.task}: {work.left()} on {data.name} ({images} images), {place}{chosen_by_few(study, data)}")
     embedded = args.seed_list[0] if args.save_embeddings else None
-    exit_on_signals(work)
+    common.exit_on_signals(work.kept)
     # First what no other process is at, then what others have left
     for wait, unit in itertools.product((False, True), units):
         with results.claim(work.name(unit), wait) as mine:
@@ -300,19 +298,6 @@ def main(argv: list[str] | None = None) -> None:
         results.write_summary()
         print(table(work.rows(), args.task))
     common.end_ranks(ranks)
-
-
-def exit_on_signals(work: "Work") -> None:
-    """SIGTERM, Ctrl-C and SLURM's SIGUSR1 end the process at once, and say what stays."""
-
-    def leave(number: int, frame: object) -> None:
-        work.bar.close()
-        print(f"{signal.Signals(number).name}: {work.kept()}", file=sys.stderr, flush=True)
-        raise SystemExit(128 + number)
-
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        if signal.getsignal(each) != signal.SIG_IGN:
-            signal.signal(each, leave)
 
 
 def chosen_by_few(study: Study, data: Data) -> str:
@@ -913,6 +898,7 @@ class Work:
         return f"{len(self.keys)} cells{again}"
 
     def kept(self) -> str:
+        self.bar.close()
         done = self.results.done(self.wanted)  # read anew: the signal may have come behind a cell's rows
         cells = f"{len(done)} of {len(self.keys)} cells"
         return f"{cells} are in {self.results.file}; the same command goes on"

@@ -1,7 +1,9 @@
 """predict.py: the numbers of transfer.py on the same images, and a map of a built-in scene against its
 truth."""
 
+import contextlib
 import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -93,7 +95,18 @@ def test_images_get_the_numbers_of_transfer(world, tmp_path):
     assert np.sqrt(((fractions - truth) ** 2).mean(0)).mean() == pytest.approx(rmse, abs=2e-4)
 
 
-def test_an_end_at_the_last_picture_does_not_cost_the_rows_of_the_others(world, tmp_path, monkeypatch):
+@contextlib.contextmanager
+def restored_signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_at_the_last_picture_does_not_cost_the_rows_of_the_others(
+    number, world, tmp_path, monkeypatch, capsys
+):
     folder, _ = world
     model, images = folder / "out" / "model-fraction-land-random.pth", folder / "land" / "RGB Images" / "test"
     one, seen = predict.one_picture, []
@@ -101,13 +114,14 @@ def test_an_end_at_the_last_picture_does_not_cost_the_rows_of_the_others(world, 
     def until_the_third(*about):
         seen.append(about[0])
         if len(seen) == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return one(*about)
 
     monkeypatch.setattr(predict, "one_picture", until_the_third)
-    with pytest.raises(KeyboardInterrupt):
+    with restored_signals(), pytest.raises(SystemExit) as end:
         predict.main([str(model), str(images), "--out", str(tmp_path / "p.csv"), "--device", "cpu"])
-    assert len(pd.read_csv(tmp_path / "p.csv")) == 2
+    assert end.value.code == 128 + number and len(pd.read_csv(tmp_path / "p.csv")) == 2
+    assert f"{number.name}: 2 of 40 pictures are done" in capsys.readouterr().err
 
 
 def test_map_of_a_scene_against_its_truth(world, tmp_path, capsys):
