@@ -76,6 +76,7 @@ CHOSEN = {"loader", "precision"}  # nor these, where the searching machine chose
 BUDGET = ("epochs", "subset", "ratios", "per_class", "seeds")  # what a search has less of than a long run
 DISTRIBUTIONS = ("list", "choice", "uniform", "log_uniform")
 MINIMISED = re.compile("loss|rmse|mae|error|seconds")
+MOST = 100_000  # trials of a search: more are a slip, and take hours to draw
 FEW = 100  # val images below which a metric is rough: an accuracy of 0.8 has a standard error of 0.04
 RESULT = re.compile(r"(\d+)(?:-seed(\d+))?-(\d+)")  # the name of a finished run's file
 
@@ -86,7 +87,7 @@ def build_parser() -> Parser:
     add("--grid", type=Path, required=True, help="YAML of the flags to sweep")
     add("--out", type=Path, default=Path("runs/tune"), help="where everything is written")
     add("--script", type=Path, default=Path(__file__).with_name("train_ssl.py"), help="the script to run")
-    add("--trials", type=number(int, 1), help="how many to draw; a grid without it is run whole")
+    add("--trials", type=number(int, 1, MOST), help="how many to draw; a grid without it is run whole")
     add("--seed", type=number(int), default=0, help="of the draws; the trials keep the script's own")
     add("--eta", type=number(int, 2), default=3, help="one in eta trials is promoted")
     add("--min-epochs", type=number(int, 1), default=1, help="the first rung")
@@ -377,6 +378,8 @@ def draw_trials(entries: dict[str, tuple[str, list]], count: int | None, seed: i
     drawn = [name for name, (how, _) in entries.items() if how != "list"]
     if not drawn:
         lists = [values for _, values in entries.values()]
+        if (points := math.prod(map(len, lists))) > MOST:
+            raise ConfigError(f"the grid has {points:,} points, more than {MOST:,}: draw values by choice")
         grid = [dict(zip(entries, point)) for point in itertools.product(*lists)]
         if count:
             random.Random(seed).shuffle(grid)
@@ -1181,8 +1184,8 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def number(kind: type, low: float = -math.inf) -> Callable[[str], float]:
-    """argparse type: a finite int or float of at least `low`."""
+def number(kind: type, low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """argparse type: a finite int or float of at least `low` and at most `high`."""
 
     def convert(text: str) -> float:
         try:
@@ -1193,6 +1196,8 @@ def number(kind: type, low: float = -math.inf) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number")
         if value < low:
             raise argparse.ArgumentTypeError(f"{text} must be at least {low}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"{text} must be at most {high}")
         return value
 
     return convert

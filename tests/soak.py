@@ -322,7 +322,9 @@ def prepare_commands() -> None:
     answer = subprocess.CompletedProcess([], 0, stdout=text, stderr="")
     tune.subprocess = types.SimpleNamespace(run=lambda *words, **options: answer)
     paper.images_per_second = lambda size: (100.0, "cpu")
-    paper.resolved_recipes = lambda study: dict.fromkeys(METHODS, {"epochs": 3, "subset": 1.0})
+    paper.resolved_recipes = lambda study: dict.fromkeys(
+        METHODS, {"epochs": 3, "subset": 1.0, "warmup_epochs": 1.0}
+    )
     paper.answers = answered_here
 
 

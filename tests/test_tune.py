@@ -487,6 +487,8 @@ def test_summary_csv_comes_before_results_csv(workplace, monkeypatch):
         ({"lr": [0.1, 0.2, 0.2]}, [], "lr: a value stands twice in [0.1, 0.2, 0.2]"),
         ({"lr": [1, 1.0]}, [], "a value stands twice"),
         ({"lr": [1]}, ["--eta", "1"], "argument --eta: 1 must be at least 2"),
+        ({"lr": {"uniform": [1, 2]}}, ["--trials", "9" * 30], "9 must be at most 100000"),
+        (dict.fromkeys(("lr", "momentum", "hidden"), [*range(100)]), [], "the grid has 1,000,000 points"),
         ({"lr": [1]}, ["--min-epochs", "4", "--max-epochs", "3"], "--max-epochs is 3, must be at least 4"),
         ({"lr": [1]}, ["--metric", "knn_f1"], "logs no knn_f1 (--metric); the nearest is knn_macro_f1"),
         ({"lr": [1]}, ["--script", "transfer.py", "--metric", "f1_macro"], "logs no f1_macro (--metric)"),
