@@ -140,12 +140,21 @@ def tidy(axis: Axes, drawn: Drawn, title: str) -> None:
     axis.set(xticks=[], yticks=[], aspect="equal", xlim=(0, drawn.width), ylim=(drawn.height, 0), title=title)
 
 
+def add_legend(figure: Figure, handles: list[Patch]) -> None:
+    """Below the pictures, in as many columns as the names leave room for."""
+    for columns in range(5, 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
+            return
+        legend.remove()
+
+
 def save(figure: Figure, file: Path, drawn: Drawn, shown: np.ndarray, dpi: int = 110) -> None:
     """Write the figure as a PNG, with the legend of the classes `shown` below it."""
     colours = palette(len(drawn.classes))
     handles = [Patch(color=colours[k], label=drawn.classes[k]) for k in sorted(shown)]
     if len(drawn.classes) > len(shown):
         handles.append(Patch(color=OTHER, label="another class"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    add_legend(figure, handles)
     with common.replacing(file) as partial:
         figure.savefig(partial, format="png", dpi=dpi)

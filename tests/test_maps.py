@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from plots import maps
 from plots.maps import COLOURS, OTHER, Drawn, palette
@@ -67,6 +68,16 @@ def test_every_class_has_a_colour_of_its_own():
     assert len({*colours, OTHER}) == 256
     near = [np.ptp([to_rgb(a), to_rgb(b)], 0).max() for a in colours[:40] for b in colours[:40] if a < b]
     assert min(near) > 0.04
+
+
+@pytest.mark.parametrize("name, columns", [("Forests", 5), ("Shrubland and Shrublands with Trees", 2)])
+def test_the_legend_stays_in_the_picture(name, columns):
+    """Five of the paper's names side by side were cut off."""
+    drawn = Figure(figsize=(9, 4), dpi=80, layout="constrained")
+    maps.add_legend(drawn, [Patch(label=f"{name} {k}") for k in range(10)])
+    (legend,) = drawn.legends
+    assert len(legend.get_texts()) == 10 and legend._ncols == columns
+    assert legend.get_window_extent().width < drawn.bbox.width
 
 
 def test_a_void_truth_has_no_colour():
