@@ -1,5 +1,6 @@
 """Pictures of maps: what they call the numbers that they show."""
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -73,11 +74,12 @@ def test_every_class_has_a_colour_of_its_own():
 @pytest.mark.parametrize("name, columns", [("Forests", 5), ("Shrubland and Shrublands with Trees", 2)])
 def test_the_legend_stays_in_the_picture(name, columns):
     """Five of the paper's names side by side were cut off."""
-    drawn = Figure(figsize=(9, 4), dpi=80, layout="constrained")
-    maps.add_legend(drawn, [Patch(label=f"{name} {k}") for k in range(10)])
-    (legend,) = drawn.legends
-    assert len(legend.get_texts()) == 10 and legend._ncols == columns
-    assert legend.get_window_extent().width < drawn.bbox.width
+    with matplotlib.rc_context({"font.size": 10, "legend.fontsize": 10}):
+        drawn = Figure(figsize=(9, 4), dpi=80, layout="constrained")
+        maps.add_legend(drawn, [Patch(label=f"{name} {k}") for k in range(10)])
+        (legend,) = drawn.legends
+        assert len(legend.get_texts()) == 10 and legend._ncols == columns
+        assert legend.get_window_extent().width < drawn.bbox.width
 
 
 def test_a_void_truth_has_no_colour():
