@@ -521,10 +521,10 @@ def sweep_other_hosts(folder: Path) -> None:
     """Remove what processes on other machines have left half written STALE seconds ago, of a folder that
     this process holds: a requeued job may go on elsewhere."""
     for file in folder.glob(".*.*.*"):
-        host, _, pid = file.name.rpartition(".")
+        written, _, pid = file.name.rpartition(".")  # .NAME.HOST and the process, as in `temporary`
         with contextlib.suppress(OSError):  # another process was faster
             old = time.time() - file.stat().st_mtime > STALE
-            if old and pid.isdecimal() and not host.endswith(f".{socket.gethostname()}"):
+            if old and pid.isdecimal() and not written.endswith(f".{socket.gethostname()}"):
                 remove(file)
 
 

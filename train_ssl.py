@@ -444,15 +444,15 @@ def tell(config: dict, images: Images, args: argparse.Namespace, why: str) -> No
     say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
     if args.data is None:
         say(f"no --data: {args.scenes} built-in scenes of {last_size(args.size)} px")
-    held_out = len(images.sample) - images.bank
     say(
         f"data: {len(images.train)} images of {images.width} x {images.height} px, "
         f"mean {images.mean}, std {images.std}"
     )
     say(size_line(args.size, images))
     if images.knn:
-        few = ": few, so their F1 is a rough number" if held_out < FEW else ""
-        say(f"k-NN checks: {images.bank} training images vote on {held_out} labelled ones held out{few}")
+        few = ": few, so their F1 is a rough number" if images.held_out() < FEW else ""
+        voted = f"{images.bank} training images vote on {images.held_out()} labelled ones held out"
+        say(f"k-NN checks: {voted}{few}")
     else:
         say(f"k-NN checks: off: {why_no_votes(images.table)}")
     say(f"loader: {args.loader} ({why})")
@@ -533,7 +533,7 @@ def write_beginning(out: Path, config: dict, about: dict, loader, images: Images
     if fresh or not file.exists():
         told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
         told["images"] = int((images.table.split == "train").sum())  # of which --subset takes a share
-        told["val_images"] = len(images.sample) - images.bank  # that the k-NN checks ask about
+        told["val_images"] = images.held_out()
         common.write_yaml(file, config | told)
     elif began := read_quietly(file):
         common.write_yaml(file, began | {name: config[name] for name in PLACE})

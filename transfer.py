@@ -175,7 +175,7 @@ EVAL_BATCH = 256
 
 
 class Init(NamedTuple):
-    name: str  # in results.csv
+    name: str  # in results.csv, `harmless`
     source: str  # random, imagenet, channels or a file
     digest: str = ""  # of the weights
     mean: tuple[float, ...] | None = None  # of the images that it was pretrained on; None: not known
@@ -461,7 +461,7 @@ def refuse_one_name(results: Results, data: str, inits: list[Init]) -> None:
     moco, and eurosat with spatial-moco."""
     rows = results.read()
     there = dict.fromkeys(zip(rows["data"], rows["init"], strict=True))
-    pairs = [*there, *((harmless(data), harmless(init.name)) for init in inits)]
+    pairs = [*there, *((harmless(data), init.name) for init in inits)]
     first: dict[str, tuple[str, str]] = {}
     for pair in pairs:
         before = first.setdefault("-".join(pair), pair)
@@ -961,7 +961,7 @@ def key_of(cell: Cell, study: Study, data: str) -> Key:
     """A cell as the columns CELL and SETTING of results.csv name it; 0 where the head is solved for."""
     training = trained_by(cell, study)
     trained = [getattr(training, name) if training else 0 for name in SETTING]
-    names = (study.task, harmless(data), harmless(cell.init.name), cell.mode)
+    names = (study.task, harmless(data), cell.init.name, cell.mode)
     return (*names, *map(exact, (cell.ratio, cell.seed, *trained)))
 
 

@@ -1018,7 +1018,7 @@ def report(search: Search, results: dict) -> int:
 def say_if_few(search: Search, results: dict) -> None:
     """That the metric is of few val images, where the script's config.yaml says so (`val_images`)."""
     counts = [config_of(search.directory(run)).get("val_images") for run in results]
-    known = [count for count in counts if type(count) is int and search.metric != "loss"]
+    known = [count for count in counts if type(count) is int and count > 0 and search.metric != "loss"]
     if known and min(known) < FEW:
         print(f"val has {min(known)} images, which are few: trials that lie close differ by luck")
 

@@ -148,7 +148,7 @@ class Tiff:
             )
         down, across = self.chunks()
         expected = down * across * (self.bands if self.separate else 1)
-        self.one(tiff.TILE_BYTES if self.tiled else tiff.STRIP_BYTES)
+        self.one(tiff.TILE_BYTES if self.tiled else tiff.STRIP_BYTES)  # DataError where they are missing
         if not len(self.offsets) == len(self.sizes) == expected:
             raise DataError(f"{self.file}: a damaged TIFF: {len(self.offsets)} of {expected} strips or tiles")
 

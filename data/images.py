@@ -45,6 +45,10 @@ class Images(NamedTuple):
         """Of the training images, decoded."""
         return len(self.train) * 3 * self.height * self.width
 
+    def held_out(self) -> int:
+        """How many labelled val images the k-NN checks ask about."""
+        return len(self.sample) - self.bank
+
 
 def open_images(source: Source, subset: float, seed: int, batch_size: int, report: Path) -> Images:
     """The images of `source`, of whose training rows a stratified share `subset` is drawn with `seed`.
