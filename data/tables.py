@@ -49,8 +49,10 @@ from data.splits import (
     stratified_subset,
 )
 
-# Blue, green and red of a picture: S2A_17_B04.tif, T31_B04_10m.tif, 17/B4.TIF
-BAND = re.compile(r"(?P<picture>|.*[_/-])B0?(?P<band>[234])(?P<end>(_\d\dm)?\.tiff?)", re.IGNORECASE)
+# Blue, green and red of a picture: S2A_17_B04.tif, T31_B04_10m.tif, 17/B4.TIF, B04/17.tif
+BAND = re.compile(
+    r"(?P<picture>|.*[_/-])B0?(?P<band>[234])(?P<end>(_\d\dm)?\.tiff?|/.+\.tiff?)", re.IGNORECASE
+)
 PICTURE_ENDS = ("", "_sat", "_image", "_img", "_rgb", "_RGB")  # of the picture that a mask belongs to
 
 
@@ -490,7 +492,8 @@ def refuse_masks(table: Table) -> None:
 
 def refuse_bands(table: Table) -> None:
     """DataError where a picture has its blue, green and red in files of their own, `…_B02.tif` to
-    `…_B04.tif`, as BigEarthNet and the archives of Sentinel-2 and Landsat have them."""
+    `…_B04.tif`, as BigEarthNet and the archives of Sentinel-2 and Landsat have them, or in folders,
+    `B02/….tif` to `B04/….tif`."""
     bands: dict[tuple[str, str], dict[str, str]] = {}
     for file in table.files:
         if found := BAND.fullmatch(file):

@@ -695,7 +695,16 @@ def test_what_only_sounds_like_a_mask_loads(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["paper", "none"])
-@pytest.mark.parametrize("name", ["S2A_{0}/S2A_{0}_B0{1}.tif", "{0}/B{1}.TIF", "{0}_T31_B0{1}_10m.tif"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "S2A_{0}/S2A_{0}_B0{1}.tif",
+        "{0}/B{1}.TIF",
+        "{0}_T31_B0{1}_10m.tif",
+        "B0{1}/{0}.tif",
+        "train/b{1}/x/{0}.tif",
+    ],
+)
 def test_a_file_for_each_band_is_no_picture(split, name, tmp_path):
     for place, band in itertools.product(range(3), (1, 2, 3, 4)):
         grey = tmp_path / "it's" / name.format(place, band)
