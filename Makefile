@@ -19,8 +19,9 @@ $(VENV)/.installed: $(REQUIREMENTS) requirements-dev.txt $(if $(filter $(REQUIRE
 
 of_demo = $$(sed -n 's/^$(1):.*[: ]\([0-9]*\).*/\1/p' runs/demo/config.yaml)
 
+# many images at a cheap size, as docs/levers.md found
 demo: install
-	$(PYTHON) train_ssl.py --method simclr $(ARGS) --out runs/demo
+	$(PYTHON) train_ssl.py --method simclr --scenes 5800 --size 32:64 --epochs 16 $(ARGS) --out runs/demo
 	$(PYTHON) transfer.py --task scene --mode linear --init random channels runs/demo/backbone.pth \
 	    --data runs/cache/scenes-pure-$(call of_demo,scenes)-$(call of_demo,size) --size 64 --ratios 100 --seeds 1 \
 	    --out runs/demo/transfer
