@@ -19,7 +19,7 @@ $(VENV)/.installed: $(REQUIREMENTS) requirements-dev.txt $(if $(filter $(REQUIRE
 
 of_demo = $$(sed -n 's/^$(1):.*[: ]\([0-9]*\).*/\1/p' runs/demo/config.yaml)
 
-# many images at a cheap size, as docs/levers.md found
+# many images at a cheap size, as docs/levers.md found; the scenes are as large as the last of the sizes
 demo: install
 	$(PYTHON) train_ssl.py --method simclr --scenes 5800 --size 32:64 --epochs 16 $(ARGS) --out runs/demo
 	$(PYTHON) transfer.py --task scene --mode linear --init random channels runs/demo/backbone.pth \
