@@ -1,6 +1,6 @@
 # make demo | make lint test | make test-oldest | make soak | make paper DATA=FOLDER | make paper-small
 # An active virtual environment is used, else .venv is made. ARGS goes to paper.py, or to the demo's
-# train_ssl.py: make paper DATA=FOLDER ARGS=--dry-run, make demo ARGS="--epochs 2 --scenes 1200"
+# train_ssl.py: make paper DATA=FOLDER ARGS=--dry-run, make demo ARGS="--epochs 2"
 VENV := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(VENV)/bin/python
 REQUIREMENTS := requirements.txt
@@ -17,14 +17,14 @@ $(VENV)/.installed: $(REQUIREMENTS) requirements-dev.txt $(if $(filter $(REQUIRE
 	$(PYTHON) -m pip install --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt
 	@echo $(REQUIREMENTS) > $@
 
-of_demo = $$(sed -n 's/^$(1):.*[: ]\([0-9]*\).*/\1/p' runs/demo/config.yaml)
+runs/demo-scenes: install
+	test -d $@ || $(PYTHON) -m data.synthetic $@ --layout pure --count 5800 --size 64
 
-# many images at a cheap size, as docs/levers.md found; the scenes are as large as the last of the sizes
-demo: install
-	$(PYTHON) train_ssl.py --method simclr --scenes 5800 --size 32:64 --epochs 16 $(ARGS) --out runs/demo
+# many images, seen at half their size: docs/levers.md
+demo: runs/demo-scenes
+	$(PYTHON) train_ssl.py --method simclr --data runs/demo-scenes --size 32 --epochs 16 $(ARGS) --out runs/demo
 	$(PYTHON) transfer.py --task scene --mode linear --init random channels runs/demo/backbone.pth \
-	    --data runs/cache/scenes-pure-$(call of_demo,scenes)-$(call of_demo,size) --size 64 --ratios 100 --seeds 1 \
-	    --out runs/demo/transfer
+	    --data runs/demo-scenes --size 64 --ratios 100 --seeds 1 --out runs/demo/transfer
 	@echo "The log is runs/demo/log.csv, the views are runs/demo/views.png, the curve is runs/demo/curve.png."
 	@echo "Next: . $(VENV)/bin/activate && python train_ssl.py --method simclr --data YOUR_PATCHES --size 64"
 
