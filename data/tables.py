@@ -50,9 +50,7 @@ from data.splits import (
 )
 
 # Blue, green and red of a picture: S2A_17_B04.tif, T31_B04_10m.tif, 17/B4.TIF, B04/17.tif
-BAND = re.compile(
-    r"(?P<picture>|.*[_/-])B0?(?P<band>[234])(?P<end>(_\d\dm)?\.tiff?|/.+\.tiff?)", re.IGNORECASE
-)
+BAND = re.compile(r"(?<![^_/-])B0?([234])(?=(?:_\d\dm)?\.tiff?$|/.+\.tiff?$)", re.IGNORECASE)
 PICTURE_ENDS = ("", "_sat", "_image", "_img", "_rgb", "_RGB")  # of the picture that a mask belongs to
 
 
@@ -494,11 +492,14 @@ def refuse_bands(table: Table) -> None:
     """DataError where a picture has its blue, green and red in files of their own, `…_B02.tif` to
     `…_B04.tif`, as BigEarthNet and the archives of Sentinel-2 and Landsat have them, or in folders,
     `B02/….tif` to `B04/….tif`."""
-    bands: dict[tuple[str, str], dict[str, str]] = {}
+    bands: dict[str, dict[str, str]] = {}
     for file in table.files:
-        if found := BAND.fullmatch(file):
-            bands.setdefault((found["picture"], found["end"]), {})[found["band"]] = file
-    whole = [files for files in bands.values() if len(files) == 3]
+        if found := list(BAND.finditer(file)):
+            last = found[-1]
+            without = file[: last.start()] + file[last.end() :]
+            for picture in {without, BAND.sub("", file)}:  # B04/17_B04.tif names its band twice
+                bands.setdefault(picture, {})[last[1]] = file
+    whole = list({files["2"]: files for files in bands.values() if len(files) == 3}.values())
     if whole and has_one_band(table.root / whole[0]["2"]):  # else B2 is the name of a place
         blue, green, red = (shlex.quote(str(table.root / whole[0][band])) for band in "234")
         raise DataError(

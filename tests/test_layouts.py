@@ -703,6 +703,8 @@ def test_what_only_sounds_like_a_mask_loads(tmp_path):
         "{0}_T31_B0{1}_10m.tif",
         "B0{1}/{0}.tif",
         "train/b{1}/x/{0}.tif",
+        "B0{1}/{0}_B0{1}.tif",
+        "B2/{0}_B0{1}.tif",
     ],
 )
 def test_a_file_for_each_band_is_no_picture(split, name, tmp_path):
