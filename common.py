@@ -125,7 +125,8 @@ def is_memory_error(error: BaseException) -> bool:
 
 def first_line(error: BaseException, width: int = 120) -> str:
     """The first line of an error's text: libraries add stack traces and advice below it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:width]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(filter(str.isprintable, line))[:width]
 
 
 # Configuration: flag default < YAML < command line

@@ -348,7 +348,7 @@ def check_subsets(study: Study) -> None:
 
 def without_imagenet() -> str:
     """Why there are no ImageNet weights; blank where they are here now."""
-    from models.backbone import imagenet_weights  # torch takes seconds to import
+    from models.weights import imagenet_weights  # torch takes seconds to import
 
     try:
         imagenet_weights("resnet18")
@@ -362,11 +362,12 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     import torch  # takes seconds, and --help needs none of this
 
     from data.loader import Plan, TorchLoader
-    from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+    from models.backbone import build_backbone
     from models.barlow import BarlowTwins
     from models.optimisers import make_optimizer
     from models.step import DTYPES, Learner
     from models.timing import endless, timed_steps
+    from models.weights import IMAGENET_MEAN, IMAGENET_STD
 
     print(f"measuring for {seconds:g} seconds", flush=True)
     device, _, _ = common.start_ranks("auto")

@@ -146,15 +146,7 @@ from data.loader import Plan
 from data.opening import Source
 from data.tables import Table, explain_empty
 from models import METHODS
-from models.backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    build_backbone,
-    compile_backbone,
-    extract_features,
-    read_weights,
-    save_backbone,
-)
+from models.backbone import build_backbone, compile_backbone, extract_features
 from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
 from models.graph import GraphedLearner
@@ -162,6 +154,7 @@ from models.optimisers import can_fuse, learning_rate, make_optimizer, set_rate
 from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
+from models.weights import known_of, save_backbone
 from plots.reading import read_quietly
 from plots.run import draw_curve, save_views
 from scores.printed import FEW
@@ -179,20 +172,21 @@ def main(argv: list[str] | None = None) -> None:
     chosen = resolve(args, device, ranks)
     lead, out = rank == 0, Path(args.out)
     with common.hold(out, "train_ssl.py") if lead else contextlib.nullcontext():
+        method, model = build_model(args, device, ranks)  # refuses wrong weights before images are decoded
+
         # Data: a table, its training rows, and what each step sees of them
         with common.rank_zero_first(rank, ranks):
             source = Source.of(args, "pure")._replace(size=last_size(args.size))
             images = open_images(source, args.subset, args.seed, args.batch_size, out / "bad_files.csv")
-            images = with_statistics(images, args.init)
+            images = as_pretrained(images, args)
             plan = make_plan(args, images, rank, ranks)
             args.loader, why = choose_loader(args.loader, device, source.size, images.nbytes())
             loader = make_loader(args.loader, images, plan, device, source, loader_options(args))
 
-        # Model, optimiser, precision
-        method, model = build_model(args, device, ranks)
+        # Optimiser and precision
         optimizer = build_optimizer(args, method, device)
         scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
-        dtype = DTYPES[args.precision]
+        parts, dtype = Parts(method, optimizer, scaler), DTYPES[args.precision]
         config = common.flags_of(args, parser)
         learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
         learn = GraphedLearner(learn) if args.graph else learn
@@ -201,7 +195,6 @@ def main(argv: list[str] | None = None) -> None:
             return profile(args, loader, learn, device, out)
 
         # Begin, or go on from the checkpoint
-        parts = Parts(method, optimizer, scaler)
         about = about_backbone(args, images)
         progress, found = load_checkpoint(out, parts, config, chosen, images.digest, about)
         stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
@@ -334,12 +327,14 @@ def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[s
 # Data
 
 
-def with_statistics(images: Images, init: str) -> Images:
-    """The images, with the mean and std of the pretraining of `init` where its weights tell them."""
-    if init == "imagenet":
-        return images._replace(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
-    about = read_weights(init)[1] if init != "random" else {}
-    return images._replace(mean=about.get("mean", images.mean), std=about.get("std", images.std))
+def as_pretrained(images: Images, args: argparse.Namespace) -> Images:
+    """The images, with the mean and std of the pretraining of --init where they are known. ConfigError where
+    it had another stem."""
+    known = known_of(args.init)
+    if args.maxpool and not known.get("maxpool", True):
+        raise ConfigError(f"--init {args.init} was pretrained without the stem's max-pool: add --no-maxpool")
+    mean, std = known.get("mean", images.mean), known.get("std", images.std)
+    return images._replace(mean=list(mean), std=list(std))
 
 
 def make_plan(args: argparse.Namespace, images: Images, rank: int, ranks: int) -> Plan:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
-from common import ConfigError, DataError, WeightsError, harmless, number, say
+from common import ConfigError, DataError, harmless, number, say
 
 
 def build_parser() -> common.Parser:
@@ -157,12 +157,12 @@ from data.augment import Recipe, draw, view
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
 from data.tables import Table, explain_empty, training_subsets
-from models import backbone as backbones
-from models.backbone import backbone_width, build_backbone, extract_features, prepare, read_weights
+from models.backbone import backbone_width, build_backbone, extract_features, prepare
 from models.diagnostics import votes_f1
 from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from models.step import DTYPES
+from models.weights import known_of
 from scores import TASKS, Metrics, Task, measure
 from scores.choice import SETTING, is_solved
 from scores.metrics import ALL, rows_of_a_cell
@@ -396,18 +396,12 @@ def open_inits(sources: list[str], arch: str) -> list[Init]:
 
 
 def open_weights(name: str, source: str, arch: str) -> Init:
-    """Weights that fit the architecture and are finite, with the channel statistics of their pretraining."""
+    """Weights that fit the architecture, with the channel statistics of their pretraining."""
     weights = build_backbone(arch, source).state_dict()
-    for key, value in weights.items():
-        if not value.isfinite().all():
-            raise WeightsError(f"{source}: {key} holds numbers that are not finite")
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights.values())).hexdigest()[:12]
-    state, about = ({}, {}) if source == "imagenet" else read_weights(source)
-    mean, std = about.get("mean"), about.get("std")
-    if source == "imagenet" or len(state.get("fc.bias", ())) == 1000:  # torchvision's own file
-        mean, std = backbones.IMAGENET_MEAN, backbones.IMAGENET_STD
-    known = {"mean": tuple(mean), "std": tuple(std)} if mean and std else {}
-    return Init(name, source, digest, **known, maxpool=bool(about.get("maxpool", True)))
+    known = known_of(source)
+    statistics = {key: tuple(known[key]) for key in ("mean", "std") if known.get(key)}
+    return Init(name, source, digest, **statistics, maxpool=bool(known.get("maxpool", True)))
 
 
 def open_data(source: Source, task: str, amounts: dict[str, list], report: Path, share: bool) -> Data:

@@ -1,28 +1,16 @@
-"""ResNet backbones from torchvision: built, initialised from weights of several origins, and turned into
-features."""
+"""ResNet backbones from torchvision: built, and turned into features. Weights: models/weights.py."""
 
-import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torchvision
 from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
-from common import WeightsError, first_line, replacing
+from models.weights import imagenet_weights, load_weights, read_weights
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
-ARCHITECTURES = {
-    "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
-    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
-}
 BATCH = 256  # images that go through a frozen backbone at once
-METADATA_KEY = "pretraining"  # of a state dict's metadata: mean, std, size and maxpool of the pretraining
-
-State = dict[str, torch.Tensor]
 
 
 def build_backbone(
@@ -70,90 +58,6 @@ def backbone_width(backbone: nn.Module) -> int:
     """Number of features. torchvision's ResNets keep it in `inplanes`; any other module is taken to have
     ResNet-18's 512."""
     return int(getattr(backbone, "inplanes", 512))
-
-
-def imagenet_weights(arch: str) -> State:
-    """torchvision's ImageNet-1k weights; WeightsError where they are neither in its cache nor to be
-    downloaded."""
-    try:
-        return ARCHITECTURES[arch].get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        url = ARCHITECTURES[arch].url
-        raise WeightsError(
-            f"ImageNet weights of {arch} cannot be downloaded ({error}): fetch {url} elsewhere and put "
-            f"it into {torch.hub.get_dir()}/checkpoints, or give the file with --init FILE"
-        ) from None
-
-
-def save_backbone(backbone: nn.Module, file: Path, about: dict) -> None:
-    """Write backbone.pth: a state dict under torchvision's key names, whose metadata carry `about` (mean,
-    std, size, maxpool), so that whoever loads it normalises as the pretraining did. torchvision loads it as
-    it is."""
-    state = OrderedDict((clean_key(key), value) for key, value in backbone.state_dict().items())
-    state._metadata = {METADATA_KEY: about}
-    with replacing(file) as partial:
-        torch.save(state, partial)
-
-
-def read_weights(file: str | Path) -> tuple[State, dict]:
-    """(state dict of a backbone with torchvision's key names, what the file says about its pretraining).
-
-    Reads torchvision's own files, backbone.pth and checkpoint.pt of train_ssl.py, the snapshots of the
-    paper's authors (key MODEL, the layers numbered as children of a Sequential), and the checkpoints of
-    official MoCo and SimSiam, solo-learn, lightly and Lightning, compiled or not. The second value holds
-    mean, std, size and maxpool where the file is ours, else it is empty.
-    """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{file}: no such weights file (or give random or imagenet)") from None
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from None
-    about = getattr(content, "_metadata", {}).get(METADATA_KEY, {})
-    if isinstance(content, dict) and isinstance(content.get("about"), dict):
-        about = content["about"]  # checkpoint.pt
-    for key in ("MODEL", "model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        raise WeightsError(f"{file}: holds no state dict of tensors")
-    if not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise WeightsError(f"{file}: holds no state dict of tensors")
-    return torchvision_names(content), about
-
-
-def clean_key(key: str) -> str:
-    """Without what torch.compile and DistributedDataParallel put into names."""
-    return re.sub(r"(^|(?<=\.))(module|_orig_mod)\.", "", key)
-
-
-def torchvision_names(state: State) -> State:
-    """The backbone among the keys of a whole method, renamed as torchvision has them; heads are dropped."""
-    state = {clean_key(key): value for key, value in state.items()}
-    for prefix in ("model.backbone.", "backbone.", "encoder_q.", "encoder.", "online_network.encoder."):
-        if any(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-            break
-    numbered = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-    return {re.sub(r"^(\d)(?=\.)", lambda m: numbered.get(m[1], m[1]), key): v for key, v in state.items()}
-
-
-def load_weights(backbone: nn.Module, state: State, source: str | Path) -> None:
-    """Load `state` (a classifier `fc.*` is dropped); WeightsError names keys that are missing, unknown or of
-    another shape."""
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    own = backbone.state_dict()
-    wrong = [
-        f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")
-    ]
-    wrong += [f"{key} is unknown" for key in state if key not in own]
-    for key, value in own.items():
-        if key in state and state[key].shape != value.shape:
-            wrong.append(f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}")
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise WeightsError(f"{source}: weights do not fit the backbone: {', '.join(wrong[:3])}{more}")
-    backbone.load_state_dict(own | state)
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from conftest import ROOT
 
 import common
 from models import METHODS
-from models.backbone import ARCHITECTURES
 from models.optimisers import OPTIMISERS
+from models.weights import ARCHITECTURES
 from scores import TASKS
 from transfer import LOSSES
 

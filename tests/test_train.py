@@ -22,11 +22,13 @@ from PIL import Image
 
 import common
 import train_ssl
+from common import WeightsError
 from data import images, pixels
 from models import METHODS
-from models.backbone import WeightsError, build_backbone, compile_backbone, read_weights
+from models.backbone import build_backbone, compile_backbone
 from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
 from models.step import Learner, Losses
+from models.weights import read_weights
 
 CHECKED = "feature_std,effective_rank,knn_macro_f1,knn5_accuracy"
 COLUMNS = f"epoch,loss,chance_loss,lr,{CHECKED},images_per_s,data_wait,seconds"

@@ -26,8 +26,8 @@ import common
 import transfer
 from common import ConfigError
 from data.augment import draw
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD, save_backbone
 from models.probe import PENALTIES
+from models.weights import IMAGENET_MEAN, IMAGENET_STD, save_backbone
 from scores import TASKS
 from scores.results import CELL, COLUMNS
 

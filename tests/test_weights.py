@@ -1,0 +1,119 @@
+"""Weights of this project and of others: what loads is exact, what cannot is refused in words of use."""
+
+import argparse
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import refused
+
+import train_ssl
+import transfer
+from common import WeightsError
+from models.backbone import build_backbone
+from models.weights import IMAGENET_MEAN, IMAGENET_STD, known_of, save_backbone
+
+
+@pytest.fixture
+def state():
+    """torchvision's keys, without the classifier."""
+    torch.manual_seed(3)
+    return build_backbone().state_dict()
+
+
+def loads(file, state) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = build_backbone(init=str(file)).state_dict()
+    return all(torch.equal(found[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "encoder_q.",
+        "encoder.",
+        "backbone._orig_mod.",
+        "module.encoder_q.",
+        "model.backbone.",
+        "online_encoder.net.",
+    ],
+)
+def test_weights_of_other_projects_load(prefix, state, tmp_path):
+    named = {prefix + key: value for key, value in state.items()}
+    head = f"{prefix}fc.0.weight" if "encoder" in prefix else "projector.0.weight"
+    torch.save({"state_dict": named | {head: torch.zeros(2, 2)}}, tmp_path / "w.pth")
+    assert loads(tmp_path / "w.pth", state)
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "teacher", "model"])
+def test_what_others_save_beside_their_weights_does_no_harm(key, state, tmp_path):
+    named = {f"module.backbone.{name}": value for name, value in state.items()}
+    beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "epoch": np.int64(3)}
+    torch.save({"student": {}, key: named, "optimizer": {"state": {}}} | beside, tmp_path / "w.pth")
+    assert loads(tmp_path / "w.pth", state)
+
+
+def test_a_model_of_transfer_is_an_init(state, tmp_path):
+    """Its backbone, fine-tuned on one task, goes on to another."""
+    about = {"mean": [0.1] * 3, "std": [0.2] * 3, "size": 32, "maxpool": False}
+    whole = {f"0.{key}": value for key, value in state.items()}
+    whole |= {"1.weight": torch.zeros(2, 512), "1.bias": torch.zeros(2)}
+    torch.save(about | {"state": whole, "arch": "resnet18", "classes": ["a", "b"]}, tmp_path / "model.pth")
+    assert loads(tmp_path / "model.pth", state) and known_of(str(tmp_path / "model.pth")) == about
+
+
+def test_torchvisions_own_files_bring_imagenets_statistics_to_every_script(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    known = known_of(str(tmp_path / "w.pth"))
+    assert known == known_of("imagenet") == {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    assert known_of("random") == {}
+
+
+@pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "bn1.running_mean"])
+def test_weights_that_are_not_finite_are_refused_before_images_are_decoded(
+    key, state, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(train_ssl, "open_images", None)
+    monkeypatch.setattr(transfer, "open_data", None)
+    state[key].view(-1)[0] = float("nan")
+    torch.save(state, tmp_path / "w.pth")
+    said = f"{key} holds numbers that are not finite"
+    files = ["--init", tmp_path / "w.pth", "--out", tmp_path / "run"]
+    assert said in refused(capsys, train_ssl.main, *files)
+    assert said in refused(capsys, transfer.main, *files)
+
+
+def test_a_stem_without_its_pool_is_asked_for(state, tmp_path, capsys):
+    about = {"mean": [0.1] * 3, "std": [0.2] * 3, "size": 32, "maxpool": False}
+    save_backbone(build_backbone(maxpool=False), tmp_path / "backbone.pth", about)
+    flags = ["--init", tmp_path / "backbone.pth", "--out", tmp_path / "run", "--scenes", "60", "--size", "32"]
+    flags += ["--batch-size", "16", "--epochs", "1"]
+    assert "add --no-maxpool" in refused(capsys, train_ssl.main, *flags)
+    train_ssl.main([str(flag) for flag in [*flags, "--no-maxpool"]])
+
+
+def test_what_cannot_be_read_says_why_and_what_to_do(state, tmp_path):
+    torch.save(torchvision.models.resnet18(), tmp_path / "module.pth")
+    torch.save({"net": state, "epoch": 3}, tmp_path / "nested.pth")
+    torch.save({f"trunk.{key}": value for key, value in state.items()}, tmp_path / "prefix.pth")
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "deep.pth")
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "folder.pth").mkdir()
+    expected = {
+        "module.pth": r"Python objects beside tensors \(torch.*weights_only=False\) and save its state dict",
+        "nested.pth": "its keys are net, epoch",
+        "prefix.pth": "None of its keys is torchvision's, such as trunk.conv1.weight: rename them",
+        "deep.pth": "it is a deeper ResNet, see --arch",
+        "pointer.pth": "cut, damaged, or not of torch.save",
+        "folder.pth": "Is a directory",
+    }
+    for name, said in expected.items():
+        with pytest.raises(WeightsError, match=said) as error:
+            build_backbone(init=str(tmp_path / name))
+        assert str(error.value).isprintable() and name in str(error.value)
+    torch.save(state, tmp_path / "shallow.pth")
+    with pytest.raises(WeightsError, match="it is a shallower ResNet"):
+        build_backbone("resnet50", init=str(tmp_path / "shallow.pth"))
