@@ -4,9 +4,8 @@ What cannot be read is left out, said at once, and noted in the list `problems` 
 bad file never costs the figures of the others.
 """
 
-import re
+import csv
 import sys
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from common import harmless
+from common import counted, harmless
 from plots.style import PER_CLASS, SHARE, ordered
 from scores import TASKS
 from scores.choice import GROUP, SETTING, without_penalty
+from scores.metrics import is_possible
 
 MEAN_OVER = [*GROUP, "unit"]  # what the seeds are averaged over
 SHOWN_FAULTS = 20  # of one file
@@ -72,8 +72,11 @@ def read_csv(
     """
     nothing = pd.DataFrame(columns=text + numbers + optional)
     try:
-        rows, faults = read_lines(path)
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        rows, faults, separator = read_lines(path)
+    except UnicodeDecodeError:
+        warn(f"{path}: is not UTF-8 text (a spreadsheet's `CSV UTF-8`): file left out", problems)
+        return nothing
+    except (OSError, ValueError, csv.Error) as error:
         warn(f"{path}: {error}: file left out", problems)
         return nothing
     rows = with_unit(rows)
@@ -83,10 +86,12 @@ def read_csv(
         return nothing
     for name in text:
         faults |= empty_fields(rows[name])
-    for name in [*numbers, *(o for o in optional if o in rows)]:
+    numeric = [*numbers, *(name for name in optional if name in rows)]
+    point = decimal_point(rows[numeric], separator)
+    for name in numeric:
         if name in numbers:
             faults |= empty_fields(rows[name])
-        rows[name], wrong = as_numbers(rows[name])
+        rows[name], wrong = as_numbers(rows[name], point)
         faults |= wrong
     for line in sorted(faults)[:SHOWN_FAULTS]:
         warn(f"{path}:{line}: {faults[line]}: row left out", problems)
@@ -95,29 +100,35 @@ def read_csv(
     return rows.drop(index=rows.index.intersection(list(faults)))
 
 
-def read_lines(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
-    """The fields of a CSV as text, indexed by line number, and what is wrong with odd lines."""
+def read_lines(path: Path) -> tuple[pd.DataFrame, dict[int, str], str]:
+    """The fields of a CSV as text, indexed by line number; what is wrong with odd lines; the separator."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         head = file.readline()
-    separator = ";" if head.count(";") > head.count(",") else ","
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        rows = pd.read_csv(
-            path,
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            index_col=False,
-            skip_blank_lines=False,
-            on_bad_lines="warn",
-            encoding="utf-8-sig",
-        ).fillna("")
-    found = [re.findall(r"line (\d+): (.*)", str(warning.message)) for warning in caught]
-    faults = {int(line): what for lines in found for line, what in lines}
-    every = np.arange(2, len(rows) + len(faults) + 2)
-    rows.index = np.setdiff1d(every, list(faults))
-    rows = rows[(rows != "").any(axis=1)]
-    return rows, faults
+        told = head.lower().startswith("sep=")  # as Excel writes it
+        separator = head[4] if told else ";" if head.count(";") > head.count(",") else ","
+        if not told:
+            file.seek(0)
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        names = [name.strip() for name in next(reader, [])]
+        found = [(reader.line_num + told, fields) for fields in reader if any(fields)]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ValueError(f"column {', '.join(map(repr, twice))} stands twice")
+    width = len(names)
+    faults = {
+        line: f"has {len(fields)} fields, the first line {width}"
+        for line, fields in found
+        if any(fields[width:])
+    }
+    padded = [[*fields, *[""] * width][:width] for _, fields in found]
+    lines = [line for line, _ in found]
+    return pd.DataFrame(padded, index=lines, columns=names, dtype=str), faults, separator
+
+
+def decimal_point(rows: pd.DataFrame, separator: str) -> str:
+    """A comma where semicolons separate, and numbers have commas; else a point."""
+    commas = any(rows[name].str.contains(",", regex=False).any() for name in rows)
+    return "," if separator != "," and commas else "."
 
 
 def with_unit(rows: pd.DataFrame) -> pd.DataFrame:
@@ -134,12 +145,14 @@ def empty_fields(column: pd.Series) -> dict[int, str]:
     return {line: f"{column.name} is empty" for line in column.index[column.str.strip() == ""]}
 
 
-def as_numbers(column: pd.Series) -> tuple[pd.Series, dict[int, str]]:
+def as_numbers(column: pd.Series, point: str) -> tuple[pd.Series, dict[int, str]]:
     """A text column as float64, NaN where it is empty; and line → what is wrong, of fields that are no
-    number."""
+    number: one that parts its thousands is none, as 7,200 may be 7.2 elsewhere."""
     raw = column.str.strip()
-    values = pd.to_numeric(raw.str.replace(",", ".", regex=False), errors="coerce").astype(float)
-    values = values.where(np.isfinite(values))
+    plain = raw.str.replace(",", ".", regex=False) if point == "," else raw
+    values = pd.to_numeric(plain, errors="coerce").astype(float)
+    odd = raw.str.contains("." if point == "," else ",", regex=False)
+    values = values.where(np.isfinite(values) & ~odd)
     wrong = raw[values.isna() & ~raw.str.lower().isin(["", "nan"])]
     return values, {line: f"{column.name} '{value}' is not a number" for line, value in wrong.items()}
 
@@ -159,6 +172,7 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     files = [pd.DataFrame(columns=columns)]
     for path in paths:
         rows = read_csv(path, text, numbers, optional, problems)
+        rows = without_impossible(rows, path, problems)
         rows = rows.reindex(columns=columns).assign(out=path.parent.as_posix())
         files.append(rows.assign(made_by=settings_of(rows, path.parent)))
     note_other_data([path.parent for path in paths])
@@ -173,6 +187,17 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     rows = without_penalty(rows)
     rows["setting"] = rows.groupby([*SETTING, "made_by"], dropna=False).ngroup()
     return without_repeats(rows, problems)
+
+
+def without_impossible(rows: pd.DataFrame, path: Path, problems: list[str]) -> pd.DataFrame:
+    """The rows whose value can be one of their metric, and a warning about the others."""
+    possible = is_possible(rows.metric, rows.value)
+    wrong = rows[~possible]
+    if len(wrong):
+        line, first = wrong.index[0], wrong.iloc[0]
+        more = f", and so {counted(len(wrong) - 1, 'more row')}" if len(wrong) > 1 else ""
+        warn(f"{path}:{line}: {first.value:g} can be no {first.metric}{more}: left out", problems)
+    return rows[possible]
 
 
 def without_repeats(rows: pd.DataFrame, problems: list[str]) -> pd.DataFrame:

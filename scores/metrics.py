@@ -4,6 +4,7 @@ beside it."""
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn import metrics
 
 ALL = "all"  # in place of a class: a number over all classes
@@ -46,6 +47,12 @@ TASKS = {
 def sign_of(metric: str) -> int:
     """+1 where a higher value of the metric is better, -1 where a lower one is."""
     return -1 if metric in LOWER_IS_BETTER else +1
+
+
+def is_possible(metric: pd.Series, value: pd.Series) -> pd.Series:
+    """Whether values can be of their metrics, which all end at 1 and, but for R2, begin at 0. A spreadsheet
+    of another country reads 0.548441 as 548441."""
+    return value.isna() | (value <= 1) & ((value >= 0) | (metric == "r2"))
 
 
 def measure(task: str, truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> Metrics:

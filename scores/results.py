@@ -5,7 +5,9 @@ import fcntl
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from sklearn import metrics
 
 from common import ConfigError, harmless, replacing, write_csv, write_yaml
 from scores.choice import SETTING, summarise, without_penalty
+from scores.metrics import is_possible
+from scores.printed import exact
 
 CELL = ["task", "data", "init", "mode", "ratio", "seed"]
 RESULT = ["epoch", "split", "metric", "class"]  # what differs within a cell
@@ -61,17 +65,23 @@ class Results:
         if not content:
             return pd.DataFrame(columns=COLUMNS, dtype=str)
         try:
-            rows = pd.read_csv(
-                io.BytesIO(content), dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
-            )
-        except ValueError as error:  # pandas' parser errors are ValueErrors
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # of lines longer than the first
+                rows = pd.read_csv(
+                    io.BytesIO(content),
+                    dtype=str,
+                    keep_default_na=False,
+                    index_col=False,
+                    encoding_errors="surrogateescape",
+                )
+        except (ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.file}: not a readable CSV ({reason}): move it away") from None
         if list(rows) != COLUMNS:
             odd = ", ".join((sorted(set(rows) ^ set(COLUMNS)) or ["the order"])[:4])
             message = f"{self.file}: its columns are not transfer.py's ({odd})"
             raise ConfigError(f"{message}: move it away or choose another --out")
-        rows = rows[is_whole(rows)]
+        rows = as_written(rows[is_whole(rows)])
         key = rows[RESULT].assign(cell=self.keys(rows))
         return rows[~key.duplicated(keep="last")]
 
@@ -144,8 +154,23 @@ def read_settings(file: Path) -> dict[str, dict]:
 def is_whole(rows: pd.DataFrame) -> pd.Series:
     """Whether a row has all of its fields, and numbers where numbers belong."""
     epochs = pd.to_numeric(rows.epoch, errors="coerce") % 1 == 0  # whole and finite
-    values = pd.to_numeric(rows.value, errors="coerce").notna() | (rows.value == "nan")
+    values = pd.to_numeric(rows.value, errors="coerce")
+    values = (values.notna() | (rows.value == "nan")) & is_possible(rows.metric, values)
     return rows.notna().all(axis=1) & epochs & values
+
+
+def as_written(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the numbers of a cell as transfer.py writes them, where a spreadsheet has saved 1E-05."""
+    return rows.assign(**{name: rows[name].map(exact_text) for name in ("ratio", "seed", *SETTING)})
+
+
+@lru_cache(maxsize=4096)
+def exact_text(text: str) -> str:
+    """A number as `exact` has it; other text as it is."""
+    try:
+        return exact(float(text))
+    except (ValueError, OverflowError):
+        return text
 
 
 def text_of(rows: pd.DataFrame, header: bool = False) -> bytes:

@@ -314,32 +314,32 @@ def test_the_epoch_is_chosen_by_the_mean_validation_over_the_seeds(tmp_path):
         for seed, value in enumerate(values)
     ]
     rows += [
-        row("fraction", "random", "linear", 5, seed, "rmse", "all", 10 * epoch + seed, "test", epoch)
+        row("fraction", "random", "linear", 5, seed, "rmse", "all", 0.1 * epoch + 0.01 * seed, "test", epoch)
         for epoch in val
         for seed in (0, 1)
     ]
     rows += [
         row("fraction", "random", "linear", 5, 0, "rmse", "all", 0.01, split, 4) for split in ("val", "test")
     ]  # one seed only
-    assert sorted(results(tmp_path, rows).value) == [20, 21]
+    assert sorted(results(tmp_path, rows).value) == pytest.approx([0.2, 0.21])
 
 
 def test_without_validation_the_last_epoch_counts(tmp_path):
     rows = [
-        row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch, epoch=epoch)
+        row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch / 10, epoch=epoch)
         for seed in (0, 1)
         for epoch in (1, 7 + seed)
     ]
-    assert sorted(results(tmp_path, rows).value) == [7, 8]
+    assert sorted(results(tmp_path, rows).value) == [0.7, 0.8]
 
 
 def test_an_epoch_of_its_own_for_each_seed_is_kept(tmp_path):
     rows = [
-        row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch, split, epoch)
+        row("scene", "random", "linear", 5, seed, "f1_macro", "all", epoch / 10, split, epoch)
         for seed, epoch in enumerate((4, 4, 9))
         for split in ("val", "test")
     ]
-    assert sorted(results(tmp_path, rows).value) == [4, 4, 9]
+    assert sorted(results(tmp_path, rows).value) == [0.4, 0.4, 0.9]
 
 
 def test_of_several_settings_one_counts(tmp_path, capsys):
@@ -947,7 +947,7 @@ def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
     assert [line.split(": ")[1] for line in said] == [f"{path}:{n}" for n in (3, 4, 5, 6)]
     assert (
         "value 'oops' is not a number" in said[0]
-        and "expected 19 fields" in said[2]
+        and "has 21 fields, the first line 19" in said[2]
         and "seed is empty" in said[3]
     )
 
@@ -983,7 +983,7 @@ def test_images_a_class_stand_beside_shares_and_are_never_mixed_with_them(tmp_pa
         options("transfer").parse_args(shlex.split(words)[2:])
 
 
-@pytest.mark.parametrize("kind", ["bom", "crlf", "spreadsheet", "nan", "inf"])
+@pytest.mark.parametrize("kind", ["bom", "crlf", "spreadsheet", "told", "commas", "nan", "inf"])
 def test_csv_files_that_other_programs_have_saved(tmp_path, kind):
     rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", 0.25 * seed) for seed in (1, 2)]
     if kind in ("nan", "inf"):
@@ -994,12 +994,48 @@ def test_csv_files_that_other_programs_have_saved(tmp_path, kind):
         text = "\ufeff" + text
     if kind == "crlf":
         text = text.replace("\n", "\r\n")
-    if kind == "spreadsheet":
+    if kind in ("spreadsheet", "told"):
         text = text.replace(",", ";").replace(".", ",")
+    if kind == "told":
+        text = "sep=;\n" + text
+    if kind == "commas":
+        text = text.replace("\n", ",\n")  # an empty column behind the last
     path.write_bytes(text.encode())
     problems = []
     assert reading.read_results([path], problems).value.dropna().tolist() == [0.25, 0.5]
     assert len(problems) == (kind == "inf")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda text: text.replace("0.25", "0,25").replace("0.5", "0,5"), "has 20 fields, the first line 19"),
+        (lambda text: text.replace("0.25", "250000").replace("0.5", "-0.5"), "can be no f1_macro"),
+        (lambda text: text.replace("images", "value"), "column 'value' stands twice"),
+        (lambda text: text.replace(",100,", ',"1,000",'), "images '1,000' is not a number"),
+        (lambda text: text.replace(",", ";").replace(".", ",").replace(";100;", ";1.000;"), "'1.000' is not"),
+        (lambda text: "a,b\n" + text, "no column task"),
+        (lambda text: text.replace("random", "'random").replace("'", '"', 1), "unexpected end of data"),
+    ],
+)
+def test_csv_files_that_would_be_read_wrongly_are_left_out(tmp_path, change, said, capsys):
+    """Numbers that a spreadsheet of another country has rewritten, and columns that have moved."""
+    rows = [row("scene", "random", "linear", 5, seed, "f1_macro", "all", 0.25 * seed) for seed in (1, 2)]
+    path = write_rows(tmp_path / "results.csv", rows)
+    path.write_text(change(path.read_text()))
+    problems = []
+    assert reading.read_results([path], problems).empty
+    assert said in problems[0] and str(path) in problems[0]
+
+
+@pytest.mark.parametrize("encoding, begins", [("utf-16", ""), ("latin-1", "#é\n")])
+def test_csv_files_in_other_encodings_are_named(tmp_path, encoding, begins, capsys):
+    rows = [row("scene", "random", "linear", 5, 1, "f1_macro", "all", 0.25)]
+    path = write_rows(tmp_path / "results.csv", rows)
+    path.write_bytes((begins + path.read_text()).encode(encoding))
+    problems = []
+    assert reading.read_results([path], problems).empty
+    assert "is not UTF-8 text" in problems[0]
 
 
 def test_repeated_rows_count_once(tmp_path, capsys):

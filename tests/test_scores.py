@@ -244,6 +244,42 @@ def test_epochs_as_spreadsheets_write_them(tmp_path, epoch, whole):
     assert set(pd.read_csv(tmp_path / "summary.csv").epoch) == ({1} if whole else set())
 
 
+def test_a_cell_is_known_by_its_numbers_however_a_spreadsheet_writes_them(tmp_path):
+    results = Results(tmp_path)
+    rows = pd.DataFrame(lines({(1, 1): 0.1}), columns=COLUMNS).assign(weight_decay="1e-05", lr="0.01")
+    key = results.keys(rows).iloc[0]
+    results.add(key, rows.assign(weight_decay="1.00E-05", lr="1E-2", seed="1.0"))
+    assert results.done({key: len(rows)}) == {key}
+
+
+@pytest.mark.parametrize("value", ["548441", "-0.5", "54,8"])
+def test_a_cell_with_an_impossible_value_is_done_again(tmp_path, value):
+    results = Results(tmp_path)
+    rows = pd.DataFrame(lines({(1, 1): 0.1, (1, 2): 0.2}), columns=COLUMNS)
+    key = results.keys(rows).iloc[0]
+    changed = rows.copy()
+    changed.loc[changed.index[0], "value"] = value
+    results.add(key, changed)
+    assert not results.done({key: len(rows)})
+    results.add(key, rows)
+    assert results.done({key: len(rows)}) == {key} and set(results.read().value) == set(rows.value)
+
+
+@pytest.mark.parametrize("of", ["every line", "one line"])
+def test_lines_longer_than_the_first_are_refused_and_kept(tmp_path, of):
+    """As decimal commas without quotes make them: each field would stand in its neighbour's column."""
+    results = Results(tmp_path)
+    rows = pd.DataFrame(lines({(1, 1): 0.1, (2, 1): 0.3}), columns=COLUMNS)
+    results.add(results.keys(rows).iloc[0], rows)
+    text = results.file.read_text()
+    changed = text.replace(",0.3,", ",0,3,")
+    results.file.write_text(changed.replace(",0.1,", ",0,1,") if of == "every line" else changed)
+    before = results.file.read_bytes()
+    with pytest.raises(ConfigError, match="not a readable CSV .* move it away"):
+        Results(tmp_path)
+    assert results.file.read_bytes() == before != text.encode()
+
+
 @pytest.mark.parametrize("text", ["fraction linear:\n", "- 1\n", "a: {b: [\n", "a: 3\n", "\0"])
 def test_damaged_settings_are_named(tmp_path, text):
     (tmp_path / "settings.yaml").write_text(text)
