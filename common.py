@@ -286,8 +286,8 @@ def flag_actions(parser: Parser) -> dict[str, argparse.Action]:
 
 
 class FlagLoader(yaml.SafeLoader):
-    """YAML as a command line has it: 010, 0x10, 32:48 and dates, which YAML 1.1 reads as 8, 16, 1968 and
-    dates, stay text, and a key that stands twice is refused."""
+    """YAML as a command line has it: 010, 0x10, 32:48, 1_0 and dates, which YAML 1.1 reads as 8, 16, 1968,
+    10 and dates, stay text, and a key that stands twice is refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [str(key.value).replace("-", "_") for key, _ in node.value]
@@ -303,12 +303,10 @@ FlagLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in ODD]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-FlagLoader.add_implicit_resolver(NUMBER, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+FlagLoader.add_implicit_resolver(NUMBER, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 FlagLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+][0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
-    ),
+    re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
 
@@ -358,10 +356,12 @@ def check_one(value: object, action: argparse.Action, where: str) -> object:
     kind = getattr(action.type, "kind", None)
     if kind and (isinstance(value, bool) or not isinstance(value, (int, kind))):
         way = plain(value, kind)
-        hint = f"; YAML reads {value} as text, write it as {way}" if way else ""
+        hint = f"; YAML reads it as text, write {way} without quotes" if way else ""
         raise ConfigError(f"{where}: {value!r} is not a {'whole ' if kind is int else ''}number{hint}")
     if not kind and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
         raise ConfigError(f"{where}: {value!r} is not a name")
+    if not action.type and isinstance(value, float):  # 1.10 would be the name 1.1
+        raise ConfigError(f"{where}: YAML reads {value} as a number: put the name in quotes")
     try:
         value = action.type(str(value)) if action.type else str(value)
     except argparse.ArgumentTypeError as error:
@@ -578,6 +578,22 @@ def write_yaml(path: Path, values: dict) -> None:
     """Write values as YAML in their order, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_quietly(file: Path) -> dict:
+    """The values of a YAML file; empty where it is not there or not readable."""
+    try:
+        return read_values(file)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def read_values(file: Path) -> dict:
+    """The values of a YAML file; OSError, ValueError or YAMLError where it has none."""
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("holds no `key: value` lines")
+    return values
 
 
 @contextlib.contextmanager

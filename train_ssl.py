@@ -155,7 +155,6 @@ from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
 from models.weights import known_of, save_backbone
-from plots.reading import read_quietly
 from plots.run import draw_curve, save_views
 from scores.printed import FEW
 
@@ -530,7 +529,7 @@ def write_beginning(out: Path, config: dict, about: dict, loader, images: Images
         told["images"] = int((images.table.split == "train").sum())  # of which --subset takes a share
         told["val_images"] = images.held_out()
         common.write_yaml(file, config | told)
-    elif began := read_quietly(file):
+    elif began := common.read_quietly(file):
         common.write_yaml(file, began | {name: config[name] for name in PLACE})
     if fresh or not (out / "views.png").exists():
         view1, view2 = next(iter(loader.epoch(0)))

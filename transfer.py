@@ -386,7 +386,9 @@ def open_inits(sources: list[str], arch: str) -> list[Init]:
         name = harmless(file.resolve().parent.name if ours else file.stem)
         if name in inits:
             both = f"{inits[name].source} and {source}"
-            raise ConfigError(f"--init {both} are both called {name} in results.csv: rename a folder")
+            raise ConfigError(
+                f"--init {both} are both called {name} in results.csv: rename one, or its folder"
+            )
         if name != source and name in ("random", "channels"):
             raise ConfigError(f"--init {source}: {name} means no weights in results.csv: rename its folder")
         inits[name] = (
@@ -486,8 +488,18 @@ def settings(inits: list[Init], data: Data, study: Study, modes: list[str]) -> d
     parts[f"data {data.name}"] = {"content": data.digest}
     for init in inits:
         if init.digest:
-            parts[f"init {init.name}"] = {"weights": init.digest}
+            parts[f"init {init.name}"] = {"weights": init.digest} | seen_otherwise(init, study)
     return parts
+
+
+def seen_otherwise(init: Init, study: Study) -> dict:
+    """How weights see images, where it is not as their own file of this project says."""
+    seen = {}
+    if study.statistics == "backbone" and init.mean is None:
+        seen["statistics"] = "of the data"
+    if not init.maxpool:
+        seen["maxpool"] = False
+    return seen
 
 
 def plan(inits: list[Init], modes: list[str], ratios: list[float | str], seeds: list[int]) -> list[Unit]:

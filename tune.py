@@ -327,6 +327,8 @@ def flag_name(name: str, options: dict[str, str], source: str) -> str:
     key = name.replace("-", "_")
     if key in OWN_FLAGS:
         raise ConfigError(f"{source}: {name} is set by the tuner: use {OWN_FLAGS[key]}")
+    if key not in options and key in {action.dest for action in build_parser()._actions}:
+        raise ConfigError(f"{source}: {name} is a flag of tune.py: give it on the command line")
     if key not in options:
         raise ConfigError(f"{source}: the script has no flag {name}; the nearest is {nearest(key, options)}")
     return key
@@ -347,13 +349,22 @@ def read_entry(where: str, entry: list | dict, has_default: bool) -> tuple[str, 
         raise ConfigError(f"{where}: no value can be drawn from {how} {values}")
     if "" in values or [] in values or None in values and has_default:
         raise ConfigError(f"{where}: an empty value in {values}: fill it in or leave it out")
-    if how in ("list", "choice") and any(value in values[:i] for i, value in enumerate(values)):
+    meant = [sense(value) for value in values]
+    if how in ("list", "choice") and any(value in meant[:i] for i, value in enumerate(meant)):
         raise ConfigError(f"{where}: a value stands twice in {values}")
     try:
         draw(how, values, random.Random(0))
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: no value can be drawn from {how} {values}") from None
     return how, values
+
+
+def sense(value: object) -> object:
+    """The number that a text of YAML, 1e-3, is for the script; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def draw(how: str, values: list, rng: random.Random) -> object:
@@ -1222,8 +1233,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 class FlagLoader(yaml.SafeLoader):
-    """YAML as a command line has it: 010, 0x10, 32:48 and dates, which YAML 1.1 reads as 8, 16, 1968 and
-    dates, stay text. As in common.py, which this file, copied alone, does not have."""
+    """YAML as a command line has it: 010, 0x10, 32:48, 1_0 and dates, which YAML 1.1 reads as 8, 16, 1968,
+    10 and dates, stay text. As in common.py, which this file, copied alone, does not have."""
 
 
 NUMBER = "tag:yaml.org,2002:int"
@@ -1233,10 +1244,8 @@ FlagLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in ODD]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
-DECIMAL = re.compile(
-    r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(e[-+][0-9]+)?$|[-+]?\.inf$|\.nan$", re.IGNORECASE
-)
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
+DECIMAL = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)(e[-+][0-9]+)?$|[-+]?\.inf$|\.nan$", re.IGNORECASE)
 FlagLoader.add_implicit_resolver(NUMBER, WHOLE, list("-+0123456789"))
 FlagLoader.add_implicit_resolver(POINT, DECIMAL, list("-+0123456789."))
 

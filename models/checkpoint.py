@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from common import ConfigError, first_line, replacing, say
+from common import ConfigError, first_line, read_quietly, replacing, say
 
 # Where the images are and what splits them; which they are, the digest of the data tells
 PLACE = ("data", "splits", "split")
@@ -96,14 +96,12 @@ def load_checkpoint(
     """
     file, state = read_checkpoint(out)
     if state is None:
+        refuse_other(out, config, chosen)
         return Progress(), ""
     saved = state["config"]
-    counts = (saved.keys() | config.keys()) - NO_EFFECT - chosen
-    differ = [
-        f"{k} was {saved.get(k)}, is {config.get(k)}" for k in sorted(counts) if saved.get(k) != config.get(k)
-    ]
+    differ = differences(saved, config, chosen)
     if differ:
-        raise ConfigError(f"{file} is of another configuration ({'; '.join(differ)}): choose another --out")
+        raise ConfigError(f"{file} is of another configuration ({differ}): choose another --out")
     if state["digest"] != digest:
         raise ConfigError(
             f"{file} began with other data ({saved.get('data')}): names, sizes, dates, splits or labels "
@@ -124,6 +122,26 @@ def load_checkpoint(
         raise ConfigError(f"{file} does not fit this model ({first_line(error)}): remove it") from None
     torch.set_rng_state(state["rng"].cpu())
     return Progress(**state["progress"]), file.name
+
+
+def refuse_other(out: Path, config: dict, chosen: set[str]) -> None:
+    """ConfigError where `out` holds the backbone of another run, whose checkpoints are gone: people remove
+    them when a training is done."""
+    file = out / "backbone.pth"
+    if not file.exists():
+        return
+    began = read_quietly(out / "config.yaml")
+    differ = differences({key: began.get(key) for key in config}, config, chosen)
+    if differ:
+        raise ConfigError(f"{file} is of another run, without a checkpoint ({differ}): choose another --out")
+
+
+def differences(saved: dict, config: dict, chosen: set[str]) -> str:
+    """The flags that differ and change what is learned, `chosen` aside; blank where there are none."""
+    counts = (saved.keys() | config.keys()) - NO_EFFECT - chosen
+    return "; ".join(
+        f"{k} was {saved.get(k)}, is {config.get(k)}" for k in sorted(counts) if saved.get(k) != config.get(k)
+    )
 
 
 def read_checkpoint(out: Path) -> tuple[Path, dict | None]:

@@ -20,14 +20,17 @@ ARCHITECTURES = {
 }
 METADATA_KEY = "pretraining"  # of a state dict's metadata: mean, std, size and maxpool of the pretraining
 TRAVELS = ("mean", "std", "size", "maxpool")
-NESTED = ("MODEL", "model", "state_dict", "model_state_dict", "teacher")  # where others keep a state dict
+# Where others keep a state dict
+NESTED = ("MODEL", "model", "state_dict", "model_state_dict", "teacher", "net", "backbone")
 PREFIXES = (  # that others put before the backbone's keys
     "model.backbone.",
     "backbone.",
     "encoder_q.",
     "encoder.",
+    "base_encoder.",
     "online_network.encoder.",
     "online_encoder.net.",
+    "model.",
 )
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 NUMPY_TYPES = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
@@ -75,9 +78,9 @@ def read_weights(file: str | Path) -> tuple[State, dict]:
 
     Reads torchvision's own files, backbone.pth and checkpoint.pt of train_ssl.py, the models of transfer.py,
     the snapshots of the paper's authors (the layers numbered as children of a Sequential), and the
-    checkpoints of official MoCo, SimSiam and DINO (its teacher), solo-learn, lightly and Lightning, compiled
-    or not. The second value holds mean, std, size and maxpool where the file is ours, mean and std where it
-    is torchvision's, else nothing. WeightsError where the file is something else.
+    checkpoints of official MoCo (also v3), SimSiam and DINO (its teacher), solo-learn, lightly and Lightning,
+    compiled or not. The second value holds mean, std, size and maxpool where the file is ours, mean and std
+    where it is torchvision's, else nothing. WeightsError where the file is something else.
     """
     content = load_tensors(file)
     if isinstance(content, dict) and {"state", "arch", "classes"} <= content.keys():  # of transfer.py
@@ -170,6 +173,8 @@ def misfits(own: State, state: State) -> list[str]:
     for key, value in own.items():
         if key in state and state[key].shape != value.shape:
             wrong.append(f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}")
+        elif key in state and value.is_floating_point() and not state[key].is_floating_point():
+            wrong.append(f"{key} holds whole numbers")
     return wrong
 
 

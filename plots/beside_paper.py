@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from common import read_quietly
 from plots.missing import Gap
 from plots.numbers import class_names, headline, over_seeds
-from plots.reading import read_quietly
 from plots.style import PAPER_EPOCHS, PAPER_IMAGES, SHARE
 
 FOLDER = Path(__file__).parent.parent / "results" / "paper"

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from plots.reading import pretraining_data, read_quietly
+from common import read_quietly
+from plots.reading import pretraining_data
 from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
 from scores.choice import SETTING, is_solved
 from scores.printed import exact

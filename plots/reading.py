@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from common import counted, harmless
+from common import counted, harmless, read_quietly, read_values
 from plots.style import PER_CLASS, SHARE, ordered
 from scores import TASKS
 from scores.choice import GROUP, SETTING, without_penalty
@@ -273,22 +273,6 @@ def pretraining_data(configs: dict[str, dict]) -> set[str]:
     """What results.csv calls the data that these runs were pretrained on; empty where that is not known."""
     folders = [config["data"] for config in configs.values() if config.get("data")]
     return {harmless(Path(str(folder)).resolve().name) for folder in folders}
-
-
-def read_quietly(file: Path) -> dict:
-    """The values of a YAML file; empty where it is not there or not readable."""
-    try:
-        return read_values(file)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-
-
-def read_values(file: Path) -> dict:
-    """The values of a YAML file; OSError, ValueError or YAMLError where it has none."""
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError("holds no `key: value` lines")
-    return values
 
 
 def read_embeddings(paths: list[Path], problems: list[str]) -> list[dict]:

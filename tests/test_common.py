@@ -36,6 +36,31 @@ def test_a_key_without_a_value_stands_for_a_default_that_is_none(tmp_path):
     assert common.read_yaml(tmp_path / "c.yaml", parser) == {"data": None, "hidden": None}
 
 
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("out: 1.10", "out: YAML reads 1.1 as a number: put the name in quotes"),
+        ("lr: '0.1'", "lr: '0.1' is not a number; YAML reads it as text, write 0.1 without quotes"),
+        (
+            "epochs: 1_0",
+            "epochs: '1_0' is not a whole number; YAML reads it as text, write 10 without quotes",
+        ),
+    ],
+)
+def test_what_yaml_reads_otherwise_is_told(text, says, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        common.read_yaml(tmp_path / "c.yaml", importlib.import_module("train_ssl").build_parser())
+    assert str(error.value) == f"{tmp_path / 'c.yaml'}: {says}"
+
+
+@pytest.mark.parametrize("name", ["20240101_1", "'1.10'", "v1.10", "010"])
+def test_names_that_look_like_numbers_stay_as_they_are_written(name, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"out: {name}")
+    parser = importlib.import_module("train_ssl").build_parser()
+    assert common.read_yaml(tmp_path / "c.yaml", parser) == {"out": name.strip("'")}
+
+
 def test_without_git_or_a_checkout_there_is_no_commit(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(common, "ROOT", ROOT / "data")  # unpacked inside a checkout of something else

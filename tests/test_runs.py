@@ -175,6 +175,21 @@ def test_the_checkpoint_before_is_used_where_the_newest_is_damaged(simclr, tmp_p
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_backbone_whose_checkpoints_are_gone_is_not_written_over_by_another_run(simclr, tmp_path, capsys):
+    run = tmp_path / "run"
+    train_ssl.main([*simclr, "--epochs", "1"])
+    kept = (run / "backbone.pth").read_bytes()
+    for file in run.glob("checkpoint*"):
+        file.unlink()
+    error = refused(capsys, train_ssl.main, *simclr, "--epochs", "1", "--seed", "7")
+    assert "another run, without a checkpoint (seed was 0, is 7): choose another --out" in error
+    assert (run / "backbone.pth").read_bytes() == kept
+    train_ssl.main([*simclr, "--epochs", "1"])  # as a run that was killed before its first checkpoint
+    (run / "checkpoint.pt").unlink()
+    (run / "config.yaml").unlink()
+    assert "without a checkpoint" in refused(capsys, train_ssl.main, *simclr, "--epochs", "1")
+
+
 def test_a_checkpoint_that_lacks_a_part_is_damaged(tmp_path, capsys, monkeypatch):
     torch.save(dict.fromkeys(KEPT, {}), tmp_path / "checkpoint.prev.pt")
     for lacking in sorted(KEPT):

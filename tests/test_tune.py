@@ -484,6 +484,8 @@ def test_summary_csv_comes_before_results_csv(workplace, monkeypatch):
         ({"lr": [1]}, ["--lr", "3"], "--lr is swept by grid.yaml and also given"),
         ({"lr": [1]}, ["--not-a-flag"], "no flag not-a-flag"),
         ({"lr": 1}, [], "sweeps nothing"),
+        ({"lr": ["1e-3", 0.001]}, [], "lr: a value stands twice in ['1e-3', 0.001]"),
+        ({"lr": [0.1], "min-epochs": 2}, [], "min-epochs is a flag of tune.py: give it on the command line"),
         ({"lr": [0.1, 0.2, 0.2]}, [], "lr: a value stands twice in [0.1, 0.2, 0.2]"),
         ({"lr": [1, 1.0]}, [], "a value stands twice"),
         ({"lr": [1]}, ["--eta", "1"], "argument --eta: 1 must be at least 2"),

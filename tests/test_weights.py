@@ -39,6 +39,8 @@ def loads(file, state) -> bool:
         "module.encoder_q.",
         "model.backbone.",
         "online_encoder.net.",
+        "module.base_encoder.",
+        "model.",
     ],
 )
 def test_weights_of_other_projects_load(prefix, state, tmp_path):
@@ -48,7 +50,7 @@ def test_weights_of_other_projects_load(prefix, state, tmp_path):
     assert loads(tmp_path / "w.pth", state)
 
 
-@pytest.mark.parametrize("key", ["model_state_dict", "teacher", "model"])
+@pytest.mark.parametrize("key", ["model_state_dict", "teacher", "model", "net"])
 def test_what_others_save_beside_their_weights_does_no_harm(key, state, tmp_path):
     named = {f"module.backbone.{name}": value for name, value in state.items()}
     beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "epoch": np.int64(3)}
@@ -97,16 +99,18 @@ def test_a_stem_without_its_pool_is_asked_for(state, tmp_path, capsys):
 
 def test_what_cannot_be_read_says_why_and_what_to_do(state, tmp_path):
     torch.save(torchvision.models.resnet18(), tmp_path / "module.pth")
-    torch.save({"net": state, "epoch": 3}, tmp_path / "nested.pth")
+    torch.save({"trunk": state, "epoch": 3}, tmp_path / "nested.pth")
     torch.save({f"trunk.{key}": value for key, value in state.items()}, tmp_path / "prefix.pth")
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "deep.pth")
+    torch.save({key: value.to(torch.int8) for key, value in state.items()}, tmp_path / "int8.pth")
     (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "folder.pth").mkdir()
     expected = {
         "module.pth": r"Python objects beside tensors \(torch.*weights_only=False\) and save its state dict",
-        "nested.pth": "its keys are net, epoch",
+        "nested.pth": "its keys are trunk, epoch",
         "prefix.pth": "None of its keys is torchvision's, such as trunk.conv1.weight: rename them",
         "deep.pth": "it is a deeper ResNet, see --arch",
+        "int8.pth": "conv1.weight holds whole numbers",
         "pointer.pth": "cut, damaged, or not of torch.save",
         "folder.pth": "Is a directory",
     }
@@ -117,3 +121,27 @@ def test_what_cannot_be_read_says_why_and_what_to_do(state, tmp_path):
     torch.save(state, tmp_path / "shallow.pth")
     with pytest.raises(WeightsError, match="it is a shallower ResNet"):
         build_backbone("resnet50", init=str(tmp_path / "shallow.pth"))
+
+
+def test_one_name_does_not_stand_for_weights_that_see_images_differently(state, tmp_path, capsys):
+    """The same weights with the statistics of ImageNet or of the data, and with another stem."""
+    whole = torchvision.models.resnet18()
+    whole.load_state_dict(state, strict=False)
+    about = {"mean": [0.1] * 3, "std": [0.2] * 3, "size": 32, "maxpool": False}
+    flags = ["--task", "scene", "--scenes", "60", "--size", "32", "--ratios", "100", "--seeds", "1"]
+    flags += [
+        "--init",
+        str(tmp_path / "w.pth"),
+        "--out",
+        str(tmp_path / "out"),
+        "--cache",
+        str(tmp_path / "c"),
+    ]
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    transfer.main(flags)
+    before = (tmp_path / "out" / "results.csv").read_bytes()
+    torch.save(state, tmp_path / "w.pth")
+    assert "init w: statistics was not set, is of the data" in refused(capsys, transfer.main, *flags)
+    save_backbone(build_backbone(init=str(tmp_path / "w.pth"), maxpool=False), tmp_path / "w.pth", about)
+    assert "init w: maxpool was not set, is False" in refused(capsys, transfer.main, *flags)
+    assert (tmp_path / "out" / "results.csv").read_bytes() == before
