@@ -520,16 +520,17 @@ def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, args, 
 
 
 def write_beginning(out: Path, config: dict, about: dict, loader, images: Images, fresh: bool) -> None:
-    """Write config.yaml and views.png where they are missing; for a run that begins `fresh` also over those
-    that a run without a checkpoint has left. For one that goes on, config.yaml says where its images are now.
-    """
+    """Write config.yaml and views.png where they are missing or, the former, damaged; for a run that begins
+    `fresh` also over those that a run without a checkpoint has left. For one that goes on, config.yaml says
+    where its images are now."""
     file = out / "config.yaml"
-    if fresh or not file.exists():
+    began = {} if fresh else common.read_quietly(file)
+    if not began:
         told = {"mean": about["mean"], "std": about["std"], "collapsed_below": COLLAPSED}
         told["images"] = int((images.table.split == "train").sum())  # of which --subset takes a share
         told["val_images"] = images.held_out()
         common.write_yaml(file, config | told)
-    elif began := common.read_quietly(file):
+    else:
         common.write_yaml(file, began | {name: config[name] for name in PLACE})
     if fresh or not (out / "views.png").exists():
         view1, view2 = next(iter(loader.epoch(0)))

@@ -535,8 +535,10 @@ def hold(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise ConfigError(f"{folder} is in use by {file.read()}: wait, or choose another --out") from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        try:
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+        except OSError as error:  # a full disk does not say where
+            raise ConfigError(f"{folder}: {error.strerror}") from None
         yield
 
 

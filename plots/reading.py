@@ -85,6 +85,7 @@ def read_csv(
         warn(f"{path}: no column {', '.join(absent)}: file left out", problems)
         return nothing
     for name in text:
+        rows[name] = rows[name].str.strip()
         faults |= empty_fields(rows[name])
     numeric = [*numbers, *(name for name in optional if name in rows)]
     point = decimal_point(rows[numeric], separator)

@@ -214,10 +214,13 @@ def test_a_drive_without_locks_is_named(tmp_path, monkeypatch, capsys):
     assert ".running: cannot be locked (No locks available)" in error
 
 
-def test_files_that_others_read_are_written_again(simclr, tmp_path):
+@pytest.mark.parametrize("damage", [Path.unlink, Path.touch, lambda file: file.write_text("a: [1")])
+def test_files_that_others_read_are_written_again(damage, simclr, tmp_path):
     train_ssl.main([*simclr, "--stop-epoch", "1"])
     for name in ("config.yaml", "views.png"):
         (tmp_path / "run" / name).unlink()
+    if damage is not Path.unlink:
+        damage(tmp_path / "run" / "config.yaml")
     train_ssl.main(simclr)
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["collapsed_below"] == {"feature_std": 0.02, "effective_rank": 2.0}
