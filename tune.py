@@ -205,7 +205,9 @@ def read_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Search]:
     args, passed = parser.parse_known_args(argv)
     if args.max_epochs < args.min_epochs:
         raise ConfigError(f"--max-epochs is {args.max_epochs}, must be at least {args.min_epochs}")
-    return args, build_search(args, passed, grid)
+    search = build_search(args, passed, grid)
+    refuse_wrong_flags(search)
+    return args, search
 
 
 def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Search:
@@ -242,6 +244,16 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
         budget=math.inf if args.budget_minutes is None else 60 * args.budget_minutes,
         check_every=check_every if type(check_every) is int else 0,
     )
+
+
+def refuse_wrong_flags(search: Search) -> None:
+    """ConfigError, in the script's words, where it refuses the flags of the first trial: of a draw between
+    64 and 128 all others would fail as well where it wants whole numbers."""
+    command = [*command_of(search, Run(0, 0, search.rungs[-1])), "--help"]  # read after the others
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if run.returncode == 2:
+        why = last_lines(run.stderr, 1).removeprefix("error: ")
+        raise ConfigError(f"{search.script} refuses the first trial: {why}")
 
 
 def seed_of_config(passed: list[str], fixed: dict) -> object:

@@ -494,6 +494,11 @@ def test_summary_csv_comes_before_results_csv(workplace, monkeypatch):
         ({"lr": [1]}, ["--min-epochs", "4", "--max-epochs", "3"], "--max-epochs is 3, must be at least 4"),
         ({"lr": [1]}, ["--metric", "knn_f1"], "logs no knn_f1 (--metric); the nearest is knn_macro_f1"),
         ({"lr": [1]}, ["--script", "transfer.py", "--metric", "f1_macro"], "logs no f1_macro (--metric)"),
+        (
+            {"hidden": {"uniform": [32, 64]}},
+            ["--trials", "2", "--method", "simclr", "--script", str(ROOT / "train_ssl.py")],
+            "train_ssl.py refuses the first trial: argument --hidden: '62.4' is not a whole number",
+        ),
         ({"lr": [1]}, ["--script", "missing.py"], "missing.py: no such file"),
         ({"lr": [1]}, ["--script", "broken.py"], "broken.py --help failed: NameError"),
         ([1, 2], [], "grid.yaml does not hold names and values"),
