@@ -59,15 +59,20 @@ def windows_along(length: int, starts: list[int], patch: int, size: int, cell: i
     """
     firsts = starts_of(length, patch, patch - patch // OVERLAP)
     weights = fading(length, firsts, patch, max(1, patch // OVERLAP))
-    cells = -(-size // cell)
-    centres = (np.arange(patch) + 0.5) * size / patch
-    in_cell = np.eye(cells)[np.minimum(centres // cell, cells - 1).astype(int)]  # (patch, cells)
+    in_cell = shares_of_cells(patch, -(-size // cell))
     begins = np.array(starts)[:, None]
     pixels = []
     for first, weight in zip(firsts, weights):
         at = first + np.arange(patch)
         pixels.append(((at >= begins) & (at < begins + patch)) * weight[first : first + patch] / patch)
     return Windows(firsts, patch, pixels, [share @ in_cell for share in pixels])
+
+
+def shares_of_cells(patch: int, cells: int) -> np.ndarray:
+    """(patch, cells): the share of each pixel of a patch that lies in a cell. The network's average counts
+    all cells alike, also the last one where a patch is no whole number of cells: so all are equally large."""
+    pixels, ends = np.arange(patch)[:, None], np.arange(cells + 1) * patch / cells
+    return (np.minimum(pixels + 1, ends[1:]) - np.maximum(pixels, ends[:-1])).clip(0)
 
 
 def starts_of(length: int, side: int, step: int) -> list[int]:

@@ -648,12 +648,14 @@ def test_dense_agrees_with_patches(model, tmp_path):
     assert np.corrcoef(found.ravel(), reference.ravel())[0, 1] > 0.9
 
 
-def test_dense_equals_patches_without_overlap(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("side", [SIDE, 48, 90])
+def test_dense_equals_patches_without_overlap(side, model, tmp_path, monkeypatch):
+    """Also where a patch is no whole number of the network's cells, which are of 32 px."""
     monkeypatch.setattr(dense, "OVERLAP", 1000)
-    scene = open_scene(write(tmp_path / "s.tif", values("uint8", 3, 4 * SIDE, 3 * SIDE)))
+    scene = open_scene(write(tmp_path / "s.tif", values("uint8", 3, 4 * side, 3 * side)))
     look = choose_look(scene, None, None)
-    opened = predict.open_model(str(model), torch.device("cpu"))
-    grid = grid_of(scene, (SIDE, SIDE), SIDE, border=True)
+    opened = predict.open_model(str(model), torch.device("cpu"))._replace(size=side, tile=(side, side))
+    grid = grid_of(scene, (side, side), side, border=True)
     with predict.tqdm(disable=True) as bar:
         reference = predict.by_patches(opened, look, grid, bar)
         found = predict.by_windows(opened, look, grid, bar)
