@@ -209,7 +209,8 @@ def open_model(file: str, device: torch.device) -> Model:
         settings = (tuple(about["tile"]), about["size"], about["mean"], about["std"])
         task, loss = about["task"], about["loss"]
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        why = common.first_line(error, 100)
+        missing = isinstance(error, KeyError)  # as in backbone.pth, which has no head
+        why = f"has no {error}" if missing else common.first_line(error, 100)
         raise WeightsError(f"{file}: not a model of transfer.py --save-model ({why})") from None
     return Model(place, classes, task, loss, *settings, device)
 
