@@ -159,6 +159,17 @@ class Tiff:
             alpha = f"{bands} -b mask -colorinterp_{self.bands + 1} alpha -co COMPRESS=DEFLATE"
             raise DataError(f"{self.file}: has a mask, which is not read here: {self.translate(alpha)}")
 
+    def refuse_pages(self) -> None:
+        """Which of several pages is the scene is not known. A smaller one is taken for an overview, whatever
+        its tags say."""
+        size = (self.height, self.width)
+        alike = [page for page in pages_of(self.file) if (page.height, page.width) == size and not page.part]
+        if len(alike) > 1:
+            raise DataError(
+                f"{self.file}: has {len(alike)} pages of {self.width} x {self.height} px, a scene has one: "
+                f"gdal_translate GTIFF_DIR:1:{self.file} {self.file.stem}-1.tif"
+            )
+
     def refuse_large_chunks(self) -> None:
         """A compressed strip is unpacked whole."""
         if self.compression != NONE and self.chunk_bytes() > memory() // 4:
@@ -346,11 +357,16 @@ def first_directory(file: Path) -> tuple[str, dict]:
         raise DataError(f"{file}: a damaged TIFF ({error or 'it has no page'})") from None
 
 
+def pages_of(file: Path) -> list[tiff.Page]:
+    """The pages of a TIFF; none where one after the first is damaged."""
+    with contextlib.suppress(ValueError), mapped(file) as data:
+        return tiff.pages(data)
+    return []
+
+
 def has_mask(file: Path) -> bool:
     """Whether a page of the file masks another, as GDAL writes what holds no data."""
-    with contextlib.suppress(ValueError), mapped(file) as data:  # damage after the first page
-        return any(page.mask for page in tiff.pages(data))
-    return False
+    return any(page.mask for page in pages_of(file))
 
 
 def is_tiff(file: Path) -> bool:

@@ -141,6 +141,7 @@ def open_scene(file: Path) -> Scene:
     if tiff is None:
         return open_picture(file)
     tiff.refuse_masks()
+    tiff.refuse_pages()
     tiff.refuse_large_chunks()
     size = (tiff.height, tiff.width, tiff.bands)
     return Scene(file, *size, tiff.dtype, tiff.alpha(), tiff.nodata(), tiff.place(), tiff)

@@ -752,6 +752,16 @@ def test_a_strip_is_neither_a_patch_nor_squashed_into_one(model, tmp_path):
     assert len(read_csv(tmp_path / "f.csv")) > 9
 
 
+def test_one_of_several_pages_is_not_taken_for_the_scene(tmp_path):
+    """A stack of dates, as ImageJ and scanners write it; smaller pages are overviews."""
+    pages = [Image.fromarray(values("uint8", 3, side, side).transpose(1, 2, 0)) for side in (90, 90, 45)]
+    for name, others in (("stack.tif", pages[1:]), ("overview.tif", pages[2:])):
+        pages[0].save(tmp_path / name, save_all=True, append_images=others)
+    with pytest.raises(DataError, match="stack.tif: has 2 pages of 90 x 90 px.*GTIFF_DIR:1:"):
+        open_scene(tmp_path / "stack.tif")
+    assert (open_scene(tmp_path / "overview.tif").read(0, 0, 90, 90).transpose(1, 2, 0) == pages[0]).all()
+
+
 def test_masks_of_their_own_are_refused(tmp_path):
     """As GDAL writes them into a GeoTIFF, or beside it: what they hide would be mapped."""
     for inside in (True, False):
