@@ -20,8 +20,9 @@ what --out is called says what becomes of them:
 
 Of several scenes each has its own NAME-SCENE. Pixels hold no data where they are transparent, or have the
 file's nodata value or zero in all bands; patches with data in less than half of their area are left out
-(nan in NAME.tif, 255 in NAME-classes.tif), and what the others lack is black to the model. A picture that
-cannot be read does not cost the others: it is listed, and the exit code is 1.
+(nan in NAME.tif, 255 in NAME-classes.tif), and what the others lack is black to the model; a picture of one
+patch keeps the colours below its transparency, as in training. A picture that cannot be read does not cost
+the others: it is listed, and the exit code is 1.
 """
 
 import sys
@@ -95,8 +96,8 @@ from tqdm import tqdm
 
 from data.folders import images_below
 from data.geomaps import NO_CLASS, write_class_map, write_geotiff
-from data.geotiff import number_in
-from data.pixels import scaled
+from data.geotiff import Place, first_directory, is_tiff, number_in, place_of
+from data.pixels import orientation_of, scaled
 from data.scenes import (
     LEAST,
     Grid,
@@ -143,6 +144,7 @@ class Truth(NamedTuple):
 
     numbers: np.ndarray  # (H, W), from 0
     known: np.ndarray  # (H, W) bool; the others are void
+    place: Place | None = None
 
 
 class Job(NamedTuple):
@@ -288,6 +290,10 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
         )
     if not large:
         return one_image(look, model, job, bar)
+    if shape and scene.place and job.truth.place and scene.place.differs(job.truth.place, *shape):
+        raise DataError(
+            f"--truth: lies elsewhere than {file}, or in another coordinate system: gdalwarp it to the scene"
+        )
     if note := unread_place(scene):
         bar.write(f"warning: {note}", file=sys.stderr)
     compare_values(look, model, bar)
@@ -326,9 +332,11 @@ def one_image(look: Look, model: Model, job: Job, bar: tqdm) -> pd.DataFrame:
             f"{scene.file}: {scene.width} x {scene.height} px are no scene, which is more than twice "
             f"as long or wide as {model.tile[1]} x {model.tile[0]} px: name a CSV with --out"
         )
-    pixels, holds = look.read(0, 0, scene.height, scene.width)
+    _, holds = look.read(0, 0, scene.height, scene.width)
     if holds.mean() < LEAST:
         raise DataError(f"{scene.file}: less than half of it holds data")
+    opaque = look._replace(scene=scene._replace(alpha=None, nodata=None))  # as patches are in training
+    pixels, _ = opaque.read(0, 0, scene.height, scene.width)
     image = torch.from_numpy(np.ascontiguousarray(scaled(pixels, *model.tile)))
     shares = predict(model, image[None])
     bar.update()
@@ -455,11 +463,15 @@ def read_class_map(file: Path, classes: list[str]) -> Truth:
     DataError where the file is none, or its numbers may be others than those of the model's classes.
     """
     try:
+        place = place_of(first_directory(file)[1]) if is_tiff(file) else None
         with Image.open(file) as image:
+            turned = orientation_of(image) != 1
             numbers = np.asarray(image)
             nodata = number_in(getattr(image, "tag_v2", {}).get(GDAL_NODATA, ""))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{file}: not a readable image ({error})") from None
+    if turned:
+        raise DataError(f"--truth {file}: its orientation tag turns it: write its rows from the top down")
     if numbers.ndim != 2 or numbers.dtype.kind not in "bui":
         raise DataError(f"--truth {file}: is no picture of class numbers (one channel of integers)")
     count = len(classes)
@@ -475,7 +487,7 @@ def read_class_map(file: Path, classes: list[str]) -> Truth:
         raise DataError(f"--truth {file}: all of it is void")
     refuse_other_classes(file, numbers[known], count)
     say_truth(file, numbers, known, classes)
-    return Truth(numbers, known)
+    return Truth(numbers, known, place)
 
 
 def refuse_other_classes(file: Path, numbers: np.ndarray, count: int) -> None:

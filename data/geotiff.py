@@ -10,6 +10,7 @@ predictors. What the tags are, and how they are read, is in `data.tiff`.
 
 import contextlib
 import io
+import math
 import mmap
 import os
 import struct
@@ -28,7 +29,7 @@ from data import tiff
 
 # Tags of a file that says where it lies, or what is no data
 PLACED = {tiff.PIXEL_SCALE, tiff.TIE_POINT, tiff.TRANSFORM, tiff.GDAL_NODATA}
-RASTER_TYPE, MODEL_TYPE = 1025, 1024  # GeoTIFF keys
+RASTER_TYPE, MODEL_TYPE, GEOGRAPHIC, PROJECTED = 1025, 1024, 2048, 3072  # GeoTIFF keys
 MOST_BANDS = 65535  # their number is 16 bits wide
 KINDS = {1: "u", 2: "i", 3: "f"}  # sample format -> numpy's letter
 NONE, LZW, JPEG, ADOBE_DEFLATE, DEFLATE = 1, 5, 7, 8, 32946
@@ -57,6 +58,17 @@ class Place(NamedTuple):
         a, b, _, d, e, _ = self.transform
         x, y = self.at(column, row)
         return self._replace(transform=(a * step, b * step, x, d * step, e * step, y))
+
+    def differs(self, other: "Place", height: int, width: int) -> bool:
+        """Whether the pixels of two pictures of one size lie more than half a pixel apart, or in other
+        systems as far as both have a number."""
+        a, b, _, d, e, _ = self.transform
+        half = 0.5 * max(math.hypot(a, d), math.hypot(b, e))
+        for corner in ((0, 0), (width, 0), (0, height)):
+            if math.dist(self.at(*corner), other.at(*corner)) > half:
+                return True
+        codes = [(self.key(number), other.key(number)) for number in (GEOGRAPHIC, PROJECTED)]
+        return any(None not in pair and pair[0] != pair[1] for pair in codes)
 
     def key(self, number: int) -> int | None:
         """Value of a GeoTIFF key that stands in the directory itself."""
@@ -308,23 +320,26 @@ class Tiff:
 
     def place(self) -> Place | None:
         """Where the picture lies, None without georeference."""
-        scale, tie, matrix = (
-            self.tags.get(tag) for tag in (tiff.PIXEL_SCALE, tiff.TIE_POINT, tiff.TRANSFORM)
-        )
-        if scale and tie and len(scale) >= 2 and all(scale[:2]) and len(tie) >= 6:
-            column, row, _, x, y = tie[:5]
-            across, down = scale[0], abs(scale[1])  # as GDAL: some writers give it a sign
-            transform = (across, 0.0, x - column * across, 0.0, -down, y + row * down)
-        elif matrix and len(matrix) >= 8:
-            transform = (matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7])
-        else:
-            return None
-        keys = self.tags.get(tiff.GEO_KEYS, ())
-        place = Place(transform, keys, self.tags.get(tiff.GEO_DOUBLES, ()), self.tags.get(tiff.GEO_TEXT, b""))
-        if place.key(RASTER_TYPE) != 2:
-            return place
-        area = tuple(1 if keys[i - 3 : i] == (RASTER_TYPE, 0, 1) else key for i, key in enumerate(keys))
-        return place._replace(keys=area).grid(-0.5, -0.5, 1)  # the tie point was a pixel's centre
+        return place_of(self.tags)
+
+
+def place_of(tags: dict[int, tiff.Values]) -> Place | None:
+    """Where the tags of a TIFF put it, None without georeference."""
+    scale, tie, matrix = (tags.get(tag) for tag in (tiff.PIXEL_SCALE, tiff.TIE_POINT, tiff.TRANSFORM))
+    if scale and tie and len(scale) >= 2 and all(scale[:2]) and len(tie) >= 6:
+        column, row, _, x, y = tie[:5]
+        across, down = scale[0], abs(scale[1])  # as GDAL: some writers give it a sign
+        transform = (across, 0.0, x - column * across, 0.0, -down, y + row * down)
+    elif matrix and len(matrix) >= 8:
+        transform = (matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7])
+    else:
+        return None
+    keys = tags.get(tiff.GEO_KEYS, ())
+    place = Place(transform, keys, tags.get(tiff.GEO_DOUBLES, ()), tags.get(tiff.GEO_TEXT, b""))
+    if place.key(RASTER_TYPE) != 2:
+        return place
+    area = tuple(1 if keys[i - 3 : i] == (RASTER_TYPE, 0, 1) else key for i, key in enumerate(keys))
+    return place._replace(keys=area).grid(-0.5, -0.5, 1)  # the tie point was a pixel's centre
 
 
 def number_in(text: bytes | str) -> float | None:

@@ -28,6 +28,8 @@ from data.tiff import TIE_POINT
 SAMPLE, BLOCKS = 512, 8  # values are judged from blocks of that side, this many down and across at most
 LEAST = 0.5  # share of a patch that must hold data
 WORLD_FILES = (".tfw", ".tifw", ".pgw", ".pngw", ".jgw", ".jpgw", ".bpw", ".wld")  # of any picture
+BLACK = 510  # of VALUE: less is rounded to 0
+WHITE = 10  # times VALUE: far brighter than clouds, which reach five times
 FAR = 1.0  # a scene is far from training where a band's mean is that many training deviations away …
 STRETCH = 3.0  # … or its deviation is that many times larger or smaller
 
@@ -100,13 +102,17 @@ class Look(NamedTuple):
             values = np.rint(255 * shares.clip(0, 1))
         return np.where(holds, values, 0).astype(np.uint8), holds
 
-    def sample(self) -> np.ndarray:
-        """(3, n) values that hold data, from blocks all over the scene. DataError if there are none."""
+    def looked_at(self) -> np.ndarray:
+        """(3, n) values that hold data, from blocks all over the scene; a scene of voids may have none."""
         parts = []
         for block in self.scene.blocks():
             values, holds = self.values(*block)
             parts.append(values[:, holds])
-        sample = np.concatenate(parts, 1)
+        return np.concatenate(parts, 1)
+
+    def sample(self) -> np.ndarray:
+        """`looked_at`; DataError where that is nothing."""
+        sample = self.looked_at()
         if not sample.size:
             raise DataError(f"{self.scene.file}: holds no data: all looked at is transparent, nodata or zero")
         return sample
@@ -235,9 +241,26 @@ def choose_look(scene: Scene, bands: list[int] | None, scale: Scale | None) -> L
             raise DataError(describe(look, bands))
         return look
     if not scale.percent:
+        refuse_misfit(look, scale)
         return look._replace(low=np.full(3, scale.low), high=np.full(3, scale.high))
     low, high = np.percentile(look.sample().astype(np.float64), [scale.low, scale.high], axis=1)
     return look._replace(low=low, high=np.maximum(high, low + 1e-6 * np.maximum(1, np.abs(low))))
+
+
+def refuse_misfit(look: Look, scale: Scale) -> None:
+    """DataError where --scale VALUE would make all of a scene black or white: it is of other units."""
+    scene, told = look.scene, f"--scale {scale.high:g}"
+    if scene.dtype == np.uint8 and scale.high > 255:
+        raise DataError(f"{scene.file}: its values are 8-bit, which {told} makes dark: leave it out")
+    values = look.looked_at()
+    if not values.size:
+        return
+    least, most = float(values.min()), float(values.max())
+    if most < scale.high / BLACK or least > scale.high * WHITE:
+        raise DataError(
+            f"{scene.file}: has values {least:g} to {most:g}, which {told} makes "
+            f"{'black' if most < scale.high else 'white'}: give the value that becomes 255, or --scale 2-98%"
+        )
 
 
 def is_named_data(scene: Scene, bands: list[int] | None) -> bool:

@@ -73,20 +73,35 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     stride = args.stride or args.size
     common.refuse_filled(args.out)
-    looks = [choose_look(open_scene(file), args.bands, args.scale) for file in args.scenes]
-    grids = [grid_in(look, args.size, stride) for look in looks]
-    for note in filter(None, (unread_place(look.scene) for look in looks)):
-        print(f"warning: {note}", file=sys.stderr)
+    files = list({file.resolve(): file for file in args.scenes}.values())
+    looks, grids = [], []
+    for file in files:
+        look = choose_look(open_scene(file), args.bands, args.scale)
+        grids.append(grid_in(look, args.size, stride))
+        if note := unread_place(look.scene):
+            print(f"warning: {note}", file=sys.stderr)
+        looks.append(closed(look))
     total = sum(len(grid.tops) * len(grid.lefts) for grid in grids)
 
+    common.exit_on_signals(lambda: f"nothing is left of {args.out}")
     with common.new_folder(args.out) as part, tqdm(total=total, unit="patch", disable=None) as bar:
         written = sum(
-            write_patches(part, name, look, grid, bar)
-            for name, look, grid in zip(names_of(args.scenes), looks, grids)
+            write_patches(part, name, opened(look), grid, bar)
+            for name, look, grid in zip(names_of(files), looks, grids)
         )
         if not written:
-            raise DataError(f"{args.scenes[0]}: none of {total} patches has data in half of its area")
+            raise DataError(f"{files[0]}: none of {total} patches has data in half of its area")
     print(f"{written} patches of {args.size} px in {args.out}, {total - written} left out for lack of data")
+
+
+def closed(look: Look) -> Look:
+    """The look without what was read of its scene: many scenes together may be larger than memory."""
+    return look._replace(scene=look.scene._replace(source=None))
+
+
+def opened(look: Look) -> Look:
+    """A closed look, with its scene opened again."""
+    return look._replace(scene=look.scene._replace(source=open_scene(look.scene.file).source))
 
 
 def grid_in(look: Look, size: int, stride: int) -> Grid:

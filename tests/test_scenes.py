@@ -5,6 +5,7 @@ import socket
 import struct
 import time
 import tracemalloc
+import weakref
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -406,7 +407,7 @@ def test_tiles(tmp_path, capsys, monkeypatch):
         assert (np.asarray(image).transpose(2, 0, 1) == exact).all()
     assert "not empty" in refused(capsys, tiles.main, *flags)
     assert "hold no patch" in refused(
-        capsys, tiles.main, file, "--size", 128, "--scale", 9, "--out", tmp_path / "x"
+        capsys, tiles.main, file, "--size", 128, "--scale", 1200, "--out", tmp_path / "x"
     )
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     monkeypatch.chdir(tmp_path / "empty")
@@ -674,6 +675,43 @@ def test_dense_leaves_out_the_same_patches(model, tmp_path):
         assert 0 < np.isnan(a).mean() < 0.5
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transform": from_origin(600_000, 4_100_000, 10, 10)},
+        {"transform": from_origin(500_000, 4_100_000, 20, 20)},
+        {"crs": "EPSG:32631"},
+        {},
+    ],
+)
+def test_a_truth_of_another_place_is_refused(change, model, tmp_path):
+    """All scenes of Sentinel-2 have one size: a mix-up is easy."""
+    placed = {"crs": "EPSG:32630", "transform": from_origin(500_000, 4_100_000, 10, 10)}
+    size = {"driver": "GTiff", "height": 100, "width": 120, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "s.tif", "w", count=3, **size, **placed) as target:
+        target.write(values("uint8", 3, 100, 120))
+    with rasterio.open(tmp_path / "t.tif", "w", count=1, **size, **(placed | change)) as target:
+        target.write(values("uint8", 1, 100, 120) % 3)
+    flags = (tmp_path / "s.tif", "--truth", tmp_path / "t.tif", "--out", tmp_path / "m.csv")
+    if not change:
+        return run(model, *flags)
+    with pytest.raises(DataError, match="--truth: lies elsewhere than .*s.tif"):
+        run(model, *flags)
+
+
+def test_a_picture_of_one_patch_keeps_the_colours_below_its_transparency(model, tmp_path):
+    """As patches do in training and in transfer.py."""
+    colours = values("uint8", 3, SIDE, SIDE).transpose(1, 2, 0)
+    opacity = np.full((SIDE, SIDE, 1), 255, np.uint8)
+    opacity[:, :12] = 0
+    Image.fromarray(colours).save(tmp_path / "plain.png")
+    Image.fromarray(np.concatenate([colours, opacity], 2)).save(tmp_path / "clear.png")
+    for name in ("plain", "clear"):
+        run(model, tmp_path / f"{name}.png", "--out", tmp_path / f"{name}.csv")
+    a, b = (pd.read_csv(tmp_path / f"{name}.csv").drop(columns="file") for name in ("plain", "clear"))
+    pd.testing.assert_frame_equal(a, b)
+
+
 @pytest.mark.parametrize("flags", [(), ("--dense",)])
 def test_bands_of_rows_do_not_show(model, tmp_path, monkeypatch, flags):
     """A scene larger than what is read at once gives the same map."""
@@ -750,6 +788,50 @@ def test_a_strip_is_neither_a_patch_nor_squashed_into_one(model, tmp_path):
         run(model, tmp_path / "narrow.png", "--out", tmp_path / "n.csv")
     run(model, tmp_path / "flat.png", "--out", tmp_path / "f.csv")
     assert len(read_csv(tmp_path / "f.csv")) > 9
+
+
+@pytest.mark.parametrize(
+    "kind, high, scale, said",
+    [
+        ("float32", 1, "3558", "values 0.* to 0.*, which --scale 3558 makes black: give the value"),
+        ("uint8", 255, "3558", "its values are 8-bit, which --scale 3558 makes dark: leave it out"),
+        (
+            "uint16",
+            3000,
+            "1",
+            "which --scale 1 makes white: give the value that becomes 255, or --scale",
+        ),
+        ("uint16", 16000, "3558", ""),
+        ("float32", 0.02, "1", ""),
+    ],
+)
+def test_a_scale_of_other_units_is_refused(kind, high, scale, said, tmp_path):
+    shares = np.random.default_rng(0).uniform(0.3, 1, (3, 90, 110))
+    scene = open_scene(write(tmp_path / "s.tif", (high * shares).astype(kind)))
+    if said:
+        with pytest.raises(DataError, match=f"s.tif: .*{said}"):
+            choose_look(scene, None, read_scale(scale))
+    else:
+        assert choose_look(scene, None, read_scale(scale)).high[0] == float(scale)
+
+
+def test_tiles_holds_one_scene_at_a_time_and_takes_it_once(tmp_path, monkeypatch):
+    sources = []
+
+    def open_and_watch(file):
+        scene = open_scene(file)
+        sources.append(weakref.ref(scene.source))
+        assert (
+            sum(source() is not None for source in sources) <= 2
+        )  # the last one, until this is its successor
+        return scene
+
+    monkeypatch.setattr(tiles, "open_scene", open_and_watch)
+    files = [tmp_path / f"{name}.png" for name in "abcda"]
+    for file in files:
+        Image.fromarray(values("uint8", 3).transpose(1, 2, 0)).save(file)
+    tiles.main([*map(str, files), "--size", "32", "--out", str(tmp_path / "out")])
+    assert len(sources) == 8 and len(list((tmp_path / "out").glob("a_r0000_c0000*"))) == 1
 
 
 def test_one_of_several_pages_is_not_taken_for_the_scene(tmp_path):
