@@ -192,7 +192,8 @@ def number(
 
 # Below this the last stage of a ResNet sees one pixel, and the weight gradient that torch 2.14 computes
 # there in bf16 on a CPU holds uninitialised memory
-side = number(int, 24, 2048)  # argparse type of --size, pixels
+SMALLEST = 24
+side = number(int, SMALLEST, 2048)  # argparse type of --size, pixels
 
 
 def common_flags(parser: Parser, size: Callable = side) -> None:

@@ -94,7 +94,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from data.folders import images_below
+from data.folders import scan
 from data.geomaps import NO_CLASS, write_class_map, write_geotiff
 from data.geotiff import Place, first_directory, is_tiff, number_in, place_of
 from data.pixels import orientation_of, scaled
@@ -113,6 +113,7 @@ from data.scenes import (
     unread_place,
     values_of,
 )
+from data.tables import notes_on_others
 from data.tiff import GDAL_NODATA
 from models import dense
 from models.backbone import build_backbone, prepare
@@ -223,7 +224,10 @@ def open_model(file: str, device: torch.device) -> Model:
 def find_files(images: list[str]) -> list[Path]:
     files = []
     for path in map(Path, images):
-        files += images_below(path) if path.is_dir() else [path]
+        tree = scan(path)[0] if path.is_dir() else None
+        files += tree.below() if tree else [path]
+        for note in notes_on_others(tree) if tree else ():
+            print(f"note: {note}", file=sys.stderr)
     if not files:
         raise DataError(f"{images[0]}: holds no images")
     return list({file.absolute(): file for file in files}.values())  # one named twice is one

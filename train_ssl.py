@@ -464,7 +464,8 @@ def size_line(size: int | str, images: Images) -> str:
     )
     text += f"; the images have {images.width} x {images.height}"
     if seen >= 1.5 * own:
-        text += f": enlarging them costs {(seen / own) ** 2:.0f} times the time; --size {own} is their own"
+        text += f": enlarging them costs {(seen / own) ** 2:.0f} times the time"
+        text += f"; --size {own} is their own" if own >= common.SMALLEST else ""
     return text
 
 

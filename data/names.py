@@ -44,8 +44,21 @@ MASKS = {  # what people call pictures that hold classes of pixels
     "annotations",
     "seg",
     "segmentation",
+    "segmentationclass",
+    "segmentationobject",
     "instance",
 }
+SMALL = {  # and copies that are made to be looked at
+    "thumb",
+    "thumbs",
+    "thumbnail",
+    "thumbnails",
+    "quicklook",
+    "quicklooks",
+    "preview",
+    "previews",
+}
+MASK_FOLDERS = {"map", "maps", "ann_dir"}  # by their whole name: maps are those of roads and buildings
 SYSTEM = {
     "__macosx",
     "@eadir",
@@ -119,13 +132,19 @@ def is_filler(name: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def before_mask(name: str) -> str | None:
-    """What stands before the word that calls a folder or a file's stem a mask: `12` of `12_mask`, nothing
-    of `labels_png`; None where no word does."""
+def around_mask(name: str) -> tuple[str, str] | None:
+    """What stands before and after the word that calls a folder or a file's stem a mask or a small copy:
+    `12` and nothing of `12_mask`, nothing and `png` of `labels_png`; None where no word does."""
+    name = re.sub(r"(?<=ground)[\W_](?=truth)", "", name, flags=re.IGNORECASE)
     for word in re.finditer(r"[^\W\d_]+", name.casefold()):
-        if word[0] in MASKS:
-            return name[: word.start()].rstrip("_-. ")
+        if word[0] in MASKS | SMALL:
+            return name[: word.start()].rstrip("_-. "), name[word.end() :].lstrip("_-. ")
     return None
+
+
+def holds_masks(folder: str) -> bool:
+    """Whether a folder is named as those of masks or of small copies are."""
+    return folder.casefold() in MASK_FOLDERS or around_mask(folder) is not None
 
 
 def split_name(name: str) -> str | None:

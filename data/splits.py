@@ -161,6 +161,8 @@ def read_list(file: Path) -> list[str]:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
+    if "\0" in text:
+        raise DataError(f"{file}: is no UTF-8 text (Notepad: Save as, Encoding, UTF-8)")
     lines = [line.strip().strip("\"'").replace("\\", "/") for line in text.splitlines()]
     lines = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not lines:

@@ -27,10 +27,11 @@ from data.folders import (
 )
 from data.land import Part, find_land, read_land
 from data.names import (
-    before_mask,
+    around_mask,
     class_key,
     class_name,
     class_order,
+    holds_masks,
     is_filler,
     is_numbered,
     paper_name,
@@ -117,7 +118,7 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
     notes = (*walk.notes, *table.notes, *notes_on_twins(table), *notes_on_others(tree))
     table = replace(table, notes=notes)
     if not splits and split == "paper" and table.rule in ("paper", "none"):
-        table = replace(table, notes=(*notes, *notes_on_lists(root)))
+        table = replace(table, notes=(*notes, *notes_on_lists(root), *notes_on_csvs(root, table.root)))
     for name in table.classes:
         if table.classes.count(name) > 1:
             raise DataError(f"{table.root}: two classes would be called {name}: rename one")
@@ -278,21 +279,30 @@ def refuse_datasets(folder: Folder, kids: list[Folder]) -> None:
             f"{folder.path}: {', '.join(kid.name for kid in kids[:6])} lie side by side, and {fillers[0]} is "
             f"the name of no class: name one of them with --data, or rename it{OR_NONE}"
         )
-    datasets = [kid for kid in kids if is_dataset(kid)]
+    cores = {kid.name: core_of(kid) for kid in kids}
+    datasets = [kid for kid in kids if is_dataset(cores[kid.name])]
     inside: Counter = Counter()
+    for core in cores.values():
+        inside.update(class_key(name) for name in class_names_in(core))
     for kid in kids:
-        inside.update(class_key(name) for name in class_names_in(kid))
-    for kid in kids:
-        shared = [name for name in class_names_in(kid) if inside[class_key(name)] > 1]
-        if kid not in datasets and len(shared) > 1 and 2 * len(shared) >= len(kid.kids()):
+        core = cores[kid.name]
+        shared = [name for name in class_names_in(core) if inside[class_key(name)] > 1]
+        if kid not in datasets and len(shared) > 1 and 2 * len(shared) >= len(core.kids()):
             datasets.append(kid)
     if datasets:
         found = ", ".join(f"{kid.name} ({kid.count:,} images)" for kid in kids[:6])
+        held = ", ".join(inner.name for inner in cores[datasets[0].name].kids()[:3])
         raise DataError(
             f"{folder.path}: {found} lie side by side, and {datasets[0].name} holds classes itself, "
-            f"{', '.join(inside.name for inside in datasets[0].kids()[:3])}: name one of them with "
-            f"--data{OR_NONE}"
+            f"{held}: name one of them with --data{OR_NONE}"
         )
+
+
+def core_of(folder: Folder) -> Folder:
+    """The folder that others only wrap, as archives do that are unpacked into one of their own."""
+    while len(folder.kids()) == 1 and not folder.images:
+        folder = folder.kids()[0]
+    return folder
 
 
 def class_names_in(kid: Folder) -> list[str]:
@@ -470,21 +480,21 @@ def land_table(level: Folder, notes: list[str]) -> Table:
 
 
 def refuse_masks(table: Table) -> None:
-    """DataError where masks are among the pictures: in folders that are named so, or beside the picture
-    whose name theirs begins with."""
+    """DataError where masks or thumbnails are among the pictures: in folders that are named so, or beside
+    the picture whose name is in theirs."""
     stems = [os.path.splitext(file)[0] for file in table.files]
     there = set(stems)
     masks, pictures = [], []
     for file, stem in zip(table.files, stems):
         *folders, name = stem.split("/")
-        first = before_mask(name)
-        beside = bool(first) and any("/".join([*folders, first + end]) in there for end in PICTURE_ENDS)
-        in_folder = any(before_mask(folder) is not None for folder in folders)
-        (masks if beside or in_folder else pictures).append(file)
+        own = [part for part in around_mask(name) or () if part]
+        beside = any("/".join([*folders, part + end]) in there for part in own for end in PICTURE_ENDS)
+        (masks if beside or any(map(holds_masks, folders)) else pictures).append(file)
     if masks and pictures:
         raise DataError(
-            f"{table.root}: {len(masks):,} of {len(table):,} pictures are named as masks are ({masks[0]}; "
-            f"others: {pictures[0]}): name the folder of pictures with --data, or move the masks away"
+            f"{table.root}: {len(masks):,} of {len(table):,} pictures are named as masks are, or thumbnails "
+            f"({masks[0]}; others: {pictures[0]}): name the folder of pictures with --data, or move the "
+            "others away"
         )
 
 
@@ -550,6 +560,16 @@ def notes_on_lists(root: Path) -> list[str]:
         return []
     names = ", ".join(file.name for file in lists.values())
     return [f"{root}: {names} are not read: to split by such lists, add --splits {root}"]
+
+
+def notes_on_csvs(*folders: Path) -> list[str]:
+    """What to say of train.csv and the like, as Kaggle's archives bring them, which split nothing here."""
+    found = sorted({file for folder in folders for file in folder.glob("*.csv") if split_name(file.stem)})
+    if not found:
+        return []
+    names = ", ".join(file.name for file in found)
+    mend = "to split by them, write their file names to train.txt, val.txt and test.txt, and add --splits"
+    return [f"{found[0].parent}: {names} are not read: {mend}"]
 
 
 def without_repeats(table: Table, walk: Scan) -> Table:

@@ -675,6 +675,13 @@ MASKED = {
     "in folders of classes": ("Rural/images_png/{}.png", "Rural/masks_png/{}.png"),
     "by other names": ("2_Ortho_RGB/{}.tif", "5_Labels_for_participants/{}.tif"),
     "for a change": ("train/A/{}.png", "train/B/{}.png", "train/label/{}.png"),
+    "by a word in front": ("{}.png", "mask_{}.png"),
+    "by two words": ("images/{}.png", "Ground Truth/{}.png"),
+    "of VOC": ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"),
+    "of mmsegmentation": ("img_dir/{}.jpg", "ann_dir/{}.png"),
+    "of roads": ("train/sat/{}.tiff", "train/map/{}.tif"),
+    "thumbnails beside": ("Forest/{}.jpg", "Forest/{}_thumb.jpg"),
+    "thumbnails in a folder": ("Forest/{}.jpg", "Forest/thumbs/{}.jpg"),
 }
 
 
@@ -684,6 +691,42 @@ def test_masks_are_no_pictures(patterns, split, tmp_path):
     plant(tmp_path, *patterns)
     with pytest.raises(DataError, match="named as masks are|lie side by side"):
         load_table(tmp_path, split=split)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ("seg_train/seg_train/{}/{}.jpg", "seg_test/seg_test/{}/{}.jpg"),
+        ("UCM/UCM/train/{}/{}.jpg", "NWPU/NWPU/train/{}/{}.jpg", "NWPU/NWPU/test/{}/{}.jpg"),
+        ("2019/images/{}/{}.jpg", "2020/images/{}/{}.jpg"),
+        ("one/UCM/{}/{}.jpg", "two/NWPU/{}/{}.jpg"),
+    ],
+)
+def test_datasets_that_are_wrapped_are_no_classes(patterns, tmp_path):
+    """As archives are unpacked into folders of their own: the test images of one would train."""
+    plant(tmp_path, *(pattern.format(name, "{}") for pattern in patterns for name in ("airport", "beach")))
+    with pytest.raises(DataError, match="lie side by side, and .* holds classes itself"):
+        load_table(tmp_path)
+
+
+def test_classes_that_are_wrapped_alike_are_classes(tmp_path):
+    plant(tmp_path, "Forest/2019/images/{}.jpg", "River/2019/images/{}.jpg")
+    assert load_table(tmp_path).classes == ["Forest", "River"]
+
+
+def test_lists_of_names_in_csvs_are_not_passed_over_in_silence(tmp_path):
+    plant(tmp_path, "EuroSAT/Forest/{}.jpg", "EuroSAT/River/{}.jpg")
+    for name in ("train.csv", "test.csv", "label_map.csv"):
+        (tmp_path / "EuroSAT" / name).write_text("Filename\n")
+    (note,) = load_table(tmp_path).notes
+    assert "test.csv, train.csv are not read" in note and "add --splits" in note
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    plant(tmp_path / "data", "Forest/{}.jpg", "River/{}.jpg")
+    (tmp_path / "train.txt").write_text("Forest/0.jpg\nRiver/0.jpg\n", encoding="utf-16")
+    with pytest.raises(DataError, match="train.txt: is no UTF-8 text"):
+        load_table(tmp_path / "data", splits=tmp_path)
 
 
 def test_what_only_sounds_like_a_mask_loads(tmp_path):
