@@ -106,9 +106,12 @@ def tell_duplicates(table: Table, checked: pd.DataFrame, cache: Path) -> None:
         common.write_csv(file, found)
     if len(found):
         across = (found["split"] != found["split_of_first"]).sum()
+        labels = dict(zip(table.files, table.labels, strict=True))
+        against = (found["file"].map(labels) != found["first"].map(labels)).sum()
+        contradict = f", {against:,} of another class" if against else ""
         say(
             f"note: {table.root}: {len(found):,} images are another one byte for byte, {across:,} of them in "
-            f"another split (all in {file})"
+            f"another split{contradict} (all in {file})"
         )
 
 

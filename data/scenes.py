@@ -163,8 +163,14 @@ def is_placed(file: Path) -> bool:
 def unread_place(scene: Scene) -> str | None:
     """Where a scene lies as this room does not read it, and what to do; None where nothing is lost."""
     file, placed = scene.file, f"{scene.file.stem}-placed.tif"
+    beside = file.with_name(f"{file.name}.aux.xml")  # GDAL's, of what the format has no room for
+    told = beside.read_text(errors="replace") if beside.is_file() else ""
+    if scene.nodata is None and "<NoDataValue" in told:
+        return f"{file}: its nodata value, in {beside.name}, is not read: gdal_translate {file} {placed}"
     if scene.place is not None:
         return None
+    if "<GeoTransform" in told:
+        return f"{file}: has no place: that in {beside.name} is not read: gdal_translate {file} {placed}"
     if isinstance(scene.source, Tiff) and len(scene.source.tags.get(TIE_POINT, ())) > 6:  # more than one
         return f"{file}: has no place: its ground control points are not read: gdalwarp {file} {placed}"
     if world := world_file(file):

@@ -667,6 +667,18 @@ def test_duplicates_are_listed_and_stay(tmp_path, capsys):
     assert "test/A/leak.png,test,train/A/0.png,train" in listed
 
 
+def test_duplicates_with_contradicting_labels_are_counted(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("A/0", "A/1", "B/2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(rng, 32)).save(tmp_path / f"{name}.png")
+    for copy in ("A/again", "B/other"):
+        shutil.copy(tmp_path / "A/0.png", tmp_path / f"{copy}.png")
+    open_table(source(tmp_path, tmp_path / "work"), tmp_path / "bad.csv")
+    said = capsys.readouterr().out
+    assert "2 images are another one byte for byte" in said and "split, 1 of another class (all in" in said
+
+
 # Masks, twins, scenes
 
 MASKED = {
@@ -681,7 +693,7 @@ MASKED = {
     "of mmsegmentation": ("img_dir/{}.jpg", "ann_dir/{}.png"),
     "of roads": ("train/sat/{}.tiff", "train/map/{}.tif"),
     "thumbnails beside": ("Forest/{}.jpg", "Forest/{}_thumb.jpg"),
-    "thumbnails in a folder": ("Forest/{}.jpg", "Forest/thumbs/{}.jpg"),
+    "thumbnails in a folder": ("Forest/{}.jpg", "Forest/thumbs/{}.jpg", "River/{}.jpg"),
 }
 
 

@@ -617,6 +617,23 @@ def test_a_world_file_is_not_overlooked(model, tmp_path, capsys, world):
     assert capsys.readouterr().err.count(said) == 1
 
 
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        ("<GeoTransform>0, 10, 0, 0, 0, -10</GeoTransform>", "has no place: that in s.png.aux.xml is"),
+        (
+            "<PAMRasterBand><NoDataValue>9</NoDataValue></PAMRasterBand>",
+            "its nodata value, in s.png.aux.xml, is",
+        ),
+    ],
+)
+def test_what_gdal_writes_beside_a_picture_is_not_overlooked(told, said, model, tmp_path, capsys):
+    Image.fromarray(values("uint8", 3, 100, 120).transpose(1, 2, 0)).save(tmp_path / "s.png")
+    (tmp_path / "s.png.aux.xml").write_text(f"<PAMDataset>{told}</PAMDataset>")
+    run(model, tmp_path / "s.png", "--out", tmp_path / "m.csv")
+    assert f"{said} not read: gdal_translate" in capsys.readouterr().err
+
+
 def test_control_points_are_not_overlooked(model, tmp_path, capsys):
     file = write(tmp_path / "s.tif", values("uint8", 3), transform=None, crs=None)
     points = [
