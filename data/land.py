@@ -16,7 +16,7 @@ import pandas as pd
 
 from common import DataError
 from data.folders import Folder, by_stem, stem_of
-from data.names import bare_name, land_names, split_name
+from data.names import bare_name, land_names, some_of, split_name
 
 NAME_COLUMN, FIRST_FRACTION = 3, 5
 ROUNDING = 1e-5  # sums that miss 1 by more than this are counted, and
@@ -82,6 +82,10 @@ def read_land(root: Folder) -> list[Part]:
                 f"{', '.join(parts[0].classes)} ({parts[0].split}) and "
                 f"{', '.join(part.classes)} ({part.split})"
             )
+    present = np.any([part.fractions.any(0) for part in parts], axis=0)
+    absent = [name for name, there in zip(parts[0].classes, present) if not there]
+    if absent:
+        parts[0].notes.append(f"{csv_folder.path}: no image holds any {some_of(absent)}: is it a class?")
     return parts
 
 

@@ -650,6 +650,15 @@ def test_land_with_the_empty_columns_of_a_spreadsheet(tmp_path):
     assert load_table(tmp_path).classes == list("ABCD")
 
 
+def test_land_with_a_column_that_is_no_class_says_so(tmp_path):
+    rows = [[f"00{i}.jpg", *SHARES, 0] for i in range(3)]
+    land_of(tmp_path, rows, header=("A", "B", "C", "D", "Flag"))
+    for name in ("val", "test"):
+        (tmp_path / "Level_N2" / "CSV" / f"csv_{name}.csv").unlink()
+    table = load_table(tmp_path)
+    assert any("no image holds any Flag: is it a class?" in note for note in table.notes)
+
+
 def test_duplicates_are_listed_and_stay(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name in ("train/A/0", "train/A/1", "test/A/2"):
