@@ -202,7 +202,7 @@ def plan_items(
     items += draw_embeddings(there.embeddings, args.points)
     known = pretraining_data(there.configs)
     for (task, data, unit), rows in there.test.groupby(["task", "data", "unit"]):
-        group = Group(task, data, unit, rows, data in known if known else None)
+        group = Group(task, data, unit, rows, rows.folder.iloc[0] in known if known else None)
         part = "pretraining" if group.pretraining else ""
         items += [item._replace(part=part) for item in draw_transfer(group, args.reference, styles)]
     if not args.compare_paper:

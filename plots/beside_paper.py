@@ -97,12 +97,15 @@ def our_flags(runs: dict[str, dict]) -> pd.DataFrame:
 
 
 def rows_of(test: pd.DataFrame, table: Transfer) -> pd.DataFrame:
-    """The rows of a table's task and mode on its dataset."""
+    """The rows of a table's task and mode on its dataset; of several sizes of its images those of the
+    paper's, where they are there."""
     rows = test[(test.task == table.task) & (test["mode"] == table.mode) & (test.unit == SHARE)]
     kept = [rows.iloc[:0]]
-    for data, part in rows.groupby("data"):
+    for folder, part in rows.groupby("folder"):
+        papers = part[part["size"] == str(SIZE)]
+        part = papers if len(papers) else part[part.data == part.data.iloc[0]]
         classes = len(class_names(headline(part, table.task)))
-        if table.data.known(data, part.images.max()) and classes == table.data.classes:
+        if table.data.known(folder, part.images.max()) and classes == table.data.classes:
             kept.append(part)
     return pd.concat(kept)
 
@@ -124,7 +127,7 @@ def facts_of_transfer(rows: pd.DataFrame, table: Transfer) -> list[Fact]:
     """How the heads or networks of these rows came about."""
     settings = [read_quietly(Path(out) / "settings.yaml") for out in rows.out.unique()]
     made = [parts.get(f"{table.task} {table.mode}", {}) for parts in settings]
-    places = rows[["out", "data"]].drop_duplicates()
+    places = rows[["out", "folder"]].drop_duplicates()
     return [
         ("training images", rows.groupby("data").images.max(), table.data.images),
         ("split", [split_of(*place) for place in places.itertuples(index=False)], "paper"),

@@ -71,7 +71,7 @@ def missing_probes(there: Studies) -> list[Gap]:
     test = there.test
     probes = test[(test.task == "scene") & (test["mode"] == "linear")]
     if known := pretraining_data(there.configs):
-        probes = probes[probes.data.isin(known)]
+        probes = probes[probes.folder.isin(known)]
     probed = set(probes.init)
     embedded = {item["init"] for item in there.embeddings}
     gaps = []
@@ -148,7 +148,7 @@ def cell_command(
     extra: tuple[str, ...] = (),
 ) -> str:
     """What makes the holes of `inits` as `cell`, a row beside them, was made."""
-    words = ["--task", cell["task"], *data_flags(Path(cell["out"]), cell["data"])]
+    words = ["--task", cell["task"], *data_flags(Path(cell["out"]), cell["folder"])]
     words += ["--init", *weights(inits, configs), "--mode", cell["mode"]]
     words += [*cell_flags(holes, cell["unit"]), *setting_flags(cell), *extra, "--out", cell["out"]]
     return python("transfer.py", *words)

@@ -163,7 +163,8 @@ def as_numbers(column: pd.Series, point: str) -> tuple[pd.Series, dict[int, str]
 
 def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
     """All rows of the results files; `out` is their folder, `setting` numbers the ways a cell was trained,
-    by its columns and by what the settings.yaml of its folder says of its mode and its weights.
+    by its columns and by what the settings.yaml of its folder says of its mode and its weights. `folder` is
+    the name of the images' folder; `data` too, with their size where the network saw them at several.
 
     Of a repeated row the last one counts. Rows of unknown tasks are left out.
     """
@@ -175,17 +176,18 @@ def read_results(paths: list[Path], problems: list[str]) -> pd.DataFrame:
         rows = read_csv(path, text, numbers, optional, problems)
         rows = without_impossible(rows, path, problems)
         rows = rows.reindex(columns=columns).assign(out=path.parent.as_posix())
-        files.append(rows.assign(made_by=settings_of(rows, path.parent)))
+        files.append(rows.assign(made_by=settings_of(rows, path.parent), size=sizes_of(rows, path.parent)))
     note_other_data([path.parent for path in paths])
     rows = pd.concat([file for file in files if len(file)] or files)
-    rows = rows.reindex(columns=[*columns, "out", "made_by"]).astype(dict.fromkeys(numbers + optional, float))
+    rows = rows.reindex(columns=[*columns, "out", "made_by", "size"])
+    rows = rows.astype(dict.fromkeys(numbers + optional, float))
     strange = sorted(set(rows.task) - set(TASKS))
     if strange:
         warn(f"rows of unknown tasks left out: {', '.join(strange)}", problems)
     rows = rows[rows.task.isin(list(TASKS))].reset_index(drop=True)
     rows["data"] = rows.data.fillna("").map(lambda folder: Path(folder).name or "built-in")
     rows["epoch"] = rows.epoch.fillna(0)
-    rows = without_penalty(rows)
+    rows = apart_by_size(without_penalty(rows))
     rows["setting"] = rows.groupby([*SETTING, "made_by"], dropna=False).ngroup()
     return without_repeats(rows, problems)
 
@@ -229,6 +231,26 @@ def settings_of(rows: pd.DataFrame, folder: Path) -> list[str]:
         return "".join(str(parts.get(part, "")) for part in (f"{task} {mode}", f"init {init}"))
 
     return [text(*row) for row in zip(rows.task, rows["mode"], rows.init, strict=True)]
+
+
+def sizes_of(rows: pd.DataFrame, folder: Path) -> list[str]:
+    """At which size the network saw the images of each row, pixels, by settings.yaml; blank where it is not
+    known."""
+    parts = read_quietly(folder / "settings.yaml")
+    known = {name: part.get("size", "") for name, part in parts.items() if isinstance(part, dict)}
+    return [str(known.get(f"{task} {mode}", "")) for task, mode in zip(rows.task, rows["mode"], strict=True)]
+
+
+def apart_by_size(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `folder`, and names of data that no table or test shares between two sizes: a network
+    that sees images at 64 px is another one than at 32."""
+    sizes = rows["size"].where(rows["size"] != "")  # nunique leaves out what is not known
+    several = sizes.groupby([rows.task, rows.data]).transform("nunique") > 1
+    apart = several & sizes.notna()
+    for name, seen in sizes[apart].groupby(rows.data[apart]):
+        listed = " and ".join(sorted(seen.unique(), key=int))
+        note(f"the images of {name} were seen at {listed} px: drawn apart")
+    return rows.assign(folder=rows.data, data=rows.data.where(~apart, rows.data + "-" + rows["size"] + "px"))
 
 
 def note_other_data(folders: list[Path]) -> None:

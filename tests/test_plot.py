@@ -914,6 +914,32 @@ def test_folders_of_other_settings_are_not_averaged(tmp_path, capsys):
     assert "1 cells were run with several settings" in capsys.readouterr().err
 
 
+def test_sizes_of_images_are_not_mixed_in_a_table_or_a_test(tmp_path, capsys):
+    """SimCLR at 32 px beside random weights at 64: the difference would be one of sizes as well."""
+    paths = []
+    for folder, size, inits in (("a", 64, ("random", "moco")), ("b", 32, ("random", "simclr"))):
+        out = tmp_path / folder
+        out.mkdir()
+        (out / "settings.yaml").write_text(yaml.safe_dump({"scene linear": {"size": size}}))
+        rows = [
+            row("scene", init, "linear", ratio, seed, "f1_macro", "all", 0.01 * seed + 0.001 * size)
+            for init in inits
+            for ratio in (5, 10)
+            for seed in (1, 2)
+        ]
+        paths.append(write_rows(out / "results.csv", rows))
+    test = numbers.at_chosen_epoch(reading.read_results(paths, []))
+    assert dict(test.groupby("data")["init"].unique().map(sorted)) == {
+        "land-32px": ["random", "simclr"],
+        "land-64px": ["moco", "random"],
+    }
+    assert "the images of land were seen at 32 and 64 px: drawn apart" in capsys.readouterr().err
+    figures = tmp_path / "figures"
+    plot.main(["--runs", "--results", *map(str, paths), "--out", str(figures), "--format", "png"])
+    assert (figures / "comparison-scene-land-32px.csv").exists()
+    assert not (figures / "comparison-scene-land.csv").exists()
+
+
 def test_backbones_of_one_name_and_other_weights_are_not_averaged(tmp_path, capsys):
     """Of two runs both called moco the one with more seeds counts; other data of one name is told."""
     paths = []
