@@ -357,7 +357,7 @@ def check_one(value: object, action: argparse.Action, where: str) -> object:
     kind = getattr(action.type, "kind", None)
     if kind and (isinstance(value, bool) or not isinstance(value, (int, kind))):
         way = plain(value, kind)
-        hint = f"; YAML reads it as text, write {way} without quotes" if way else ""
+        hint = f"; YAML reads it as text, write it as {way}, without quotes" if way else ""
         raise ConfigError(f"{where}: {value!r} is not a {'whole ' if kind is int else ''}number{hint}")
     if not kind and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
         raise ConfigError(f"{where}: {value!r} is not a name")

@@ -146,7 +146,7 @@ from data.loader import Plan
 from data.opening import Source
 from data.tables import Table, explain_empty
 from models import METHODS
-from models.backbone import build_backbone, compile_backbone, extract_features
+from models.backbone import build_backbone, compile_backbone, extract_features, ripe_statistics
 from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
 from models.graph import GraphedLearner
@@ -567,7 +567,7 @@ def check_features(
     size = last_size(args.size)
     # To compile for evaluation takes longer than these few batches do.
     eager = torch.compiler.set_stance("force_eager") if args.compile else contextlib.nullcontext()
-    with eager:
+    with eager, ripe_statistics(backbone):
         features = extract_features(
             backbone, images.pixels, size, images.mean, images.std, dtype=dtype, rows=rows
         )
@@ -581,7 +581,8 @@ def finish_epoch(out: Path, progress: Progress, backbone, about: dict, save: Sav
     common.write_csv(out / "log.csv", progress.log)
     file = out / "checkpoint.pt"
     if due or not file.exists() or time.time() - file.stat().st_mtime > BETWEEN_CHECKPOINTS:
-        save_backbone(backbone, out / "backbone.pth", about)
+        with ripe_statistics(backbone):
+            save_backbone(backbone, out / "backbone.pth", about)
         save(progress)
 
 

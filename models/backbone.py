@@ -1,11 +1,13 @@
 """ResNet backbones from torchvision: built, and turned into features. Weights: models/weights.py."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
 import torchvision
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as TF
 
 from models.weights import imagenet_weights, load_weights, read_weights
@@ -25,6 +27,7 @@ def build_backbone(
     """
     backbone = getattr(torchvision.models, arch)()
     backbone.fc = nn.Identity()
+    backbone.from_scratch = init == "random"
     if in_channels != 3:
         backbone.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -58,6 +61,31 @@ def backbone_width(backbone: nn.Module) -> int:
     """Number of features. torchvision's ResNets keep it in `inplanes`; any other module is taken to have
     ResNet-18's 512."""
     return int(getattr(backbone, "inplanes", 512))
+
+
+@contextlib.contextmanager
+def ripe_statistics(backbone: nn.Module) -> Iterator[None]:
+    """Within the block, BatchNorm's running statistics of a backbone that trains from scratch are without
+    their start, a mean of 0 and a variance of 1, as Adam corrects its moments (D. Kingma and J. Ba, 2015,
+    Algorithm 1).
+
+    They are averages in which each step counts a tenth: after four steps two thirds are still the start, and
+    in eval mode every image looks the same. After some hundred steps nothing changes.
+    """
+    fresh = getattr(backbone, "from_scratch", False)
+    norms = [module for module in backbone.modules() if fresh and isinstance(module, _BatchNorm)]
+    kept = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    for norm in norms:
+        start = (1 - norm.momentum) ** int(norm.num_batches_tracked)  # the share of it
+        if start < 1:
+            norm.running_mean.div_(1 - start)
+            norm.running_var.sub_(start).div_(1 - start).clamp_min_(0)
+    try:
+        yield
+    finally:
+        for norm, (mean, var) in zip(norms, kept, strict=True):
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ import train_ssl
 from common import WeightsError
 from data import images, pixels
 from models import METHODS
-from models.backbone import build_backbone, compile_backbone
+from models.backbone import build_backbone, compile_backbone, ripe_statistics
 from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
 from models.step import Learner, Losses
 from models.weights import read_weights
@@ -321,6 +321,38 @@ def test_finished_and_other_configurations(tiny, tmp_path, capsys):
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):
         (tmp_path / "run" / name).write_bytes(b"damaged" * 100)
     assert "damaged" in refused(capsys, train_ssl.main, "--method", "simclr", *tiny)
+
+
+def test_young_statistics_are_weighted_means_of_the_batches():
+    """After a few steps most of them is still the start; the weights decay by .9 a step, and add up to 1."""
+    torch.manual_seed(0)
+    backbone = build_backbone()
+    norm, seen = backbone.bn1, []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    for _ in range(3):
+        backbone(torch.randn(8, 3, 32, 32) + 1)
+    weights = 0.9 ** torch.arange(2, -1, -1.0)
+    weights /= weights.sum()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with ripe_statistics(backbone):
+        means, variances = (torch.stack([f(x, dim=(0, 2, 3)) for x in seen]) for f in (torch.mean, torch.var))
+        assert torch.allclose(norm.running_mean, weights @ means, atol=1e-5)
+        assert torch.allclose(norm.running_var, weights @ variances, rtol=1e-4)
+        assert not torch.allclose(norm.running_var, before["bn1.running_var"], rtol=0.1)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    norm.num_batches_tracked.fill_(10_000)
+    with ripe_statistics(backbone):
+        assert torch.equal(norm.running_var, before["bn1.running_var"])  # of a long run: as they are
+    backbone.from_scratch = False
+    with ripe_statistics(backbone):
+        assert torch.equal(backbone.layer1[0].bn1.running_var, before["layer1.0.bn1.running_var"])
+
+
+def test_features_after_four_steps_have_not_collapsed(tmp_path, capsys):
+    flags = "--method simclr --scenes 200 --size 32 --batch-size 64 --epochs 2 --hidden 32 --out-dim 16"
+    train_ssl.main([*flags.split(), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")])
+    assert "collapsed: every" not in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "run" / "log.csv").feature_std.min() > 0.1
 
 
 def test_config_of_a_run_reproduces_it(tiny, tmp_path):
