@@ -43,7 +43,7 @@ def test_a_key_without_a_value_stands_for_a_default_that_is_none(tmp_path):
         ("lr: '0.1'", "lr: '0.1' is not a number; YAML reads it as text, write it as 0.1, without quotes"),
         (
             "epochs: 1_0",
-            "epochs: '1_0' is not a whole number; YAML reads it as text, write 10 without quotes",
+            "epochs: '1_0' is not a whole number; YAML reads it as text, write it as 10, without quotes",
         ),
     ],
 )
