@@ -592,6 +592,7 @@ class Job:
     epochs: int = 0  # as far as its log has been judged
     reason: str = ""  # why its features count as collapsed
     tries: int = 1
+    said: int = 0  # bytes of its log that earlier processes wrote
 
 
 def run_all(search: Search, runs: list[Run], results: dict, store: Store | None, progress: Progress) -> None:
@@ -654,6 +655,7 @@ def start(search: Search, run: Run, slot: int) -> Job:
     directory = search.directory(run)
     with open(f"{directory}.lock", "w") as lock, open(f"{directory}.log", "ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)  # waits for what an earlier tuner may have left running
+        said = os.fstat(log.fileno()).st_size
         process = subprocess.Popen(
             command_of(search, run),
             stdin=subprocess.DEVNULL,
@@ -664,7 +666,7 @@ def start(search: Search, run: Run, slot: int) -> Job:
             pass_fds=[lock.fileno()],
             start_new_session=True,
         )
-    return Job(run, process, time.time(), spent_before(search, run))
+    return Job(run, process, time.time(), spent_before(search, run), said=said)
 
 
 def spent_before(search: Search, run: Run) -> float:
@@ -749,7 +751,7 @@ def judge(search: Search, job: Job) -> dict | None:
         stop([job])
         return row | reached(search, read_log(directory, job.run.rung))
     if code:
-        return row | {"epochs": len(log), "status": "failed", "reason": failure(directory, code)}
+        return row | {"epochs": len(log), "status": "failed", "reason": failure(directory, code, job.said)}
     try:
         found = numbers(search, directory, job.run.rung)
     except (OSError, IndexError, KeyError, ValueError) as error:
@@ -822,10 +824,11 @@ def reached(search: Search, log: pd.DataFrame) -> dict:
     return row
 
 
-def failure(directory: Path, code: int) -> str:
+def failure(directory: Path, code: int, said: int) -> str:
+    """Why a run failed: its last lines, without the `said` bytes of earlier tries."""
     if code < 0:
         return f"killed by signal {-code}"
-    output = Path(f"{directory}.log").read_text(encoding="utf-8", errors="replace")
+    output = Path(f"{directory}.log").read_bytes()[said:].decode(errors="replace")
     return f"exit code {code}: {last_lines(output, 3)}"
 
 

@@ -614,6 +614,12 @@ def test_dry_run_of_the_projects_grids_tells_the_plan_and_writes_nothing(
     assert not Path("out").exists()
 
 
+def test_the_reason_of_a_failure_is_that_of_its_last_try(tmp_path):
+    before = b"error: the disk is full\n"
+    (tmp_path / "000.log").write_bytes(before + b"error: the rate is too high\n")
+    assert tune.failure(tmp_path / "000", 2, len(before)) == "exit code 2: error: the rate is too high"
+
+
 def test_the_plan_is_written_for_other_programs(workplace, monkeypatch):
     Path("out").mkdir()
     Path("out/search.yaml").write_text("of: another search")  # a dry run does not look there
