@@ -313,7 +313,7 @@ def alive(out: Path) -> list[int]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_tuner_leaves_no_trial_running_and_the_same_command_goes_on(workplace, monkeypatch, how):
     grid, words = {"lr": NINE[3:7]}, ("--max-epochs", "4", "--eta", "2", "--workers", "2", "--out")
-    slow = ("--pause", "0.8")  # a trial that is seen alive shall not end before the signal
+    slow = ("--pause", "1.5")  # a trial that is seen alive shall not end before the signal
     full = [sys.executable, ROOT / "tune.py", *command(grid, *words, "killed", *slow)[1:]]
     tuner = subprocess.Popen(full, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     # amid the second rung
