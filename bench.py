@@ -35,7 +35,7 @@ def build_parser() -> common.Parser:
     parser = common.Parser(__doc__)
     group = parser.add_argument_group("what is measured")
     group.add_argument("--quick", action="store_true", help="one setting, one sentence, within a minute")
-    images = "to tell hours for: as many as --data holds, without it the paper's"
+    images = "to tell hours for: as many as train of --data, without it the paper's"
     group.add_argument("--images", type=number(int, 1), help=images)
     epochs = "to tell hours for: 100, without --data the paper's"
     group.add_argument("--epochs", type=number(int, 1), help=epochs)
@@ -171,7 +171,7 @@ class Images(NamedTuple):
     root: Path
     files: np.ndarray
     pixels: torch.Tensor
-    of_all: int  # how many a training has: the data set's, --images, or the paper's
+    of_all: int  # how many train: of the data set, --images, or the paper's
 
 
 class Case(NamedTuple):
@@ -199,10 +199,10 @@ def main(argv: list[str] | None = None) -> None:
     say(f"{about['device_name']}, " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
     say(busy())
     settings = settings_of(args, device)
+    epochs = args.epochs or (100 if args.data else PAPER_EPOCHS)
     if args.quick:
         case = make_case(settings[0], args, device)
-        epochs = 100 if args.data else PAPER_EPOCHS
-        return say(quick(case, case.images.of_all, args.epochs or epochs))
+        return say(quick(case, case.images.of_all, epochs))
 
     if args.picture:
         mode = "compiled" if args.compile else "eager"
@@ -216,12 +216,13 @@ def main(argv: list[str] | None = None) -> None:
     for i, setting in enumerate(settings):
         say(f"{setting.size} px, batches of {setting.batch_size}")
         share = Clock((clock.left() - RESERVED[device.type]) / (len(settings) - i))
-        rows += measure(make_case(setting, args, device), ceilings, args, share)
+        case = make_case(setting, args, device)
+        rows += measure(case, ceilings, args, share)
     rows += gpu_tests(clock) if device.type == "cuda" else []
 
     table = as_table(rows, about)
     say(shown(table))
-    for line in summary(table, settings):
+    for line in summary(table, settings, case.images.of_all, epochs):
         say(line)
     common.write_csv(out, table)
     say(f"table: {out}")
@@ -338,7 +339,7 @@ def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
     files = np.array(files)[good]
     pixels = load_pixels(table.root, files, height, width, cache=Path(args.cache), workers=args.workers)
     rows = np.resize(np.arange(len(files)), count)
-    of_all = args.images or (len(table.files) if args.data else PAPER_IMAGES)
+    of_all = args.images or (int((table.split == "train").sum()) if args.data else PAPER_IMAGES)
     return Images(table.root, files[rows], pixels[torch.from_numpy(rows)], of_all)
 
 
@@ -739,9 +740,9 @@ def shown(table: pd.DataFrame) -> str:
     return table[list(Row._fields)].to_string(index=False, na_rep="", float_format="{:,.4g}".format)
 
 
-def summary(table: pd.DataFrame, settings: list[Setting]) -> Iterator[str]:
-    """A sentence for each setting: the fastest way, what it gains, and the paper's hours."""
-    images, epochs = PAPER_IMAGES, PAPER_EPOCHS
+def summary(table: pd.DataFrame, settings: list[Setting], images: int, epochs: int) -> Iterator[str]:
+    """A sentence for each setting: the fastest way, what it gains, and the hours of a training."""
+    whose = "the paper's " if (images, epochs) == (PAPER_IMAGES, PAPER_EPOCHS) else ""
     for setting in settings:
         own = table[(table["size"] == setting.size) & (table.batch_size == setting.batch_size)]
         both = own[(own.part == "both") & own.value.notna()]
@@ -754,8 +755,13 @@ def summary(table: pd.DataFrame, settings: list[Setting]) -> Iterator[str]:
         same_way = (own.precision == best.precision) & (own["mode"] == best["mode"])
         for row in own[(own.part == "ratio") & same_way].itertuples():
             text += f"; {row.value:.2f} times the {row.what.removeprefix('both / ')}"
-        hours = images * epochs / best.value / 3600
-        yield f"{text}; the paper's {images:,} images in {epochs} epochs: {hours:,.1f} hours"
+        yield f"{text}; {whose}{images:,} images in {epochs} epochs: {hours_of(images * epochs, best.value)}"
+
+
+def hours_of(images: int, rate: float) -> str:
+    """How long images take at a rate, images/s."""
+    hours = images / rate / 3600
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours:.2g} hours"
 
 
 # In a minute
@@ -798,12 +804,11 @@ def shortened(case: Case, learn: Callable) -> Case:
 
 def sentence(rates: dict[str, float], images: int, epochs: int) -> str:
     """What the rates mean for a user's images and epochs, and which side limits them."""
-    hours = images * epochs / rates["both"] / 3600
     slower, faster = sorted(("loader alone", "model alone"), key=rates.get)
     limit = f"the {slower.split()[0]} limits it ({faster} {rates[faster] / rates[slower]:.1f} times as fast)"
     if rates["both"] < 0.8 * rates[slower]:
         limit = f"loader and model share the machine: {slower} reaches {rates[slower]:,.0f} images/s"
-    what = f"{images:,} images in {epochs} epochs take {hours:,.1f} hours"
+    what = f"{images:,} images in {epochs} epochs take {hours_of(images * epochs, rates['both'])}"
     return f"{rates['both']:,.0f} images/s: {what}; {limit}"
 
 

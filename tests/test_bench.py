@@ -133,6 +133,7 @@ def test_sentence_says_rate_hours_and_limit(rates, limit):
     said = bench.sentence(dict(zip(("loader alone", "model alone", "both"), rates)), 36_000, 100)
     hours = 36_000 * 100 / rates[2] / 3600
     assert said == f"{rates[2]} images/s: 36,000 images in 100 epochs take {hours:,.1f} hours; {limit}"
+    assert bench.hours_of(40_000, 100) == "0.11 hours"
 
 
 def test_flags_choose_the_setting():
@@ -150,7 +151,7 @@ def test_flags_choose_the_setting():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A folder of 40 images, and measurements of one step."""
+    """A folder of 40 images, of which 36 train, and measurements of one step."""
     (tmp_path / "data" / "water").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -163,7 +164,7 @@ def tiny(tmp_path, monkeypatch):
 def test_one_command_prints_and_writes_the_table_and_replaces_the_one_before(tiny, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "b.csv").write_text("an,older\ntable,!\n")
-    bench.main([*tiny, "--repeats", "1", "--no-compile"])
+    bench.main([*tiny, "--repeats", "1", "--no-compile", "--images", "1000", "--epochs", "20"])
     table = pd.read_csv(tmp_path / "out" / "b.csv")
     assert list(table.columns) == [*Row._fields, "device", "torch", "commit"]
     counts = table.part.value_counts()
@@ -174,13 +175,14 @@ def test_one_command_prints_and_writes_the_table_and_replaces_the_one_before(tin
     assert (measured.value > 0).all() and (measured.n == 1).all()
     said = capsys.readouterr().out
     assert re.search(r"32 px: \d+ images/s .* times the usual stack in fp32", said)
-    assert "the paper's 175,381 images in 500 epochs" in said
+    best = table[table.part == "both"].value.max()
+    assert f"; 1,000 images in 20 epochs: {bench.hours_of(20_000, best)}" in said
 
 
 def test_quick_says_one_sentence_and_writes_nothing(tiny, tmp_path, capsys):
     bench.main([*tiny, "--quick", "--epochs", "7"])
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert re.fullmatch(r"[\d,]+ images/s: 40 images in 7 epochs take [\d.]+ hours; .*(limits|share).*", last)
+    assert re.fullmatch(r"[\d,]+ images/s: 36 images in 7 epochs take [\d.]+ hours; .*(limits|share).*", last)
     assert not (tmp_path / "out").exists()
 
 
