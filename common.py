@@ -402,6 +402,8 @@ def about(device: torch.device) -> dict:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{cpu_name()}, {counted(torch.get_num_threads(), 'thread')}"
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    name = f"{ranks} x {name}" if ranks > 1 else name
     return {"versions": versions, "commit": git_commit(), "device_name": name}
 
 

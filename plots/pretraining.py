@@ -67,8 +67,9 @@ def draw_curves(axes: plt.Axes, logs: pd.DataFrame, column: str, styles: dict[st
 
 def quality_figure(timed: pd.DataFrame, column: str, styles: dict[str, tuple]) -> Figure:
     """How good a backbone is after how many seconds (`quality_over_time`), a dotted line at each level."""
-    figure, axes = plt.subplots(figsize=(COLUMN, 3.0))
     runs = list(timed.run.unique())
+    keys_below = -(-len(runs) // 2)  # rows of the legend, which many runs make high
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.4 + 0.15 * max(4, keys_below)))
     for run, rows in timed.groupby("run", sort=False):
         colour, marker, dashes, _ = styles[run]
         every = max(1, len(rows) // 8)
