@@ -75,11 +75,11 @@ def ripe_statistics(backbone: nn.Module) -> Iterator[None]:
     fresh = getattr(backbone, "from_scratch", False)
     norms = [module for module in backbone.modules() if fresh and isinstance(module, _BatchNorm)]
     kept = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
-    for norm in norms:
-        start = (1 - norm.momentum) ** int(norm.num_batches_tracked)  # the share of it
-        if start < 1:
-            norm.running_mean.div_(1 - start)
-            norm.running_var.sub_(start).div_(1 - start).clamp_min_(0)
+    steps = int(norms[0].num_batches_tracked) if norms else 0  # of all; asked once, as a GPU waits for it
+    for norm in norms if steps else []:
+        start = (1 - norm.momentum) ** steps  # the share of it
+        norm.running_mean.div_(1 - start)
+        norm.running_var.sub_(start).div_(1 - start).clamp_min_(0)
     try:
         yield
     finally:

@@ -340,7 +340,7 @@ def test_young_statistics_are_weighted_means_of_the_batches():
         assert torch.allclose(norm.running_var, weights @ variances, rtol=1e-4)
         assert not torch.allclose(norm.running_var, before["bn1.running_var"], rtol=0.1)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
-    norm.num_batches_tracked.fill_(10_000)
+    norm.num_batches_tracked.fill_(10_000)  # the first one's counts for all
     with ripe_statistics(backbone):
         assert torch.equal(norm.running_var, before["bn1.running_var"])  # of a long run: as they are
     backbone.from_scratch = False
