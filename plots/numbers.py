@@ -11,8 +11,10 @@ import scores
 from plots.reading import MEAN_OVER, note
 from plots.style import MEAN, PAPER_MEAN, SHARE, ordered, ordered_modes
 from scores import TASKS
+from scores.choice import SETTING
 
 QUALITY = ["knn5_accuracy", "knn_macro_f1"]  # columns of log.csv that tell how good a backbone is, best first
+WAY = ["task", "data", "unit", "mode", *SETTING]  # how the cells of one mode were trained
 EQUAL = 1e-12  # means closer than this are one number, but for rounding
 LEVELS = [0.6, 0.7, 0.8]  # of the quality, for the seconds it takes to reach them
 
@@ -23,22 +25,31 @@ LEVELS = [0.6, 0.7, 0.8]  # of the quality, for the seconds it takes to reach th
 def at_chosen_epoch(results: pd.DataFrame) -> pd.DataFrame:
     """Test rows at the epoch that `scores.at_chosen_epoch` gives each cell.
 
-    Where a cell was run in several settings, the one with the most seeds counts, then the best on validation.
+    Where a cell was run in several settings, the one that most cells of its mode share counts, so that like
+    is compared with like; then the one with the most seeds, then the best on validation.
     """
+    cells = results.groupby(["init", "ratio", "seed"]).ngroup()
+    results = results.assign(
+        sharing=cells.groupby([results[c] for c in WAY], dropna=False).transform("nunique")
+    )
     kept, several = [results.iloc[:0]], 0
     for (task, *_), cell in results.groupby(MEAN_OVER, sort=False):
         settings = [run for _, run in cell.groupby("setting")]
         several += len(settings) > 1
-        run = max(
-            settings, key=lambda run: (run.seed.nunique(), best_validation(run, task), run.setting.max())
-        )
+        run = max(settings, key=lambda run: rank_of(run, task))
         chosen = scores.at_chosen_epoch(run, task)
         kept.append(chosen[chosen.split == "test"])
     if several:
         note(
-            f"{several} cells were run with several settings: the most seeds count, then the best validation"
+            f"{several} cells were run with several settings: that of the most cells counts, then the most "
+            "seeds, then the best validation"
         )
     return pd.concat(kept)
+
+
+def rank_of(run: pd.DataFrame, task: str) -> tuple:
+    """What decides between the settings of a cell: the largest."""
+    return run.sharing.max(), run.seed.nunique(), best_validation(run, task), run.setting.max()
 
 
 def best_validation(run: pd.DataFrame, task: str) -> float:

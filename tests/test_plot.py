@@ -914,6 +914,21 @@ def test_folders_of_other_settings_are_not_averaged(tmp_path, capsys):
     assert "1 cells were run with several settings" in capsys.readouterr().err
 
 
+def test_like_is_compared_with_like(tmp_path):
+    """Random weights with more seeds at a rate that nothing else has: SimCLR's rate counts for both."""
+    rows = [
+        row("scene", init, "finetune", 5, seed, "f1_macro", "all", value, lr=rate)
+        for init, seeds, value, rate in (
+            ("random", (1, 2, 3), 0.1, 0.0001),
+            ("random", (1, 2), 0.3, 0.01),
+            ("simclr", (1, 2), 0.5, 0.01),
+        )
+        for seed in seeds
+    ]
+    test = results(tmp_path, rows)
+    assert dict(test.groupby("init").value.mean()) == pytest.approx({"random": 0.3, "simclr": 0.5})
+
+
 def test_sizes_of_images_are_not_mixed_in_a_table_or_a_test(tmp_path, capsys):
     """SimCLR at 32 px beside random weights at 64: the difference would be one of sizes as well."""
     paths = []
