@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from common import counted
 from plots.legends import run_keys
 from plots.numbers import LEVELS
 from plots.style import CHANCE, COLUMN, LOG_LABELS, PAGE, PAPER_EPOCHS, PAPER_IMAGES, name_of
@@ -140,7 +141,7 @@ def run_bar(run: NamedTuple, style: tuple) -> Bar:
     name = textwrap.fill(f"{name_of(run.run)}, {run.device}", 36)
     size = f" at {run.size} px" if run.size else ""
     look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
-    return Bar(f"{name}\n{run.epochs} epochs{size}", run.hours, run.scaled_hours, look)
+    return Bar(f"{name}\n{counted(int(run.epochs), 'epoch')}{size}", run.hours, run.scaled_hours, look)
 
 
 def paper_bars() -> list[Bar]:
