@@ -145,11 +145,6 @@ def identity(path: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def images_below(folder: Path) -> list[Path]:
-    """The images in a folder and in those below it, sorted; hidden files and folders are left out."""
-    return scan(folder)[0].below()
-
-
 def real_paths(files: list[Path], walk: Scan) -> list[str]:
     """Where each image really lies; two names of one image get the same answer, and a broken link, which is
     to be listed as missing, its own place. Asks the disk once a folder."""
