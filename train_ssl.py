@@ -154,7 +154,7 @@ from models.optimisers import can_fuse, learning_rate, make_optimizer, set_rate
 from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
-from models.weights import known_of, save_backbone
+from models.weights import save_backbone
 from plots.run import draw_curve, save_views
 from scores.printed import FEW
 
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
         with common.rank_zero_first(rank, ranks):
             source = Source.of(args, "pure")._replace(size=last_size(args.size))
             images = open_images(source, args.subset, args.seed, args.batch_size, out / "bad_files.csv")
-            images = as_pretrained(images, args)
+            images = as_pretrained(images, method.backbone)
             plan = make_plan(args, images, rank, ranks)
             args.loader, why = choose_loader(args.loader, device, source.size, images.nbytes())
             loader = make_loader(args.loader, images, plan, device, source, loader_options(args))
@@ -326,12 +326,9 @@ def resolve(args: argparse.Namespace, device: torch.device, ranks: int) -> set[s
 # Data
 
 
-def as_pretrained(images: Images, args: argparse.Namespace) -> Images:
-    """The images, with the mean and std of the pretraining of --init where they are known. ConfigError where
-    it had another stem."""
-    known = known_of(args.init)
-    if args.maxpool and not known.get("maxpool", True):
-        raise ConfigError(f"--init {args.init} was pretrained without the stem's max-pool: add --no-maxpool")
+def as_pretrained(images: Images, backbone: torch.nn.Module) -> Images:
+    """The images, with the mean and std of the backbone's pretraining where they are known."""
+    known = backbone.pretraining or {}
     mean, std = known.get("mean", images.mean), known.get("std", images.std)
     return images._replace(mean=list(mean), std=list(std))
 
@@ -413,6 +410,8 @@ def build_method(args: argparse.Namespace, init: str | None = None) -> torch.nn.
     if "key_momentum" in values:
         values["key_momentum"] **= 1 / args.accumulate  # the key encoder moves once a part
     backbone = build_backbone(args.arch, init or args.init, maxpool=args.maxpool)
+    if args.maxpool and not (backbone.pretraining or {}).get("maxpool", True):
+        raise ConfigError(f"--init {args.init} was pretrained without the stem's max-pool: add --no-maxpool")
     return METHODS[args.method](backbone, **values)
 
 

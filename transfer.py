@@ -162,7 +162,6 @@ from models.diagnostics import votes_f1
 from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from models.step import DTYPES
-from models.weights import known_of
 from scores import TASKS, Metrics, Task, measure
 from scores.choice import SETTING, is_solved
 from scores.metrics import ALL, rows_of_a_cell
@@ -399,9 +398,9 @@ def open_inits(sources: list[str], arch: str) -> list[Init]:
 
 def open_weights(name: str, source: str, arch: str) -> Init:
     """Weights that fit the architecture, with the channel statistics of their pretraining."""
-    weights = build_backbone(arch, source).state_dict()
+    backbone = build_backbone(arch, source)
+    weights, known = backbone.state_dict(), backbone.pretraining
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights.values())).hexdigest()[:12]
-    known = known_of(source)
     statistics = {key: tuple(known[key]) for key in ("mean", "std") if known.get(key)}
     return Init(name, source, digest, **statistics, maxpool=bool(known.get("maxpool", True)))
 

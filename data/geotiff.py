@@ -264,9 +264,8 @@ class Tiff:
                 return self.by_pillow(raw, rows, shape[1], shape[2], (tiff.JPEG_TABLES, tiff.SUBSAMPLING))
             return self.by_pillow(raw, rows, row, 1)
         except (zlib.error, OSError, ValueError, SyntaxError) as error:
-            raise DataError(
-                f"{self.file}: a strip or tile does not decode ({type(error).__name__}): {self.translate()}"
-            ) from None
+            odd = f"{self.file}: a strip or tile does not decode ({type(error).__name__})"
+            raise DataError(f"{odd}: it is damaged, or of a rare kind: {self.translate()}") from None
 
     def by_pillow(self, raw: bytes, height: int, width: int, bands: int, copied: tuple = ()) -> bytes:
         """Pillow's libtiff unpacks one strip: it stands in a TIFF of its own, 8 bits a sample."""

@@ -23,22 +23,22 @@ def build_backbone(
 
     `init` is `random`, `imagenet` or a file that `read_weights` reads. Without `maxpool` the stem halves the
     image once instead of twice, for small images; None: as the weights were pretrained. Keys and shapes are
-    torchvision's.
+    torchvision's. `pretraining` of the backbone is what is known of it: mean, std, size and maxpool; None of
+    random weights.
     """
     backbone = getattr(torchvision.models, arch)()
     backbone.fc = nn.Identity()
-    backbone.from_scratch = init == "random"
     if in_channels != 3:
         backbone.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-    about = {}
-    if init == "imagenet":
-        load_weights(backbone, imagenet_weights(arch), init)
-    elif init != "random":
-        state, about = read_weights(init)
+    backbone.pretraining = None
+    if init != "random":
+        state, known = imagenet_weights(arch) if init == "imagenet" else read_weights(init)
         load_weights(backbone, state, init)
-    pools = about.get("maxpool", True) if maxpool is None else maxpool
-    if pools:
+        backbone.pretraining = known
+    if maxpool is None:
+        maxpool = (backbone.pretraining or {}).get("maxpool", True)
+    if maxpool:
         # The largest of ReLUs is the ReLU of the largest, for a quarter of the numbers: the same bits.
         backbone.maxpool, backbone.relu = nn.Sequential(backbone.maxpool, backbone.relu), nn.Identity()
     else:
@@ -72,7 +72,7 @@ def ripe_statistics(backbone: nn.Module) -> Iterator[None]:
     They are averages in which each step counts a tenth: after four steps two thirds are still the start, and
     in eval mode every image looks the same. After some hundred steps nothing changes.
     """
-    fresh = getattr(backbone, "from_scratch", False)
+    fresh = getattr(backbone, "pretraining", {}) is None
     norms = [module for module in backbone.modules() if fresh and isinstance(module, _BatchNorm)]
     kept = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
     steps = int(norms[0].num_batches_tracked) if norms else 0  # of all; asked once, as a GPU waits for it

@@ -19,6 +19,7 @@ ARCHITECTURES = {
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
 }
 METADATA_KEY = "pretraining"  # of a state dict's metadata: mean, std, size and maxpool of the pretraining
+OF_IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 TRAVELS = ("mean", "std", "size", "maxpool")
 # Where others keep a state dict
 NESTED = ("MODEL", "model", "state_dict", "model_state_dict", "teacher", "net", "backbone")
@@ -40,11 +41,11 @@ HARMLESS = [argparse.Namespace, np.dtype, np.float64(0).__reduce__()[0], *NUMPY_
 State = dict[str, torch.Tensor]
 
 
-def imagenet_weights(arch: str) -> State:
-    """torchvision's ImageNet-1k weights; WeightsError where they are neither in its cache nor to be
-    downloaded."""
+def imagenet_weights(arch: str) -> tuple[State, dict]:
+    """torchvision's ImageNet-1k weights, as `read_weights` gives them; WeightsError where they are neither in
+    its cache nor to be downloaded."""
     try:
-        return ARCHITECTURES[arch].get_state_dict(progress=True, check_hash=True)
+        return ARCHITECTURES[arch].get_state_dict(progress=True, check_hash=True), OF_IMAGENET
     except (OSError, RuntimeError) as error:
         url = ARCHITECTURES[arch].url
         raise WeightsError(
@@ -61,16 +62,6 @@ def save_backbone(backbone: nn.Module, file: Path, about: dict) -> None:
     state._metadata = {METADATA_KEY: about}
     with replacing(file) as partial:
         torch.save(state, partial)
-
-
-def known_of(init: str) -> dict:
-    """mean, std, size and maxpool of the pretraining of `init` (random, imagenet or a file), where they are
-    known."""
-    if init == "random":
-        return {}
-    if init == "imagenet":
-        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    return read_weights(init)[1]
 
 
 def read_weights(file: str | Path) -> tuple[State, dict]:
@@ -101,7 +92,7 @@ def read_weights(file: str | Path) -> tuple[State, dict]:
         )
     state = torchvision_names(content)
     if len(state.get("fc.bias", ())) == 1000:  # a classifier of ImageNet-1k
-        about = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        about = OF_IMAGENET
     return state, about
 
 

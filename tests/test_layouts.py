@@ -78,6 +78,14 @@ def plant(root, *patterns, each=3):
     return root
 
 
+def paint(root, *names):
+    """A PNG of its own for each name below root."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(rng, 32)).save(root / f"{name}.png")
+
+
 def counted(table):
     return {name: int((table.split == name).sum()) for name in ("train", "val", "test")}
 
@@ -660,10 +668,7 @@ def test_land_with_a_column_that_is_no_class_says_so(tmp_path):
 
 
 def test_duplicates_are_listed_and_stay(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    for name in ("train/A/0", "train/A/1", "test/A/2"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(rng, 32)).save(tmp_path / f"{name}.png")
+    paint(tmp_path, "train/A/0", "train/A/1", "test/A/2")
     for copy in ("train/A/again", "test/A/leak"):
         shutil.copy(tmp_path / "train/A/0.png", tmp_path / f"{copy}.png")
     for _ in range(2):
@@ -677,10 +682,7 @@ def test_duplicates_are_listed_and_stay(tmp_path, capsys):
 
 
 def test_duplicates_with_contradicting_labels_are_counted(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    for name in ("A/0", "A/1", "B/2"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(rng, 32)).save(tmp_path / f"{name}.png")
+    paint(tmp_path, "A/0", "A/1", "B/2")
     for copy in ("A/again", "B/other"):
         shutil.copy(tmp_path / "A/0.png", tmp_path / f"{copy}.png")
     open_table(source(tmp_path, tmp_path / "work"), tmp_path / "bad.csv")

@@ -343,7 +343,7 @@ def test_young_statistics_are_weighted_means_of_the_batches():
     norm.num_batches_tracked.fill_(10_000)  # the first one's counts for all
     with ripe_statistics(backbone):
         assert torch.equal(norm.running_var, before["bn1.running_var"])  # of a long run: as they are
-    backbone.from_scratch = False
+    backbone.pretraining = {}  # it began with those of its file
     with ripe_statistics(backbone):
         assert torch.equal(backbone.layer1[0].bn1.running_var, before["layer1.0.bn1.running_var"])
 

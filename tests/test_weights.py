@@ -13,7 +13,7 @@ import train_ssl
 import transfer
 from common import WeightsError
 from models.backbone import build_backbone
-from models.weights import IMAGENET_MEAN, IMAGENET_STD, known_of, save_backbone
+from models.weights import IMAGENET_MEAN, IMAGENET_STD, save_backbone
 
 
 @pytest.fixture
@@ -64,14 +64,14 @@ def test_a_model_of_transfer_is_an_init(state, tmp_path):
     whole = {f"0.{key}": value for key, value in state.items()}
     whole |= {"1.weight": torch.zeros(2, 512), "1.bias": torch.zeros(2)}
     torch.save(about | {"state": whole, "arch": "resnet18", "classes": ["a", "b"]}, tmp_path / "model.pth")
-    assert loads(tmp_path / "model.pth", state) and known_of(str(tmp_path / "model.pth")) == about
+    assert loads(tmp_path / "model.pth", state)
+    assert build_backbone(init=str(tmp_path / "model.pth")).pretraining == about
 
 
 def test_torchvisions_own_files_bring_imagenets_statistics_to_every_script(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
-    known = known_of(str(tmp_path / "w.pth"))
-    assert known == known_of("imagenet") == {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    assert known_of("random") == {}
+    known = build_backbone(init=str(tmp_path / "w.pth")).pretraining
+    assert known == {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} and build_backbone().pretraining is None
 
 
 @pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "bn1.running_mean"])
