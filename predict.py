@@ -90,14 +90,12 @@ if __name__ == "__main__":  # torch takes seconds to import: --help and wrong fl
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from data.folders import scan
 from data.geomaps import NO_CLASS, write_class_map, write_geotiff
-from data.geotiff import Place, first_directory, is_tiff, number_in, place_of
-from data.pixels import orientation_of, scaled
+from data.pixels import scaled
 from data.scenes import (
     LEAST,
     Grid,
@@ -114,7 +112,7 @@ from data.scenes import (
     values_of,
 )
 from data.tables import notes_on_others
-from data.tiff import GDAL_NODATA
+from data.truth import Truth, read_class_map, true_shares
 from models import dense
 from models.backbone import build_backbone, prepare
 from models.probe import probabilities
@@ -124,7 +122,6 @@ BATCH = 256  # patches a step
 BAND = 1 << 24  # pixels of a scene that are read at once
 OVERVIEW = 1000  # longest side of the scene in pictures, pixels
 GEOTIFFS = (".tif", ".tiff")
-FROM_ONE = "subtract 1 (gdal_calc.py --calc A-1)"  # what to do with --truth
 PLACE_COLUMNS = ("file", "row", "column", "x", "y", "class")  # of the CSV, before the classes
 
 
@@ -138,14 +135,6 @@ class Model(NamedTuple):
     mean: list[float]
     std: list[float]
     device: torch.device
-
-
-class Truth(NamedTuple):
-    """The true classes of a scene."""
-
-    numbers: np.ndarray  # (H, W), from 0
-    known: np.ndarray  # (H, W) bool; the others are void
-    place: Place | None = None
 
 
 class Job(NamedTuple):
@@ -284,20 +273,10 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     """Rows of the CSV; of a scene also the map, in `target`. DataError if the file cannot be used."""
     scene = open_scene(file)
     look = choose_look(scene, job.bands, job.scale)
-    height, width = model.tile
     large = is_large(scene, model.tile)
-    shape = None if job.truth is None else job.truth.numbers.shape
-    if shape and not (large and shape == (scene.height, scene.width)):
-        raise DataError(
-            f"--truth: has shape {shape}, the picture {(scene.height, scene.width)}; it takes one "
-            f"scene, more than twice as long or wide as {width} x {height} px, and a class map of its size"
-        )
+    refuse_other_scene(job.truth, scene, model.tile, large)
     if not large:
         return one_image(look, model, job, bar)
-    if shape and scene.place and job.truth.place and scene.place.differs(job.truth.place, *shape):
-        raise DataError(
-            f"--truth: lies elsewhere than {file}, or in another coordinate system: gdalwarp it to the scene"
-        )
     if note := unread_place(scene):
         bar.write(f"warning: {note}", file=sys.stderr)
     compare_values(look, model, bar)
@@ -307,6 +286,7 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     shares = by_windows(model, look, grid, bar) if job.dense else by_patches(model, look, grid, bar)
     seconds = time.perf_counter() - began
     if not np.isfinite(shares).any():
+        height, width = model.tile
         raise DataError(f"{file}: no patch of {width} x {height} px has data in half of its area")
     truth = None if job.truth is None else true_shares(job.truth, len(model.classes), grid)
     mapped = Mapped(look, grid, shares, truth)
@@ -326,6 +306,23 @@ def is_large(scene: Scene, tile: tuple[int, int]) -> bool:
             f"{tile[0]} px, and too narrow for several"
         )
     return True
+
+
+def refuse_other_scene(truth: Truth | None, scene: Scene, tile: tuple[int, int], large: bool) -> None:
+    """DataError where --truth is the class map of another picture, or the picture is none of many patches."""
+    if truth is None:
+        return
+    shape = truth.numbers.shape
+    if not large or shape != (scene.height, scene.width):
+        raise DataError(
+            f"--truth: has shape {shape}, the picture {(scene.height, scene.width)}; it takes one "
+            f"scene, more than twice as long or wide as {tile[1]} x {tile[0]} px, and a class map of its size"
+        )
+    if scene.place and truth.place and scene.place.differs(truth.place, *shape):
+        raise DataError(
+            f"--truth: lies elsewhere than {scene.file}, or in another coordinate system: "
+            "gdalwarp it to the scene"
+        )
 
 
 def one_image(look: Look, model: Model, job: Job, bar: tqdm) -> pd.DataFrame:
@@ -458,88 +455,6 @@ def logits_of(
         yield from dense.cell_logits(features, model.network[1], images)
 
 
-# Truth
-
-
-def read_class_map(file: Path, classes: list[str]) -> Truth:
-    """Class numbers from 0; void is the file's nodata value, and 255 where there is no such class.
-
-    DataError where the file is none, or its numbers may be others than those of the model's classes.
-    """
-    try:
-        place = place_of(first_directory(file)[1]) if is_tiff(file) else None
-        with Image.open(file) as image:
-            turned = orientation_of(image) != 1
-            numbers = np.asarray(image)
-            nodata = number_in(getattr(image, "tag_v2", {}).get(GDAL_NODATA, ""))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{file}: not a readable image ({error})") from None
-    if turned:
-        raise DataError(f"--truth {file}: its orientation tag turns it: write its rows from the top down")
-    if numbers.ndim != 2 or numbers.dtype.kind not in "bui":
-        raise DataError(f"--truth {file}: is no picture of class numbers (one channel of integers)")
-    count = len(classes)
-    if nodata in range(count):
-        raise DataError(
-            f"--truth {file}: its nodata value is {nodata:g}, which is the number of {classes[int(nodata)]}: "
-            f"where its classes begin at 1, {FROM_ONE}; else take the value away: gdal_edit.py -unsetnodata"
-        )
-    known = np.ones(numbers.shape, bool) if nodata is None else numbers != nodata
-    if count <= NO_CLASS:
-        known &= numbers != NO_CLASS
-    if not known.any():
-        raise DataError(f"--truth {file}: all of it is void")
-    refuse_other_classes(file, numbers[known], count)
-    say_truth(file, numbers, known, classes)
-    return Truth(numbers, known, place)
-
-
-def refuse_other_classes(file: Path, numbers: np.ndarray, count: int) -> None:
-    odd = [n for n in (numbers.min(), numbers.max()) if not 0 <= n < count]
-    if odd:
-        hint = f"; where its classes begin at 1, {FROM_ONE}" if odd == [count] else ""
-        raise DataError(f"--truth {file}: holds class {odd[0]}, the model knows 0 to {count - 1}{hint}")
-
-
-def say_truth(file: Path, numbers: np.ndarray, known: np.ndarray, classes: list[str]) -> None:
-    """Which class is which number, and what is left out."""
-    said = f"{file}: its numbers are taken from 0, {classes[0]}, to {len(classes) - 1}, {classes[-1]}"
-    if numbers[known].min() > 0:
-        said += f" (none is 0: where its classes begin at 1, {FROM_ONE})"
-    if not known.all():
-        said += f"; {(~known).sum()} void pixels are left out"
-    print(said)
-
-
-def true_shares(truth: Truth, classes: int, grid: Grid) -> np.ndarray:
-    """(rows, columns, K) fractions of the classes in what is known of the patches; nan where that is less
-    than half."""
-    corners = (grid.tops, grid.lefts, grid.height, grid.width)
-    known = filled_shares(truth.known, *corners)
-    shares = np.zeros((*grid.shape(), classes), np.float32)
-    for k in range(classes):
-        shares[..., k] = filled_shares(truth.known & (truth.numbers == k), *corners)
-    held = known >= LEAST
-    shares[held] /= known[held][:, None]
-    shares[~held] = np.nan
-    return shares
-
-
-def compare(found: np.ndarray, truth: np.ndarray, task: str) -> str:
-    """How often the largest class is right, and for fractions how far shares (n, K) are off."""
-    if not len(found):
-        return "no patch has data and a known class in half of its area"
-    largest = truth.argmax(1)
-    right = (found.argmax(1) == largest).mean()
-    said = f"the largest class is right in {right:.0%} of the patches"
-    if task == "scene":
-        usual = np.bincount(largest).max() / len(largest)
-        return f"{said}, the most frequent one is in {usual:.0%}"
-    rmse = np.sqrt(((found - truth) ** 2).mean(0)).mean()
-    constant = truth.std(0).mean()
-    return f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {constant:.3f}), {said}"
-
-
 # What is written
 
 
@@ -624,6 +539,21 @@ def say_map(target: Path, mapped: Mapped, model: Model, seconds: float, bar: tqd
         held &= np.isfinite(mapped.truth).all(2)
         compared = compare(mapped.shares[held], mapped.truth[held], model.task)
         bar.write(f"against the truth: {compared}", file=sys.stdout)
+
+
+def compare(found: np.ndarray, truth: np.ndarray, task: str) -> str:
+    """How often the largest class is right, and for fractions how far shares (n, K) are off."""
+    if not len(found):
+        return "no patch has data and a known class in half of its area"
+    largest = truth.argmax(1)
+    right = (found.argmax(1) == largest).mean()
+    said = f"the largest class is right in {right:.0%} of the patches"
+    if task == "scene":
+        usual = np.bincount(largest).max() / len(largest)
+        return f"{said}, the most frequent one is in {usual:.0%}"
+    rmse = np.sqrt(((found - truth) ** 2).mean(0)).mean()
+    constant = truth.std(0).mean()
+    return f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {constant:.3f}), {said}"
 
 
 def write_rows(out: Path, tables: list[pd.DataFrame], suffix: str) -> None:
