@@ -38,7 +38,7 @@ def pretraining_flags(group: argparse._ArgumentGroup) -> None:
         "--init", default="random", help="random, imagenet, or a file of weights to start from"
     )
     flag(
-        group, "--maxpool", True, "of the stem; without it features are twice as fine, at 2.4 times the cost"
+        group, "--maxpool", True, "of the stem; without it features are twice as fine, at 2.3 times the cost"
     )
     group.add_argument("--optimizer", choices=["sgd", "lars", "adam", "adamw"], default="sgd")
     group.add_argument(
