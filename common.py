@@ -354,13 +354,9 @@ def check_value(value: object, action: argparse.Action, where: str) -> object:
 
 def check_one(value: object, action: argparse.Action, where: str) -> object:
     """One value of a flag, by its type and choices; a ConfigError about it begins with `where`."""
-    kind = getattr(action.type, "kind", None)
-    if kind and (isinstance(value, bool) or not isinstance(value, (int, kind))):
-        way = plain(value, kind)
-        hint = f"; YAML reads it as text, write it as {way}, without quotes" if way else ""
-        raise ConfigError(f"{where}: {value!r} is not a {'whole ' if kind is int else ''}number{hint}")
-    if not kind and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
-        raise ConfigError(f"{where}: {value!r} is not a name")
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        kind = {int: "whole number", float: "number"}.get(getattr(action.type, "kind", None), "name")
+        raise ConfigError(f"{where}: {value!r} is not a {kind}")
     if not action.type and isinstance(value, float):  # 1.10 would be the name 1.1
         raise ConfigError(f"{where}: YAML reads {value} as a number: put the name in quotes")
     try:
@@ -370,19 +366,6 @@ def check_one(value: object, action: argparse.Action, where: str) -> object:
     if action.choices and value not in action.choices:
         raise ConfigError(f"{where}: {value!r} is not one of {', '.join(action.choices)}")
     return value
-
-
-def plain(value: object, kind: type) -> str:
-    """The same number as YAML and the command line both read it; blank where the value is none of `kind`."""
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return ""
-    if not math.isfinite(number) or (kind is int and not number.is_integer()):
-        return ""
-    if kind is int:
-        return f"{number:.0f}"
-    return repr(number) if "." in repr(number) else repr(number).replace("e", ".0e")
 
 
 def flags_of(args: argparse.Namespace, parser: Parser) -> dict:
