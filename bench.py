@@ -80,7 +80,7 @@ from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
 from data.tables import load_table
 from models import METHODS
-from models.backbone import build_backbone, compile_backbone
+from models.backbone import build_backbone, compile_backbones
 from models.graph import WARMUP_STEPS, GraphedLearner
 from models.optimisers import can_fuse, make_optimizer
 from models.roofline import images_per_second, training_operations
@@ -538,7 +538,7 @@ def make_learner(case: Case, precision: str, mode: str) -> Learner | GraphedLear
     method = METHODS[case.method](build_backbone(case.arch))
     method.to(case.device, memory_format=torch.channels_last)
     if "compiled" in mode:
-        compile_backbone(method.backbone)
+        compile_backbones(method)
     optimizer = make_optimizer("sgd", method, 1e-4, 0.9, 1e-5, can_fuse(case.device, precision))
     scaler = torch.amp.GradScaler(case.device.type, enabled=precision == "fp16")
     learn = Learner(method, optimizer, scaler, DTYPES[precision])

@@ -325,7 +325,7 @@ def read_yaml(file: Path, parser: Parser) -> dict:
     actions, checked = flag_actions(parser), {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name in NOT_FLAGS or name == "config":
+        if name == "config" or name in NOT_FLAGS - set(actions):  # bench.py has a flag --images
             continue
         if name not in actions:
             near = difflib.get_close_matches(name, actions, 1, 0.0)

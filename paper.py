@@ -364,7 +364,7 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     from data.loader import Plan, TorchLoader
     from models.backbone import build_backbone
     from models.barlow import BarlowTwins
-    from models.optimisers import make_optimizer
+    from models.optimisers import can_fuse, make_optimizer
     from models.step import DTYPES, Learner
     from models.timing import endless, timed_steps
     from models.weights import IMAGENET_MEAN, IMAGENET_STD
@@ -374,7 +374,7 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     images = 512 if device.type == "cuda" else 8  # a step that has begun is waited for
     precision = common.resolve_precision("auto", device)
     method = BarlowTwins(build_backbone()).to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer("sgd", method, 1e-3, 0.9, 0.0)
+    optimizer = make_optimizer("sgd", method, 1e-3, 0.9, 0.0, can_fuse(device, precision))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     learn = Learner(method, optimizer, scaler, DTYPES[precision])
     pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)

@@ -146,7 +146,7 @@ from data.loader import Plan
 from data.opening import Source
 from data.tables import Table, explain_empty
 from models import METHODS
-from models.backbone import build_backbone, compile_backbone, extract_features, ripe_statistics
+from models.backbone import build_backbone, compile_backbones, extract_features, ripe_statistics
 from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
 from models.graph import GraphedLearner
@@ -382,9 +382,7 @@ def build_model(
         synchronise(method, device.type == "cuda")
     method.to(device, memory_format=torch.channels_last)
     if args.compile:
-        for name in ("backbone", "key_backbone"):
-            if hasattr(method, name):
-                compile_backbone(getattr(method, name))
+        compile_backbones(method)
     return method, distributed(method) if ranks > 1 else method
 
 

@@ -46,15 +46,18 @@ def build_backbone(
     return backbone
 
 
-def compile_backbone(backbone: nn.Module) -> None:
-    """torch.compile a backbone, in place: one program for each shape, with the pool's own backward kernel."""
+def compile_backbones(method: nn.Module) -> None:
+    """torch.compile the backbones of a method in place, MoCo's key encoder too: one program for each shape,
+    with the pool's own backward kernel."""
     from torch._inductor import decomposition  # takes seconds
 
     # torch 2.14 replaces that kernel by a scatter in fp32, with atomic additions; 2.10 has no such entry.
     pool = torch.ops.aten.max_pool2d_with_indices_backward.default
     decomposition.decompositions.pop(pool, None)
     decomposition.fast_random_decomps.cache_clear()  # a copy of the table
-    backbone.compile(dynamic=False)
+    for name in ("backbone", "key_backbone"):
+        if hasattr(method, name):
+            getattr(method, name).compile(dynamic=False)
 
 
 def backbone_width(backbone: nn.Module) -> int:

@@ -158,6 +158,7 @@ def test_a_saved_configuration_gives_every_flag_back(name, tmp_path):
             setattr(args, action.dest, not action.default)
     args.seed = 20240101
     args.lr = 0.1 + 0.2
+    args.images = 1000  # of bench.py; config.yaml has a key of the same name
     saved = common.flags_of(args, parser)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
     again = importlib.import_module(name).build_parser()

@@ -25,7 +25,7 @@ import train_ssl
 from common import WeightsError
 from data import images, pixels
 from models import METHODS
-from models.backbone import build_backbone, compile_backbone, ripe_statistics
+from models.backbone import build_backbone, compile_backbones, ripe_statistics
 from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
 from models.step import Learner, Losses
 from models.weights import read_weights
@@ -87,8 +87,9 @@ def test_a_compiled_backbone_has_one_program_a_size_and_none_for_the_checks(tiny
 def test_compiled_the_pool_keeps_its_backward_kernel():
     from torch._inductor.decomposition import select_decomp_table
 
-    backbone = build_backbone()
-    compile_backbone(backbone)
+    method = METHODS["moco"](build_backbone(), hidden=16, out=8)
+    compile_backbones(method)
+    assert method.backbone._compiled_call_impl and method.key_backbone._compiled_call_impl
     assert torch.ops.aten.max_pool2d_with_indices_backward.default not in select_decomp_table()
 
 
