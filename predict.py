@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
-from common import ConfigError, DataError, WeightsError
+from common import ConfigError, DataError
 
 
 def build_parser() -> common.Parser:
@@ -114,8 +114,9 @@ from data.scenes import (
 from data.tables import notes_on_others
 from data.truth import Truth, read_class_map, true_shares
 from models import dense
-from models.backbone import build_backbone, prepare
+from models.backbone import prepare
 from models.probe import probabilities
+from models.saved import Model, load_model
 from plots.maps import Drawn, draw_classes, draw_map, palette
 
 BATCH = 256  # patches a step
@@ -123,18 +124,6 @@ BAND = 1 << 24  # pixels of a scene that are read at once
 OVERVIEW = 1000  # longest side of the scene in pictures, pixels
 GEOTIFFS = (".tif", ".tiff")
 PLACE_COLUMNS = ("file", "row", "column", "x", "y", "class")  # of the CSV, before the classes
-
-
-class Model(NamedTuple):
-    network: nn.Module  # a backbone and a linear head
-    classes: list[str]
-    task: str  # "fraction", or "scene": classes
-    loss: str
-    tile: tuple[int, int]  # height and width of the images it learned from, pixels …
-    size: int  # … and their side in the network
-    mean: list[float]
-    std: list[float]
-    device: torch.device
 
 
 class Job(NamedTuple):
@@ -160,7 +149,7 @@ class Mapped(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device, *_ = common.start_ranks(args.device)
-    model = open_model(args.model, device)
+    model = load_model(args.model, device)
     files = find_files(args.images)
     out = Path(args.out)
     targets = name_targets(out, files)
@@ -187,24 +176,6 @@ def main(argv: list[str] | None = None) -> None:
         finally:  # a signal or a full memory at the last picture does not cost the rows of the others
             write_rows(out, tables, job.suffix)
     report_failures(failed, len(files))
-
-
-def open_model(file: str, device: torch.device) -> Model:
-    """WeightsError if the file is no model of transfer.py."""
-    try:
-        about = torch.load(file, map_location="cpu", weights_only=True)
-        backbone = build_backbone(about["arch"], maxpool=about.get("maxpool", True))
-        classes = list(about["classes"])
-        network = nn.Sequential(backbone, nn.Linear(about["state"]["1.weight"].shape[1], len(classes)))
-        network.load_state_dict(about["state"])
-        place = network.eval().to(device, memory_format=torch.channels_last)
-        settings = (tuple(about["tile"]), about["size"], about["mean"], about["std"])
-        task, loss = about["task"], about["loss"]
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        missing = isinstance(error, KeyError)  # as in backbone.pth, which has no head
-        why = f"has no {error}" if missing else common.first_line(error, 100)
-        raise WeightsError(f"{file}: not a model of transfer.py --save-model ({why})") from None
-    return Model(place, classes, task, loss, *settings, device)
 
 
 # Names

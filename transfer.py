@@ -161,6 +161,7 @@ from models.backbone import backbone_width, build_backbone, extract_features, pr
 from models.diagnostics import votes_f1
 from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
+from models.saved import save_model, score_of, whole_state
 from models.step import DTYPES
 from scores import TASKS, Metrics, Task, measure
 from scores.choice import SETTING, is_solved
@@ -632,15 +633,6 @@ def neighbours(frozen: Frozen, subset: np.ndarray, data: Data, split: str) -> Me
     }
 
 
-def whole_state(backbone: nn.Module | None, head: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Backbone and head as one nn.Sequential has them; nothing where there is no head, or where six
-    numbers an image are no model for predict.py."""
-    if backbone is None or not head:
-        return {}
-    state = {f"0.{key}": value for key, value in backbone.state_dict().items()}
-    return state | {f"1.{key}": value for key, value in head.items()}
-
-
 # Fine-tuning
 
 
@@ -1008,43 +1000,33 @@ def rows_of(key: Key, outcome: Outcome, images: int, seconds: float, commit: str
 def save_best_model(
     out: Path, cell: Cell, outcome: Outcome, data: Data, study: Study, results: Results
 ) -> None:
-    """model-TASK-DATA-INIT.pth, of the cell with the best val metric: all that predict.py needs. `tile`:
-    height and width of the images in pixels, before they are resized to `size`."""
-    mean, std = statistics(cell.init, data)
-    model = {
-        "task": study.task,
-        "classes": data.classes,
-        "loss": study.whole.loss,
-        "arch": study.arch,
-        "maxpool": cell.init.maxpool,
-        "size": study.size,
-        "tile": list(data.pixels.shape[-2:]),
-        "mean": list(mean),
-        "std": list(std),
-        "data": data.name,
-        "init": cell.init.name,
-        "mode": cell.mode,
-        "ratio": cell.ratio,
-        "seed": cell.seed,
-        "score": float(outcome.score),
-        "state": {key: value.cpu() for key, value in outcome.state.items()},
-    }
+    """model-TASK-DATA-INIT.pth, of the cell with the best val metric."""
     file = out / f"model-{study.task}-{data.name}-{cell.init.name}.pth"
     sign = TASKS[study.task].sign
     with results.claim(file.name):
         best = score_of(file)
-        if best is None or sign * model["score"] > sign * best:
-            with common.replacing(file) as partial:
-                torch.save(model, partial)
-
-
-def score_of(file: Path) -> float | None:
-    """The score of a saved model; None where there is none, or a damaged one, which the next model
-    replaces."""
-    try:
-        return float(torch.load(file, map_location="cpu", weights_only=True)["score"])
-    except Exception:  # torch.load raises whatever the damaged bytes lead to
-        return None
+        if best is not None and sign * outcome.score <= sign * best:
+            return
+        mean, std = statistics(cell.init, data)
+        save_model(
+            file,
+            outcome.state,
+            task=study.task,
+            classes=data.classes,
+            loss=study.whole.loss,
+            arch=study.arch,
+            maxpool=cell.init.maxpool,
+            size=study.size,
+            tile=data.pixels.shape[-2:],
+            mean=list(mean),
+            std=list(std),
+            data=data.name,
+            init=cell.init.name,
+            mode=cell.mode,
+            ratio=cell.ratio,
+            seed=cell.seed,
+            score=float(outcome.score),
+        )
 
 
 if __name__ == "__main__":

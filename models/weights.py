@@ -21,6 +21,7 @@ ARCHITECTURES = {
 METADATA_KEY = "pretraining"  # of a state dict's metadata: mean, std, size and maxpool of the pretraining
 OF_IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 TRAVELS = ("mean", "std", "size", "maxpool")
+BACKBONE, HEAD = "0.", "1."  # what begins the keys in a model of transfer.py (models/saved.py)
 # Where others keep a state dict
 NESTED = ("MODEL", "model", "state_dict", "model_state_dict", "teacher", "net", "backbone")
 PREFIXES = (  # that others put before the backbone's keys
@@ -75,8 +76,9 @@ def read_weights(file: str | Path) -> tuple[State, dict]:
     """
     content = load_tensors(file)
     if isinstance(content, dict) and {"state", "arch", "classes"} <= content.keys():  # of transfer.py
-        state = {key[2:]: value for key, value in content["state"].items() if key.startswith("0.")}
-        return state, {key: content[key] for key in TRAVELS}
+        whole = content["state"]
+        state = {key.removeprefix(BACKBONE): whole[key] for key in whole if key.startswith(BACKBONE)}
+        return state, {key: content[key] for key in TRAVELS if key in content}
     about = getattr(content, "_metadata", {}).get(METADATA_KEY, {})
     if isinstance(content, dict) and isinstance(content.get("about"), dict):
         about = content["about"]  # checkpoint.pt

@@ -24,6 +24,7 @@ from data.geotiff import Tiff
 from data.scenes import choose_look, far, grid_of, open_scene, places, read_scale, values_of
 from models import dense
 from models.backbone import build_backbone
+from models.saved import load_model
 from plots.maps import colour_numbers, palette
 
 rasterio = pytest.importorskip(
@@ -656,7 +657,7 @@ def test_dense_agrees_with_patches(model, tmp_path):
     """A patch that is a window gets the network's own answer; all of them go together."""
     scene = open_scene(write(tmp_path / "s.tif", values("uint8", 3, 200, 170)))
     look = choose_look(scene, None, None)
-    opened = predict.open_model(str(model), torch.device("cpu"))
+    opened = load_model(str(model), torch.device("cpu"))
     grid = grid_of(scene, (SIDE, SIDE), 4, border=True)
     with predict.tqdm(disable=True) as bar:
         reference = predict.by_patches(opened, look, grid, bar)
@@ -672,7 +673,7 @@ def test_dense_equals_patches_without_overlap(side, model, tmp_path, monkeypatch
     monkeypatch.setattr(dense, "OVERLAP", 1000)
     scene = open_scene(write(tmp_path / "s.tif", values("uint8", 3, 4 * side, 3 * side)))
     look = choose_look(scene, None, None)
-    opened = predict.open_model(str(model), torch.device("cpu"))._replace(size=side, tile=(side, side))
+    opened = load_model(str(model), torch.device("cpu"))._replace(size=side, tile=(side, side))
     grid = grid_of(scene, (side, side), side, border=True)
     with predict.tqdm(disable=True) as bar:
         reference = predict.by_patches(opened, look, grid, bar)
