@@ -709,8 +709,7 @@ def environment(workers: int, slot: int) -> dict[str, str]:
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     if here > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        env.setdefault("OMP_NUM_THREADS", str(max(1, cores // here)))
+        env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // here)))
     return env
 
 
@@ -1249,9 +1248,27 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
+def cores() -> int:
+    """CPU cores that this process may use: SLURM and taskset leave fewer than the machine has, and so do
+    containers."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
 class FlagLoader(yaml.SafeLoader):
     """YAML as a command line has it: 010, 0x10, 32:48, 1_0 and dates, which YAML 1.1 reads as 8, 16, 1968,
-    10 and dates, stay text. As in common.py, which this file, copied alone, does not have."""
+    10 and dates, stay text, and a key that stands twice is refused. As in common.py, which this file, copied
+    alone, does not have."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [str(key.value).replace("-", "_") for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name} stands twice")
+        return super().construct_mapping(node, deep)
 
 
 NUMBER = "tag:yaml.org,2002:int"
@@ -1262,25 +1279,22 @@ FlagLoader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
-DECIMAL = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)(e[-+][0-9]+)?$|[-+]?\.inf$|\.nan$", re.IGNORECASE)
+DECIMAL = re.compile(
+    r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+)
 FlagLoader.add_implicit_resolver(NUMBER, WHOLE, list("-+0123456789"))
 FlagLoader.add_implicit_resolver(POINT, DECIMAL, list("-+0123456789."))
 
 
 def read_yaml(path: Path) -> dict:
     try:
-        text = path.read_text(encoding="utf-8")
-        content, node = yaml.load(text, FlagLoader), yaml.compose(text, FlagLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), FlagLoader)
     except RecursionError:
         raise ConfigError(f"{path}: not readable as YAML: nested too deep") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {last_lines(str(error), 9)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold names and values")
-    names = [str(key.value).replace("-", "_") for key, _ in node.value]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{path}: {name} stands twice")
     return content
 
 

@@ -4,6 +4,7 @@ named."""
 import ast
 import graphlib
 import importlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 from conftest import ROOT
 
 import common
+import tune
 from models import METHODS
 from models.optimisers import OPTIMISERS
 from models.weights import ARCHITECTURES
@@ -128,6 +130,13 @@ def test_heads_and_the_tuner_copy_alone(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "Linear" in done.stdout, done.stderr
+
+
+def test_what_the_tuner_brings_along_equals_what_the_others_have():
+    assert inspect.getsource(tune.cores) == inspect.getsource(common.cores)
+    ours, theirs = tune.FlagLoader, common.FlagLoader
+    assert ours.yaml_implicit_resolvers == theirs.yaml_implicit_resolvers
+    assert inspect.getsource(ours.construct_mapping) == inspect.getsource(theirs.construct_mapping)
 
 
 def test_the_idea_on_one_screen_runs_in_an_empty_folder(tmp_path, folder):

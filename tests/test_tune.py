@@ -290,7 +290,7 @@ def test_a_trial_gets_a_gpu_a_share_of_the_cores_and_nothing_of_torchrun(monkeyp
     for name, text in given.items():
         monkeypatch.setenv(name, text)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(tune, "cores", lambda: 8)
     env = tune.environment(workers=1, slot=0)
     assert env["CUDA_VISIBLE_DEVICES"] == "6" and env["OMP_NUM_THREADS"] == "4" and env["RANKING"] == "kept"
     assert not {
@@ -512,7 +512,7 @@ def test_bad_input_is_one_line_and_exit_code_2(workplace, monkeypatch, capsys, g
     assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
 
 
-@pytest.mark.parametrize("second", ["lr: [3]", "l-r: [3]"])
+@pytest.mark.parametrize("second", ["lr: [3]", "l-r: [3]", "size: {lr: [3], lr: [4]}"])
 def test_a_flag_that_stands_twice_is_refused(workplace, second):
     Path("twice.yaml").write_text(f"l_r: [1]\nlr: [1, 2]\n{second}\n")
     with pytest.raises(tune.ConfigError, match="l_?r stands twice"):
