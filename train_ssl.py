@@ -485,7 +485,7 @@ def profile(args, loader, learn: Learner, device: torch.device, out: Path) -> No
     found = profile_steps(loader, learn, device, args.profile, out / "trace.json")
     about = {
         "loader": args.loader,
-        "size": args.size,
+        "size": loader.size,
         "batch_size": args.batch_size,
         "precision": args.precision,
     }

@@ -329,9 +329,10 @@ def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namesp
         args.ratios = [] if args.per_class else [5, 10, 25, 50, 100]
     args.seed_list, args.ratios, args.mode = map(unique, (args.seed_list, args.ratios, args.mode))
     args.per_class = unique(args.per_class)
-    args.loss = args.loss if args.task == "fraction" else "softmax"
     args.out = args.out or "runs/transfer"
     common.print_config(args, parser)
+    if args.task == "scene" and args.loss == "bce":
+        raise ConfigError("--loss bce is for --task fraction: an image of --task scene has one class")
     if not args.seed_list:
         raise ConfigError("--seeds 0 leaves nothing to do")
     if not args.ratios and not args.per_class:

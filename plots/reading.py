@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from common import counted, harmless, read_quietly, read_values
-from plots.style import PER_CLASS, SHARE, ordered
+from plots.style import AMOUNTS, PER_CLASS, SHARE, ordered
 from scores import TASKS
 from scores.choice import GROUP, SETTING, without_penalty
 from scores.metrics import is_possible
@@ -210,7 +210,8 @@ def without_repeats(rows: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     differ = rows[values.transform("max") - values.transform("min") > VISIBLE]
     if len(differ):
         last = differ.iloc[-1]
-        cell = f"{last.task} {last['data']} {last.init} {last['mode']} {last.ratio:g} % {last.metric}"
+        amount = AMOUNTS[last.unit].format(last.ratio)
+        cell = f"{last.task} {last['data']} {last.init} {last['mode']} {last.metric}, {amount}"
         folders = " and ".join(sorted(differ.out.unique()))
         warn(
             f"{len(differ)} rows in {folders} differ in nothing but the value, as {cell}: the last counts",

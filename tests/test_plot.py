@@ -1088,6 +1088,9 @@ def test_repeated_rows_count_once(tmp_path, capsys):
         f"warning: 2 rows in {tmp_path.as_posix()} differ in nothing but the value, as scene "
         in capsys.readouterr().err
     )
+    few = [row("scene", "random", "linear", "5/class", 1, "f1_macro", "all", v) for v in (0.5, 0.7)]
+    results(tmp_path, few)
+    assert "f1_macro, 5 images a class: the last counts" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_readable_config_is_still_drawn(tmp_path, capsys):

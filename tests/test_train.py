@@ -418,11 +418,11 @@ def test_imagenet_weights_come_through_torchvisions_api(tmp_path, monkeypatch, t
 
 
 def test_profile_names_the_bottleneck(tiny, tmp_path, capfd):
-    train_ssl.main(["--method", "barlow", *tiny, "--profile", "2"])
+    train_ssl.main(["--method", "barlow", *tiny, "--profile", "2", "--size", "24:32"])
     said = capfd.readouterr()
     assert "bottleneck: the" in said.out and "ERROR" not in said.err
     row = pd.read_csv(tmp_path / "run" / "profile.csv").iloc[0]
-    assert row.loader_images_per_s > row.images_per_s > 0 and 0 < row.data_wait < 1
+    assert row["size"] == 24 and row.loader_images_per_s > row.images_per_s > 0 and 0 < row.data_wait < 1
     assert (tmp_path / "run" / "trace.json").stat().st_size > 1000 and not (
         tmp_path / "run" / "checkpoint.pt"
     ).exists()

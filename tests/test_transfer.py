@@ -457,6 +457,7 @@ def test_bad_weights_names_and_settings(land, folders, snapshot, tmp_path, capsy
     assert "both called random" in bad(capsys, land, out, "--init", "random", "random")
     assert "class fractions" in bad(capsys, folders, out)
     assert "--seeds 0" in bad(capsys, land, out, "--seeds", 0)
+    assert "bce is for --task fraction" in bad(capsys, land, out, "--task", "scene", "--loss", "bce")
     assert "add --mode linear" in bad(capsys, land, out, "--init", "channels", "--mode", "finetune")
     assert not (out / "results.csv").exists()
 
