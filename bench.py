@@ -35,19 +35,21 @@ def build_parser() -> common.Parser:
     parser = common.Parser(__doc__)
     group = parser.add_argument_group("what is measured")
     group.add_argument("--quick", action="store_true", help="one setting, one sentence, within a minute")
-    images = "to tell hours for: as many as train of --data, without it the paper's"
+    images = "an epoch, for the estimated hours: the training images of --data if left out, else the paper's"
     group.add_argument("--images", type=number(int, 1), help=images)
-    epochs = "to tell hours for: 100, without --data the paper's"
+    epochs = "for the estimated hours: 100 if left out, without --data the paper's"
     group.add_argument("--epochs", type=number(int, 1), help=epochs)
     group.add_argument("--data", help="folder of images; the built-in scenes if left out")
     group.add_argument("--size", type=common.side, help="of the views, pixels: 64 and 224 if left out")
-    group.add_argument("--batch-size", type=number(int, 2), help="images a step: what suits the device")
+    group.add_argument("--batch-size", type=number(int, 2), help="images a step: by the device if left out")
     group.add_argument("--method", choices=["barlow", "moco", "simclr", "simsiam"], default="barlow")
     group.add_argument("--arch", choices=["resnet18", "resnet50"], default="resnet18")
     group.add_argument("--picture", metavar="PNG", help="only profile steps, and draw where the time goes")
     group = parser.add_argument_group("how")
     group.add_argument("--repeats", type=number(int, 1), default=3, help="turns of each contender")
-    group.add_argument("--minutes", type=number(float, above=0), default=8.0, help="no turn starts later")
+    group.add_argument(
+        "--minutes", type=number(float, above=0), default=8.0, help="budget: no turn starts after it"
+    )
     group.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -74,8 +76,7 @@ from torchvision import transforms
 
 from data.check import check_files, manifest_of
 from data.fused import available, costs
-from data.images import choose_loader
-from data.loader import Plan, TorchLoader, dali_loader
+from data.loader import Plan, TorchLoader, choose_loader, dali_loader
 from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
 from data.tables import load_table
@@ -704,7 +705,7 @@ def ratios(contenders: list[Contender], results: list[list], setting: Setting) -
     found = []
     for (ours, our_turns), (theirs, their_turns) in itertools.product(both, usual):
         turns = [pair for pair in zip(our_turns, their_turns) if all(isinstance(t, Timed) for t in pair)]
-        each = [ours.images_per_s / theirs.images_per_s for ours, theirs in turns]
+        each = [fast.images_per_s / slow.images_per_s for fast, slow in turns]
         if not each:
             continue
         row = Row("ratio", f"both / usual stack in {theirs.precision}", float(np.median(each)), "")

@@ -9,7 +9,7 @@
 The run directory (--out, runs/<method> by default) holds config.yaml, log.csv, checkpoint.pt (and the one
 before), backbone.pth, views.png and curve.png. The same command on a directory that holds a checkpoint goes
 on from it, with the same data and state, and on a CPU to the same bits. The recipe of the method,
-yaml/METHOD.yaml, goes before the defaults above; --print-config shows what holds.
+yaml/METHOD.yaml, overrides the defaults listed above; --print-config prints the values in force.
 """
 
 import argparse
@@ -141,8 +141,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.augment import Recipe
-from data.images import FEWEST, Images, choose_loader, make_loader, open_images
-from data.loader import Plan
+from data.images import FEWEST, Images, make_loader, open_images
+from data.loader import Loader, Plan, choose_loader
 from data.opening import Source
 from data.tables import Table, explain_empty
 from models import METHODS
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
             images = as_pretrained(images, method.backbone)
             plan = make_plan(args, images, rank, ranks)
             args.loader, why = choose_loader(args.loader, device, source.size, images.nbytes())
-            loader = make_loader(args.loader, images, plan, device, source, loader_options(args))
+            loader = make_loader(args.loader, images, plan, device, source, **loader_options(args))
 
         # Optimiser and precision
         optimizer = build_optimizer(args, method, device)
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         about = about_backbone(args, images)
         progress, found = load_checkpoint(out, parts, config, chosen, images.digest, about)
         stop_epoch = min(args.stop_epoch or args.epochs, args.epochs)
-        say_where_it_stands(progress, found, stop_epoch, args, out)
+        say_where_it_stands(progress, found, stop_epoch, args.epochs, out)
         save = Saver(out, parts, config, about, images.digest, found) if lead else lambda progress: None
         if lead:
             write_beginning(out, config | common.about(device), about, loader, images, fresh=not found)
@@ -361,11 +361,8 @@ def make_plan(args: argparse.Namespace, images: Images, rank: int, ranks: int) -
 
 
 def loader_options(args: argparse.Namespace) -> dict:
-    return {
-        "size": size_at(args.size, 0, args.epochs),
-        "dtype": DTYPES[args.precision],
-        "cache_mb": args.dali_cache,
-    }
+    first = size_at(args.size, 0, args.epochs)
+    return {"size": first, "dtype": DTYPES[args.precision], "cache_mb": args.dali_cache}
 
 
 # Model
@@ -479,7 +476,9 @@ def why_no_votes(table: Table) -> str:
 # Where the time goes
 
 
-def profile(args, loader, learn: Learner, device: torch.device, out: Path) -> None:
+def profile(
+    args: argparse.Namespace, loader: Loader, learn: Learner, device: torch.device, out: Path
+) -> None:
     """Time the loader alone, the model alone and both; say which one limits, and leave profile.csv and
     trace.json."""
     found = profile_steps(loader, learn, device, args.profile, out / "trace.json")
@@ -509,15 +508,18 @@ def about_backbone(args: argparse.Namespace, images: Images) -> dict:
     return {"mean": images.mean, "std": images.std, "size": last_size(args.size), "maxpool": args.maxpool}
 
 
-def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, args, out: Path) -> None:
+def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, epochs: int, out: Path) -> None:
+    """That the run is complete, or from where it goes on."""
     if progress.epoch >= stop_epoch:
         say(f"{out} is complete at epoch {progress.epoch}")
     elif source:
-        where = f"epoch {progress.epoch + 1}/{args.epochs}, {progress.step} steps of it done"
+        where = f"epoch {progress.epoch + 1}/{epochs}, {progress.step} steps of it done"
         say(f"going on from {out / source}: {where}")
 
 
-def write_beginning(out: Path, config: dict, about: dict, loader, images: Images, fresh: bool) -> None:
+def write_beginning(
+    out: Path, config: dict, about: dict, loader: Loader, images: Images, fresh: bool
+) -> None:
     """Write config.yaml and views.png where they are missing or, the former, damaged; for a run that begins
     `fresh` also over those that a run without a checkpoint has left. For one that goes on, config.yaml says
     where its images are now."""
@@ -572,7 +574,9 @@ def check_features(
     return diagnose(features, images.table.labels[images.sample], images.bank, knn)
 
 
-def finish_epoch(out: Path, progress: Progress, backbone, about: dict, save: Saver, due: bool) -> None:
+def finish_epoch(
+    out: Path, progress: Progress, backbone: torch.nn.Module, about: dict, save: Saver, due: bool
+) -> None:
     """Write log.csv; if `due`, or if the last checkpoint is older than BETWEEN_CHECKPOINTS, then backbone.pth
     and last the checkpoint: a run killed in between writes them again."""
     common.write_csv(out / "log.csv", progress.log)

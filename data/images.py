@@ -1,25 +1,18 @@
 """The images of a pretraining: which train, which are sampled for the checks, their mean and deviation, and
 their loader."""
 
-from __future__ import annotations
-
-import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-import common
-from common import ConfigError, DataError
-from data.loader import DecodedLoader, Plan, TorchLoader, dali_loader
+from common import DataError
+from data.loader import Loader, Plan, TorchLoader, dali_loader
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
 from data.splits import stratified_subset
 from data.tables import Table
-
-if TYPE_CHECKING:
-    from data.dali import DaliLoader
 
 BANK, QUERIES = 5000, 2000  # images at most: k-NN neighbours, k-NN queries
 FEWEST = 20  # labelled images among unlabelled ones that vote
@@ -58,8 +51,6 @@ def open_images(source: Source, subset: float, seed: int, batch_size: int, repor
     table, checked = open_table(source, report)
     height, width = common_size(checked)
     train = np.flatnonzero(table.split == "train")
-    if not len(train):
-        raise DataError(f"{table.root}: no image is in the train split")
     train = train[stratified_subset(table.labels[train], subset, seed)]
     if len(train) < batch_size:
         raise DataError(
@@ -98,34 +89,6 @@ def at_most(count: int, rows: np.ndarray) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(rows)[:count])
 
 
-def choose_loader(loader: str, device: torch.device, size: int, nbytes: int) -> tuple[str, str]:
-    """(torch or dali, the reason) for views of `size` px from `nbytes` of decoded pixels."""
-    try:
-        dali = importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:
-        dali = False
-    if loader == "dali" and not dali:
-        raise ConfigError(
-            "--loader dali: NVIDIA DALI is not installed (Linux only, see requirements.txt); "
-            "--loader torch needs none"
-        )
-    if loader != "auto":
-        return loader, "as asked"
-    if not dali:
-        return "torch", "DALI is not installed"
-    if device.type == "cpu":
-        # On one core, DALI's share of torch's CPU time is about 1.1 at 64 px and 0.5 at 224 px
-        large = size >= 128
-        return (
-            ("dali", "its operators are faster on large views")
-            if large
-            else ("torch", "as fast, and decodes once")
-        )
-    if common.fits_on_gpu(nbytes, device):
-        return "torch", f"the decoded pixels, {nbytes / 1e9:.1f} GB, fit on the GPU"
-    return "dali", "the decoded pixels do not fit on the GPU, which decodes faster than the CPU sends"
-
-
 def training_pixels(images: Images, source: Source, share: bool) -> torch.Tensor:
     """uint8 (n, 3, height, width) of the training images, decoded once: of a small set all are in the sample
     already. `share`: one decoded file for all processes."""
@@ -144,18 +107,22 @@ def training_pixels(images: Images, source: Source, share: bool) -> torch.Tensor
 
 
 def make_loader(
-    name: str, images: Images, plan: Plan, device: torch.device, source: Source, options: dict
-) -> TorchLoader | DecodedLoader | DaliLoader:
+    name: str,
+    images: Images,
+    plan: Plan,
+    device: torch.device,
+    source: Source,
+    *,
+    size: int,
+    dtype: torch.dtype,
+    cache_mb: int,
+) -> Loader:
     """The loader `name`, torch or dali: `epoch(epoch, start)` gives (view1, view2) of each step, `size` px
-    wide.
-
-    options: size (of the views, pixels), dtype (of training) and cache_mb (GPU memory for DALI's decoder,
-    MiB).
-    """
-    size, normal = options["size"], (images.mean, images.std)
+    wide, for training in `dtype`. cache_mb: GPU memory for DALI's decoder, MiB."""
+    normal = (images.mean, images.std)
     if name == "torch":
         pixels = training_pixels(images, source, share=plan.ranks > 1)
-        return TorchLoader(pixels, plan, size, *normal, device, options["dtype"])
+        return TorchLoader(pixels, plan, size, *normal, device, dtype)
     files = images.table.files[images.train]
-    about = {"workers": source.workers, "dtype": options["dtype"], "cache_mb": options["cache_mb"]}
+    about = {"workers": source.workers, "dtype": dtype, "cache_mb": cache_mb}
     return dali_loader(images.table.root, files, plan, size, *normal, device, **about)

@@ -23,7 +23,7 @@ from PIL import Image
 import common
 import train_ssl
 from common import WeightsError
-from data import images, pixels
+from data import loader, pixels
 from models import METHODS
 from models.backbone import build_backbone, compile_backbones, ripe_statistics
 from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
@@ -430,13 +430,13 @@ def test_profile_names_the_bottleneck(tiny, tmp_path, capfd):
 
 def test_auto_chooses_a_loader_and_says_why(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: object())
-    assert [images.choose_loader("auto", cpu, size, 10**6)[0] for size in (64, 224)] == ["torch", "dali"]
-    assert images.choose_loader("torch", cpu, 224, 10**6) == ("torch", "as asked")
-    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
-    assert images.choose_loader("auto", cpu, 224, 10**6) == ("torch", "DALI is not installed")
+    monkeypatch.setattr(loader.importlib.util, "find_spec", lambda name: object())
+    assert [loader.choose_loader("auto", cpu, size, 10**6)[0] for size in (64, 224)] == ["torch", "dali"]
+    assert loader.choose_loader("torch", cpu, 224, 10**6) == ("torch", "as asked")
+    monkeypatch.setattr(loader.importlib.util, "find_spec", lambda name: None)
+    assert loader.choose_loader("auto", cpu, 224, 10**6) == ("torch", "DALI is not installed")
     with pytest.raises(common.ConfigError, match="not installed"):
-        images.choose_loader("dali", cpu, 224, 10**6)
+        loader.choose_loader("dali", cpu, 224, 10**6)
 
 
 def test_built_in_scenes_and_the_command_line(tmp_path):
