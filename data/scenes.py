@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,17 +103,20 @@ class Look(NamedTuple):
             values = np.rint(255 * shares.clip(0, 1))
         return np.where(holds, values, 0).astype(np.uint8), holds
 
-    def looked_at(self) -> np.ndarray:
-        """(3, n) values that hold data, from blocks all over the scene; a scene of voids may have none."""
+    def looked_at(self, read: Callable | None = None) -> np.ndarray:
+        """(3, n) values that hold data, from blocks all over the scene; a scene of voids may have none.
+
+        `read` is the look's `values`, the default, or its `read`, which gives what they become.
+        """
         parts = []
         for block in self.scene.blocks():
-            values, holds = self.values(*block)
+            values, holds = (read or self.values)(*block)
             parts.append(values[:, holds])
         return np.concatenate(parts, 1)
 
-    def sample(self) -> np.ndarray:
+    def sample(self, read: Callable | None = None) -> np.ndarray:
         """`looked_at`; DataError where that is nothing."""
-        sample = self.looked_at()
+        sample = self.looked_at(read)
         if not sample.size:
             raise DataError(f"{self.scene.file}: holds no data: all looked at is transparent, nodata or zero")
         return sample
@@ -328,13 +332,7 @@ class Values(NamedTuple):
 
 def values_of(look: Look) -> Values:
     """Of what a model is to see of the scene. DataError if it holds no data."""
-    parts = []
-    for block in look.scene.blocks():
-        pixels, holds = look.read(*block)
-        parts.append(pixels[:, holds])
-    pixels = np.concatenate(parts, 1)
-    if not pixels.size:
-        raise DataError(f"{look.scene.file}: holds no data: all looked at is transparent, nodata or zero")
+    pixels = look.sample(look.read)
     return Values(pixels.mean(1) / 255, pixels.std(1) / 255)
 
 
