@@ -45,8 +45,20 @@ from plots.style import (
 from plots.tables import Sheet
 from scores import TASKS
 
-# Figures and tables of a task by the paper's numbers: ratios, classes, differences, class-wise table.
-STEMS = {"fraction": ("fig4", "fig5", "fig8a", "table5"), "scene": ("fig6", "fig7", "fig8b", "table6")}
+
+class Stems(NamedTuple):
+    """What the figures and tables of a task are called, by the paper's numbers."""
+
+    curve: str  # the metric against the ratio
+    classes: str
+    differences: str  # of the classes, to a baseline
+    table: str  # a row a class
+
+
+STEMS = {
+    "fraction": Stems("fig4", "fig5", "fig8a", "table5"),
+    "scene": Stems("fig6", "fig7", "fig8b", "table6"),
+}
 # What the paper has too: of fine-tuning, and of shares of the labels.
 NUMBERS = {
     "fig3": "Fig. 3",
@@ -254,7 +266,7 @@ def draw_embeddings(embeddings: list[dict], points: int) -> Iterator[Item]:
 def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple]) -> Iterator[Item]:
     """Figs. 4, 5, 8a and Table V, or Table IV, Figs. 6, 7, 8b and Table VI."""
     task, data, test = group.task, group.data, group.test
-    summary, (curve, _, _, table) = numbers.over_seeds(test), STEMS[task]
+    summary, curve, table = numbers.over_seeds(test), STEMS[task].curve, STEMS[task].table
     seeds, label = how_many(summary.n), figures.LABELS[task]
     probed = task == "scene" and (test["mode"] == "linear").any()
     if probed and group.unit == SHARE and group.pretraining is not False:
@@ -321,7 +333,7 @@ def draw_ratios(
 
 def draw_classes(group: Group, reference: str | None, styles: dict[str, tuple]) -> Iterator[Item]:
     """Figs. 5 and 8a, or 7 and 8b: each pretrained initialisation, fine-tuned, against the baselines."""
-    task, (_, classes, gaps, _) = group.task, STEMS[group.task]
+    task, classes, gaps = group.task, STEMS[group.task].classes, STEMS[group.task].differences
     tuned = group.test[group.test["mode"] == "finetune"]
     baselines, summary = numbers.baselines_of(tuned.init, reference), numbers.over_seeds(tuned)
     if not numbers.class_names(numbers.headline(summary, task)):

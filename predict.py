@@ -18,11 +18,13 @@ what --out is called says what becomes of them:
                largest class, in colours
     NAME.png   the scene, the truth if it is known, and the largest class side by side
 
-Of several scenes each has its own NAME-SCENE. Pixels hold no data where they are transparent, or have the
-file's nodata value or zero in all bands; patches with data in less than half of their area are left out
-(nan in NAME.tif, 255 in NAME-classes.tif), and what the others lack is black to the model; a picture of one
-patch keeps the colours below its transparency, as in training. A picture that cannot be read does not cost
-the others: it is listed, and the exit code is 1.
+Of several scenes each has its own NAME-SCENE. A picture that cannot be read does not cost the others: it is
+listed, and the exit code is 1.
+
+Pixels hold no data where they are transparent, or have the file's nodata value or zero in all bands. A patch
+with data in less than half of its area is left out (nan in NAME.tif, 255 in NAME-classes.tif); in the others
+pixels without data are black to the model. A picture that is one patch keeps the colours below its
+transparency, as in training.
 """
 
 import sys

@@ -1145,10 +1145,10 @@ def draw_flag(axis: Axes, search: Search, table: pd.DataFrame, name: str) -> Non
     for rung, rows in table.groupby("rung"):
         axis.plot(values[rows.index], rows[search.metric], "o", alpha=0.7, label=f"epoch {rung}")
     texts = table[name].astype(str)
-    numbers = pd.to_numeric(texts, errors="coerce").notna().all()
-    if numbers and 0 < 20 * values.min() < values.max():
+    numeric = pd.to_numeric(texts, errors="coerce").notna().all()
+    if numeric and 0 < 20 * values.min() < values.max():
         axis.set_xscale("log")
-    if numbers and values.nunique() > 4:
+    if numeric and values.nunique() > 4:
         axis.xaxis.set_major_formatter("{x:g}")
     else:
         places = values.drop_duplicates()

@@ -166,8 +166,11 @@ def digest_of(table: Table, checked: pd.DataFrame) -> str:
 
 
 def stamp_of(root: Path, checked: pd.DataFrame) -> str:
-    """16 hex digits that change with any file: with its size and date, an older one too, as `cp -p` and
-    `rsync -t` leave it, and with the disk's own date of the change, as archives fix the other."""
+    """16 hex digits that change when any file does.
+
+    Size and mtime are not enough: `cp -p` and `rsync -t` restore an older mtime, archives set a fixed one. So
+    ctime, which nobody sets, counts too.
+    """
     digest = hashlib.sha256(checked[["bytes", "mtime_ns"]].to_numpy().tobytes())
     changed = [os.stat(root / file).st_ctime_ns for file in checked.file]
     digest.update(np.array(changed, np.int64).tobytes())

@@ -148,7 +148,7 @@ def find_lists(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def list_splits(file: Path) -> set[str]:
-    """The splits named in a list's name, as words or at least as parts of one; one is usual."""
+    """The splits that a list's file name mentions, usually one: as a word, else as part of a word."""
     stem = file.stem.casefold()
     words = {SPLITS[word] for word in re.findall(r"[^\W\d_]+", stem) if word in SPLITS}
     found = words or {name for name in NAMES if name in stem}

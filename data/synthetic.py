@@ -17,8 +17,6 @@ says little. A scene depends on (seed, layout, class or split, number) and on no
 
 import csv
 import shutil
-import signal
-import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -623,7 +621,7 @@ def build_parser() -> common.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Write scenes as the command line says."""
     flags = build_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which removes the unfinished folder
+    common.exit_on_signals(lambda: f"nothing is left of {flags.out}")
     count = flags.count if flags.count is not None else 1 if flags.layout == "scene" else 2900
     try:
         write_scenes(flags.out, flags.layout, count, flags.size, flags.seed, flags.quality)

@@ -45,7 +45,7 @@ def projector(width: int) -> nn.Sequential:
 device = "cuda" if torch.cuda.is_available() else "cpu"
 generator = torch.Generator().manual_seed(0)
 images = read(Path(sys.argv[1] if sys.argv[1:] else "PATCHES"))
-mean, std = ((images / 255).mean((0, 2, 3)).tolist(), (images / 255).std((0, 2, 3)).tolist())
+std, mean = (values.tolist() for values in torch.std_mean(images / 255, (0, 2, 3)))
 
 backbone = torchvision.models.resnet18()
 backbone.fc = nn.Identity()

@@ -11,7 +11,7 @@ from torch import nn
 
 from common import ConfigError, first_line, read_quietly, replacing, say
 
-# Where the images are and what splits them; which they are, the digest of the data tells
+# Where the images lie and what splits them. That they are the same images, the digest of the data checks.
 PLACE = ("data", "splits", "split")
 # Flags that do not change what is learned: a run may go on with others
 NO_EFFECT = {

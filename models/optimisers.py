@@ -64,7 +64,7 @@ OPTIMISERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "a
 
 
 def can_fuse(device: torch.device, precision: str) -> bool:
-    """Whether to take `fused` steps: on a GPU, but in fp16, whose scaler may leave a first step out."""
+    """Whether to take `fused` steps: on a GPU, except in fp16, where the scaler may skip the first step."""
     return device.type == "cuda" and precision != "fp16"
 
 
@@ -78,7 +78,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Optimiser `name` (a key of OPTIMISERS) over the trainable weights; `momentum` is Adam's beta1.
 
-    `fused` takes a step in a few kernels, on a GPU in full precision or bf16; LARS has its own way to.
+    `fused` takes a step in a few kernels, on a GPU in full precision or bf16. LARS ignores it: its steps are
+    fused already.
 
     Norms and biases do not decay. A `predictor` has groups of its own, `constant`: their rate does not follow
     the schedule (X. Chen and K. He, SimSiam, section 4.2) and stays at the model's `predictor_rate` times lr.

@@ -107,9 +107,11 @@ def mean_over_ranks(value: float, ranks: int, device: torch.device) -> float:
 
 
 class StopFlag:
-    """Whether a signal asks any rank to stop: SIGTERM, SIGINT (a second one interrupts at once) and SIGUSR1,
-    SLURM's warning before the time is up; and whether rank 0 is due to save. All ranks hear of it at the same
-    step; nobody waits, as the answer is a step old."""
+    """Whether to stop: a signal has reached any rank. Whether to save: rank 0 says that it is time.
+
+    The signals are SIGTERM, SIGINT (a second one interrupts at once) and SIGUSR1, SLURM's warning before the
+    time is up. All ranks get the answer at the same step, one step later, so that nobody waits.
+    """
 
     def __init__(self, ranks: int):
         self.ranks, self.caught = ranks, []

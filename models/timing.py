@@ -75,8 +75,10 @@ def timed_steps(
     patience: float = float("inf"),
     name: str = "",
 ) -> Timed:
-    """Run step(batch) for `steps` batches or until `seconds` are over, after `warmup` steps that are not
-    timed, or fewer when `patience` seconds are over after the first, which starts workers and compiles.
+    """Run step(batch) for `steps` batches or until `seconds` are over.
+
+    `warmup` untimed steps come first. They end early once `patience` seconds have passed since the first of
+    them, which is not counted, as it starts workers and compiles.
 
     A batch is a sequence whose first item has a row for each image. The clock starts and stops with an idle
     device. A bar called `name` follows the steps on a terminal.

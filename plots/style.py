@@ -8,7 +8,7 @@ PAPER_IMAGES, PAPER_EPOCHS = 175_381, 500  # of the paper's pretraining (section
 METHODS = ["barlow", "moco", "simclr", "simsiam"]
 NOT_PRETRAINED = ["random", "channels", "imagenet"]  # what transfer.py's --init knows by name
 
-# How a ratio in results.csv is meant: its axis, one of them in words, and the column of a table.
+# Labels of a ratio in results.csv by its unit: the axis, one value in words, the column of a table.
 SHARE, PER_CLASS = "%", "/class"
 AXES = {
     SHARE: "train ratio (% of the training images, log scale)",

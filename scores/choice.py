@@ -46,7 +46,8 @@ def is_solved(rows: pd.DataFrame | pd.Series | dict) -> pd.Series | bool:
 
 def without_penalty(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with 0 for the weight decay of solved heads: their penalty is an outcome, not a setting."""
-    return rows.assign(weight_decay=rows.weight_decay.mask(is_solved(rows), rows.lr))
+    zero = rows.lr  # of a solved head, as a number or as text, whichever the rows hold
+    return rows.assign(weight_decay=rows.weight_decay.mask(is_solved(rows), zero))
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:

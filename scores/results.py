@@ -59,8 +59,7 @@ class Results:
             fcntl.lockf(self.lock, fcntl.LOCK_UN, 1, place)
 
     def read(self) -> pd.DataFrame:
-        """All whole rows, as text, of a repeated one the last; a file of other columns is refused with
-        ConfigError."""
+        """All complete rows, as text; of repeated rows the last. ConfigError if the columns differ."""
         content = self.whole_lines()
         if not content:
             return pd.DataFrame(columns=COLUMNS, dtype=str)
