@@ -31,7 +31,8 @@ import yaml
 import common
 from common import ConfigError, DataError, WeightsError, number
 from data.splits import split_counts
-from data.tables import Table, explain_empty, load_table, training_subsets
+from data.subsets import training_subsets
+from data.tables import Table, explain_empty, load_table
 from plots.report import write_report
 from plots.style import MEAN, METHODS, PAPER_MEAN, name_of, stem_of
 

@@ -156,7 +156,8 @@ from tqdm import tqdm
 from data.augment import Recipe, draw, view
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
-from data.tables import Table, explain_empty, training_subsets
+from data.subsets import training_subsets
+from data.tables import Table, explain_empty
 from models.backbone import backbone_width, build_backbone, extract_features, prepare
 from models.diagnostics import votes_f1
 from models.optimisers import learning_rate, make_optimizer, set_rate

@@ -11,7 +11,7 @@ from common import DataError
 from data.loader import Loader, Plan, TorchLoader, dali_loader
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
-from data.splits import stratified_subset
+from data.subsets import stratified_subset
 from data.tables import Table
 
 BANK, QUERIES = 5000, 2000  # images at most: k-NN neighbours, k-NN queries

@@ -51,31 +51,6 @@ def split_classes(labels: np.ndarray, seed: int = SEED, shares: tuple[float, ...
     return split
 
 
-# Shares and numbers of the training images
-
-
-def stratified_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Sorted positions of a share (0-1] of labels (n,): the same share of each class, rounded, at least one
-    image."""
-    keep = []
-    for label in np.unique(labels):
-        count = np.count_nonzero(labels == label)
-        keep.append(shuffled_rows(labels, label, seed)[: max(1, round(fraction * count))])
-    return np.sort(np.concatenate(keep))
-
-
-def per_class_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Sorted positions of `count` images of each class of labels (n,), -1 aside; all of a class that has
-    fewer."""
-    classes = np.unique(labels[labels >= 0])
-    return np.sort(np.concatenate([shuffled_rows(labels, label, seed)[:count] for label in classes]))
-
-
-def shuffled_rows(labels: np.ndarray, label: int, seed: int) -> np.ndarray:
-    """The positions of one class in an order of (seed, class): a larger subset holds the smaller ones."""
-    return np.random.default_rng([seed, label + 1]).permutation(np.flatnonzero(labels == label))
-
-
 # Other people's lists
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from data.opening import stamp_of, statistics_of
 from data.pixels import channel_statistics, common_size, decode, load_pixels
-from data.splits import split_classes, split_counts, stratified_subset
+from data.splits import split_classes, split_counts
+from data.subsets import stratified_subset
 from data.tables import DataError, load_table
 
 TABLE_II = [

@@ -18,7 +18,8 @@ from data.folders import Folder
 from data.names import LAND_NAMES, PURE_NAMES, class_name, land_names
 from data.opening import Source, digest_of, open_table
 from data.splits import coordinates
-from data.tables import DataError, explain_empty, load_table, read_tree, training_subsets
+from data.subsets import training_subsets
+from data.tables import DataError, explain_empty, load_table, read_tree
 
 
 def source(root, tmp_path, **options):
