@@ -32,6 +32,7 @@ PLACED = {tiff.PIXEL_SCALE, tiff.TIE_POINT, tiff.TRANSFORM, tiff.GDAL_NODATA}
 RASTER_TYPE, MODEL_TYPE, GEOGRAPHIC, PROJECTED = 1025, 1024, 2048, 3072  # GeoTIFF keys
 MOST_BANDS = 65535  # their number is 16 bits wide
 KINDS = {1: "u", 2: "i", 3: "f"}  # sample format -> numpy's letter
+BITS_OF = {"u": {8, 16, 32, 64}, "i": {8, 16, 32, 64}, "f": {16, 32, 64}}
 NONE, LZW, JPEG, ADOBE_DEFLATE, DEFLATE = 1, 5, 7, 8, 32946
 PREDICTED = {LZW, ADOBE_DEFLATE, DEFLATE, 34925, 50000}  # the others know no predictor
 BY_PILLOW = {LZW, 32773, 34925, 50000}  # LZW, PackBits, LZMA, Zstandard: as pictures of bytes
@@ -117,14 +118,18 @@ class Tiff:
 
     def sample_type(self) -> np.dtype:
         """The type of the numbers in the file; DataError for complex, mixed or odd ones."""
-        bits, formats = set(self.tags.get(tiff.BITS, (1,))), set(self.tags.get(tiff.SAMPLE_FORMAT, (1,)))
+        bits = set(self.tags.get(tiff.BITS, (1,)))
+        formats = set(self.tags.get(tiff.SAMPLE_FORMAT, (1,)))
         kind = KINDS.get(min(formats))
-        known = {"u": {8, 16, 32, 64}, "i": {8, 16, 32, 64}, "f": {16, 32, 64}}.get(kind, set())
-        if len(bits) > 1 or len(formats) > 1 or not bits <= known:
-            what = f"{'/'.join(map(str, sorted(bits)))} bits a sample"
-            if kind is None or len(formats) > 1:
-                what = "complex numbers" if min(formats) > 4 else "numbers of no type, or of several"
-            raise DataError(f"{self.file}: has {what}: {self.translate('-ot Float32')}")
+        odd = None
+        if min(formats) > 4:
+            odd = "complex numbers"
+        elif kind is None or len(formats) > 1:
+            odd = "numbers of no type, or of several"
+        elif len(bits) > 1 or not bits <= BITS_OF[kind]:
+            odd = f"{'/'.join(map(str, sorted(bits)))} bits a sample"
+        if odd:
+            raise DataError(f"{self.file}: has {odd}: {self.translate('-ot Float32')}")
         return np.dtype(f"{kind}{min(bits) // 8}")
 
     def translate(self, options: str = "-co COMPRESS=DEFLATE") -> str:

@@ -97,8 +97,10 @@ def noise(
 ) -> np.ndarray:
     """Gaussian field (H, W), mean 0, variance 1; amplitude falls as frequency^-slope above 1/wavelength
     (Matérn)."""
-    fy, fx, angle = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]), rng.uniform(0, np.pi)
-    along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
+    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])
+    angle = rng.uniform(0, np.pi)
+    along = np.cos(angle) * fx + np.sin(angle) * fy
+    across = np.cos(angle) * fy - np.sin(angle) * fx
     amplitude = (1 + wavelength**2 * ((stretch * along) ** 2 + across**2)) ** (-slope / 2)
     white = rng.standard_normal((*amplitude.shape, 2), np.float32).view(np.complex64)[..., 0]
     field = np.fft.irfft2(np.float32(amplitude) * white, shape)
@@ -372,10 +374,14 @@ LEVEL_N1 = {  # Land-1.0's four classes -> the columns of the ten that they hold
 
 def bare(shape: tuple[int, int], rng: np.random.Generator, season: float) -> Land:
     """A land (H, W) without layers, turned and shifted at random; `season` goes from 0, wet, to 1, dry."""
-    (y, x), angle = np.indices(shape, np.float32), rng.uniform(0, 2 * np.pi)
+    y, x = np.indices(shape, np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
     cos, sin, du, dv = np.float32([np.cos(angle), np.sin(angle), *rng.uniform(0, 99, 2)])
-    u, v, scale = cos * x + sin * y + du, cos * y - sin * x + dv, np.exp(rng.uniform(-0.3, 0.3))
-    return Land(rng, u, v, scale, season, np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32))
+    u = cos * x + sin * y + du
+    v = cos * y - sin * x + dv
+    scale = np.exp(rng.uniform(-0.3, 0.3))
+    colour, height = np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32)
+    return Land(rng, u, v, scale, season, colour, height)
 
 
 def grow(recipe: Recipe, shape: tuple[int, int], rng: np.random.Generator, season: float) -> Land:
@@ -437,9 +443,11 @@ def mixed_scene(
     classes = rng.choice(len(MIXED), count, p=weights / weights.sum())
     for cell in np.unique(number):
         box = tuple(slice(hit.min(), hit.max() + 1) for hit in np.nonzero(number == cell))
-        inside, looks = number[box] == cell, MIXED[MIXED_CLASSES[classes[cell]]][1]
+        inside = number[box] == cell
+        _, looks = MIXED[MIXED_CLASSES[classes[cell]]]
         patch = grow(looks[rng.integers(len(looks))], inside.shape, rng, land.season)
-        land.colour[box][inside], land.height[box][inside] = patch.colour[inside], patch.height[inside]
+        land.colour[box][inside] = patch.colour[inside]
+        land.height[box][inside] = patch.height[inside]
     return photograph(land), classes[number]
 
 

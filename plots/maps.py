@@ -26,9 +26,15 @@ VALUES = {"fraction": "fraction of the patch", "scene": "probability"}  # task -
 
 def palette(classes: int) -> list[str]:
     """A colour for each class, #rrggbb, by its number alone, so that two maps can be set side by side."""
-    more = range(len(COLOURS), classes)
-    turned = [to_hex(hsv_to_rgb((k * GOLDEN % 1, (0.45, 0.8)[k % 2], (0.9, 0.65)[k // 2 % 2]))) for k in more]
-    return [*COLOURS[:classes], *turned]
+    return [*COLOURS[:classes], *(further_colour(k) for k in range(len(COLOURS), classes))]
+
+
+def further_colour(number: int) -> str:
+    """Pale and strong, light and dark by turns, of hues that are far from each other."""
+    hue = number * GOLDEN % 1
+    saturation = (0.45, 0.8)[number % 2]
+    value = (0.9, 0.65)[number // 2 % 2]
+    return to_hex(hsv_to_rgb((hue, saturation, value)))
 
 
 class Drawn(NamedTuple):
