@@ -76,7 +76,7 @@ from torchvision import transforms
 
 from data.check import check_files, manifest_of
 from data.fused import available, costs
-from data.loader import Plan, TorchLoader, choose_loader, dali_loader
+from data.loader import Loader, Plan, TorchLoader, choose_loader, dali_loader
 from data.pixels import common_size, load_pixels
 from data.synthetic import write_scenes
 from data.tables import load_table
@@ -496,19 +496,24 @@ def has_dali(case: Case) -> bool:
 
 def best_kind(case: Case) -> str:
     """The loader that train_ssl.py's `--loader auto` takes for these images, and what makes its views."""
-    nbytes = case.images.pixels[0].nbytes * case.images.of_all
-    kind, _why = choose_loader("auto", case.device, case.setting.size, nbytes)
+    kind, _why = choose_loader("auto", case.device, case.setting.size, bytes_of_all(case))
     return "fused" if kind == "torch" and available(case.device) else kind
 
 
-def make_loader(case: Case, kind: str, dtype: torch.dtype):
+def bytes_of_all(case: Case) -> int:
+    """Of all training images, decoded: those that are measured are a sample of them."""
+    return case.images.pixels[0].nbytes * case.images.of_all
+
+
+def make_loader(case: Case, kind: str, dtype: torch.dtype) -> Loader:
     """A loader of train_ssl.py: views of pixels by torch or the fused kernels, or of files by DALI."""
     images, (size, batch_size) = case.images, case.setting
     plan = Plan(len(images.files), batch_size, *images.pixels.shape[-2:])
     if kind == "dali":
         options = {"dtype": dtype, "workers": case.workers}
         return dali_loader(images.root, images.files, plan, size, MEAN, STD, case.device, **options)
-    loader = TorchLoader(images.pixels, plan, size, MEAN, STD, case.device, dtype)
+    about = {"dtype": dtype, "nbytes": bytes_of_all(case)}
+    loader = TorchLoader(images.pixels, plan, size, MEAN, STD, case.device, **about)
     loader.fused = kind == "fused"
     return loader
 
@@ -787,7 +792,9 @@ def quick(case: Case, images: int, epochs: int) -> str:
     for name, (stream, step) in parts.items():
         rates[name] = timed(stream, step, case.device).images_per_s
         say(f"  {name}: {rates[name]:,.0f} images/s")
-    if mode == "graph":
+    if mode == "graph" and learn.refused:
+        say("no CUDA graph could be captured: these were eager steps")
+    elif mode == "graph":
         say("these steps are those of train_ssl.py --graph; --compile, a minute of it, makes them faster yet")
     return sentence(rates, images, epochs)
 

@@ -3,8 +3,8 @@
     plan = Plan(len(pixels), 256, *pixels.shape[-2:])
     for view1, view2 in TorchLoader(pixels, plan, 224, mean, std, torch.device("cuda")).epoch(0): ...
 
-Nothing here has a state: a run that resumes at any step, and any number of ranks, sees the same images in the
-same views.
+Nothing here has a state: a run that resumes at any step sees the same images in the same views. So do two
+ranks and one process, where the ranks divide the images of a step; else fewer are shown.
 
 On a GPU nothing is waited for. A thread draws the numbers of the steps to come and packs them into pinned
 memory; one copy takes them over. The pixels stay on the GPU where they fit, else the thread copies them
@@ -102,7 +102,8 @@ class Step(NamedTuple):
 class TorchLoader:
     """Views of uint8 pixels (n, 3, H, W), which stay on `device` where they fit (`common.fits_on_gpu`).
 
-    mean and std are three numbers each, in units of the range 0-1; `dtype` is that of training.
+    mean and std are three numbers each, in units of the range 0-1; `dtype` is that of training. `nbytes`: of
+    the whole set, where pixels are a sample that stands for it, as in bench.py.
     """
 
     def __init__(
@@ -114,11 +115,12 @@ class TorchLoader:
         std: Sequence[float],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        nbytes: int | None = None,
     ):
         self.plan, self.device = plan, device
         self.size = size  # of the views, pixels: may be changed between epochs
         self.normal, self.dtype, self.fused = (mean, std), dtype, available(device)
-        self.resident = device.type == "cpu" or fits_on_gpu(pixels.nbytes, device)
+        self.resident = device.type == "cpu" or fits_on_gpu(nbytes or pixels.nbytes, device)
         self.pixels = pixels.to(device) if self.resident else pixels
         self.side = None if self.resident else torch.cuda.Stream(device)
 

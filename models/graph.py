@@ -76,7 +76,8 @@ def capture(learner: Learner, views: tuple[torch.Tensor, ...]) -> Captured:
     """Record a backward pass without running it. Gradients must be None, as after `Learner.update`."""
     fixed = tuple(view.clone(memory_format=torch.preserve_format) for view in views)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the loader's thread goes on
+    usual = torch.cuda.stream(torch.cuda.current_stream())  # a capture that is refused leaves its own behind
+    with usual, torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the loader's thread goes on
         loss = learner.backward(fixed)
     gradients = [(p, p.grad) for p in learner.model.parameters() if p.grad is not None]
     return Captured(graph.replay, fixed, loss, gradients)

@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+import types
 
 import numpy as np
 import pandas as pd
@@ -199,7 +200,10 @@ def test_the_loader_is_chosen_by_all_images_not_by_those_that_are_read(tiny, mon
     args = bench.build_parser().parse_args([*tiny, "--images", "1000000"])
     case = bench.make_case(Setting(32, 8), args, torch.device("cpu"))
     assert bench.best_kind(case) == "dali"
-    assert asked == [1_000_000 * case.images.pixels[0].nbytes]
+    every = 1_000_000 * case.images.pixels[0].nbytes
+    assert asked == [every]
+    monkeypatch.setattr(bench, "TorchLoader", lambda *words, **about: types.SimpleNamespace(**about))
+    assert bench.make_loader(case, "torch", torch.float32).nbytes == every
 
 
 def test_quick_takes_fewer_images_a_step_where_a_step_takes_long(tiny, capsys, monkeypatch):

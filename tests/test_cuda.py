@@ -191,6 +191,14 @@ def test_after_a_refused_capture_steps_run_where_all_else_does(monkeypatch):
     graphed(tuple(torch.randn(2, 8, 3, 12, 12)))
 
 
+def test_a_rank_without_a_gpu_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(common.ConfigError, match="rank 2 has no GPU, torch sees 2 GPUs: lower"):
+        common.start_ranks("auto")
+
+
 def test_a_gpu_older_than_torch_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_90"])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "Tesla V100")
