@@ -1,6 +1,8 @@
 """ResNet backbones from torchvision: built, and turned into features. Weights: models/weights.py."""
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -10,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as TF
 
+from common import ConfigError
 from models.weights import imagenet_weights, load_weights, read_weights
 
 BATCH = 256  # images that go through a frozen backbone at once
@@ -51,6 +54,9 @@ def compile_backbones(method: nn.Module) -> None:
     with the pool's own backward kernel."""
     from torch._inductor import decomposition  # takes seconds
 
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        raise ConfigError(f"--compile: there is no {' or '.join(compilers)}: install one, or leave it out")
     # torch 2.14 replaces that kernel by a scatter in fp32, with atomic additions; 2.10 has no such entry.
     pool = torch.ops.aten.max_pool2d_with_indices_backward.default
     decomposition.decompositions.pop(pool, None)

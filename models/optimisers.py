@@ -17,7 +17,7 @@ class LARS(torch.optim.Optimizer):
     """SGD whose step is scaled, weight by weight, to the weight's norm (Y. You et al., 2017), in the variant
     of Barlow Twins' own code: the decay is part of the gradient whose norm divides.
 
-    Biases and norms are not scaled. Each operator runs once over all weights (`torch._foreach_*`): a
+    Biases and norms are not scaled. The operators run over all weights at once (`torch._foreach_*`): a
     ResNet-18 has 60 of them, and one at a time they are 600 launches a step.
     """
 
