@@ -202,7 +202,10 @@ def common_flags(parser: Parser, size: Callable = side) -> None:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=number(int, 1, 10**6), default=100, help="times through the images")
     group.add_argument(
-        "--batch-size", type=number(int, 2, 2**16), default=256, help="images per step, of all ranks together"
+        "--batch-size",
+        type=number(int, 2, 65535),  # blocks that a CUDA grid has along its second axis
+        default=256,
+        help="images per step, of all ranks together",
     )
     group.add_argument("--lr", type=number(float, above=0, high=1000), default=0.1, help="rate after warm-up")
     group.add_argument(
@@ -686,6 +689,10 @@ def start_ranks(device: str) -> tuple[torch.device, int, int]:
     local = int(os.environ.get("LOCAL_RANK", 0))
     place = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
+        if local >= torch.cuda.device_count():
+            there = counted(torch.cuda.device_count(), "GPU")
+            why = f"has no GPU, torch sees {there}: lower --nproc_per_node"
+            raise ConfigError(f"torchrun: rank {local} {why}")
         refuse_old_gpu(place)
         torch.cuda.set_device(place)
         torch.backends.cudnn.benchmark = True
@@ -719,6 +726,14 @@ def rank_zero_first(rank: int, ranks: int) -> Iterator[None]:
         dist.barrier()
     yield
     if ranks > 1 and not rank:
+        dist.barrier()
+
+
+def meet(ranks: int) -> None:
+    """Wait until all ranks have come here."""
+    import torch.distributed as dist
+
+    if ranks > 1:
         dist.barrier()
 
 

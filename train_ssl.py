@@ -151,7 +151,7 @@ from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
 from models.diagnostics import COLLAPSED, DIAGNOSED, diagnose, has_collapsed
 from models.graph import GraphedLearner
 from models.optimisers import can_fuse, learning_rate, make_optimizer, set_rate
-from models.step import DTYPES, Learner, Losses, StopFlag, mean_over_ranks
+from models.step import DTYPES, Learner, Losses, StopFlag, dtype_of_eval, mean_over_ranks
 from models.sync_norm import synchronise
 from models.timing import Watch, profile_steps
 from models.weights import save_backbone
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         config = common.flags_of(args, parser)
         learn = Learner(model, optimizer, scaler, dtype, args.accumulate)
         learn = GraphedLearner(learn) if args.graph else learn
-        tell(config, images, args, why)
+        tell(config, images, plan, args, why)
         if args.profile:
             return profile(args, loader, learn, device, out)
 
@@ -351,7 +351,8 @@ def make_plan(args: argparse.Namespace, images: Images, rank: int, ranks: int) -
         recipe=recipe,
         parts=args.accumulate,
     )
-    if plan.largest() * ranks // args.accumulate < 2:
+    together = 1 if args.method == "moco" else ranks  # MoCo's key encoder normalises on each rank
+    if plan.largest() * together // args.accumulate < 2:
         parts = f" of {args.accumulate} parts (--accumulate)" if args.accumulate > 1 else ""
         raise ConfigError(
             f"--batch-size {args.batch_size} cuts {plan.images} images into {plan.steps()} steps{parts}, "
@@ -427,7 +428,7 @@ def build_optimizer(
 # What is said
 
 
-def tell(config: dict, images: Images, args: argparse.Namespace, why: str) -> None:
+def tell(config: dict, images: Images, plan: Plan, args: argparse.Namespace, why: str) -> None:
     """Say the resolved flags, and what the run makes of its data."""
     say("\n".join(f"{key}: {value}" for key, value in config.items() if value is not None))
     if args.data is None:
@@ -445,7 +446,11 @@ def tell(config: dict, images: Images, args: argparse.Namespace, why: str) -> No
         say(f"k-NN checks: off: {why_no_votes(images.table)}")
     say(f"loader: {args.loader} ({why})")
     if args.accumulate > 1:
-        say(f"accumulate: BatchNorm and negatives see {args.batch_size // args.accumulate} images at a time")
+        part = plan.largest() * plan.ranks // args.accumulate
+        say(f"accumulate: BatchNorm and negatives see {part} images at a time")
+    if plan.shown() < 0.95 * plan.images:
+        left = f"{plan.images - plan.shown():,} of {plan.images:,} images are left over in each epoch"
+        say(f"note: {left}, other ones each time: all steps and parts are of one size")
 
 
 def size_line(size: int | str, images: Images) -> str:
@@ -546,6 +551,8 @@ def make_bar(epochs: int, images: int, progress: Progress, steps: int, lead: boo
 
 
 def end_by_signal(stop: StopFlag, out: Path, epoch: int, epochs: int, step: int, steps: int) -> None:
+    """Leave together: torchrun kills, after 30 seconds, those that are left when the first has gone."""
+    common.meet(stop.ranks)  # rank 0 has saved
     say(
         f"stopped by a signal in epoch {epoch + 1}/{epochs} after step {step + 1}/{steps}; "
         f"{out / 'checkpoint.pt'} is there: the same command goes on"
@@ -559,16 +566,14 @@ def end_by_signal(stop: StopFlag, out: Path, epoch: int, epochs: int, step: int,
 def check_features(
     backbone: torch.nn.Module, images: Images, args: argparse.Namespace, dtype: torch.dtype, knn: bool
 ) -> dict[str, float | None]:
-    """`diagnose` the sample. A training in fp16 does it in fp32: in eval mode features overflow while the
-    running statistics are young."""
-    dtype = torch.float32 if dtype == torch.float16 else dtype
+    """`diagnose` the sample."""
     rows = np.arange(len(images.pixels) if knn else min(images.bank, DIAGNOSED))
     size = last_size(args.size)
     # To compile for evaluation takes longer than these few batches do.
     eager = torch.compiler.set_stance("force_eager") if args.compile else contextlib.nullcontext()
     with eager, ripe_statistics(backbone):
         features = extract_features(
-            backbone, images.pixels, size, images.mean, images.std, dtype=dtype, rows=rows
+            backbone, images.pixels, size, images.mean, images.std, dtype=dtype_of_eval(dtype), rows=rows
         )
     features = features.to(next(backbone.parameters()).device)  # a GPU does the rest sooner as well
     return diagnose(features, images.table.labels[images.sample], images.bank, knn)
@@ -578,7 +583,9 @@ def finish_epoch(
     out: Path, progress: Progress, backbone: torch.nn.Module, about: dict, save: Saver, due: bool
 ) -> None:
     """Write log.csv; if `due`, or if the last checkpoint is older than BETWEEN_CHECKPOINTS, then backbone.pth
-    and last the checkpoint: a run killed in between writes them again."""
+    and last the checkpoint: a run killed in between writes them again. ConfigError, and nothing is written,
+    where the weights are not finite."""
+    save.refuse_not_finite(progress.epoch)
     common.write_csv(out / "log.csv", progress.log)
     file = out / "checkpoint.pt"
     if due or not file.exists() or time.time() - file.stat().st_mtime > BETWEEN_CHECKPOINTS:

@@ -163,7 +163,7 @@ from models.diagnostics import votes_f1
 from models.optimisers import learning_rate, make_optimizer, set_rate
 from models.probe import VOTERS, Axes, linear_heads, nearest, principal_axes, probabilities
 from models.saved import save_model, score_of, whole_state
-from models.step import DTYPES
+from models.step import DTYPES, dtype_of_eval
 from scores import TASKS, Metrics, Task, measure
 from scores.choice import SETTING, is_solved
 from scores.metrics import ALL, rows_of_a_cell
@@ -698,7 +698,7 @@ def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None
         keep_statistics=keep_statistics,
         advance=advance,
     )
-    judge = Judge(pictures, data, study.task, study.whole.loss, study.dtype)
+    judge = Judge(pictures, data, study.task, study.whole.loss, dtype_of_eval(study.dtype))
     return choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
 
 
@@ -739,7 +739,8 @@ def train(
 
     The model is the same object each time. The order of the images is drawn from `seed`, `dtype` is
     autocast's; with `keep_statistics` BatchNorm normalises by the statistics it came with, as in eval mode.
-    Nothing in a step waits for a GPU. ConfigError where the loss of an epoch is not finite.
+    Nothing in a step waits for a GPU, but for fp16's scaler. ConfigError where the loss of an epoch is not
+    finite.
     """
     device, place = next(model.parameters()).device, samples.targets.device
     optimizer = make_optimizer("sgd", model, training.lr, training.momentum, training.weight_decay)
@@ -820,6 +821,9 @@ class Judge(NamedTuple):
     def __call__(self, model: nn.Module, split: str) -> tuple[np.ndarray, Metrics]:
         rows = self.data.rows[split]
         predicted = predict(model, self.samples, rows, self.loss, self.dtype)
+        if not np.isfinite(predicted).all():
+            why = "lower the learning rate; the cells before are kept"
+            raise ConfigError(f"the predictions are not finite: {why}")
         return predicted, measure(self.task, self.data.targets[rows].numpy(), predicted, self.data.classes)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from common import ConfigError, first_line, read_quietly, replacing, say
@@ -30,6 +31,9 @@ NO_EFFECT = {
     "graph",
 }
 KEPT = {"model", "optimizer", "scaler", "rng", "progress", "config", "digest"}  # in a whole checkpoint
+
+
+LOWER = "lower --lr (or, of SimSiam, --predictor-rate) or raise --warmup-epochs"  # what helps against it
 
 
 class Parts(NamedTuple):
@@ -65,7 +69,17 @@ class Saver:
         self.good = found == self.file.name  # else what is there, if anything, could not be read
         self.identity = {"config": config, "about": about, "digest": digest}
 
+    def refuse_not_finite(self, epoch: int) -> None:
+        """ConfigError, and a row without a loss in log.csv, where a step of `epoch` (from 1), whose loss may
+        have been finite, has left weights that are not."""
+        tensors = [value for value in self.parts.method.state_dict().values() if value.is_floating_point()]
+        if not torch.stack([value.isfinite().all() for value in tensors]).all():
+            leave_blank_row(self.file.with_name("log.csv"), epoch)
+            raise ConfigError(f"the weights are not finite in epoch {epoch}: {LOWER}; {kept(self.file)}")
+
     def __call__(self, progress: Progress) -> None:
+        """Write the checkpoint. ConfigError, and nothing is written, where the weights are not finite."""
+        self.refuse_not_finite(progress.epoch + (progress.step > 0))
         state = {
             "model": self.parts.method.state_dict(),
             "optimizer": self.parts.optimizer.state_dict(),
@@ -78,6 +92,23 @@ class Saver:
             if self.good and self.file.exists():
                 os.replace(self.file, previous_of(self.file))
         self.good = True
+
+
+def leave_blank_row(log: Path, epoch: int) -> None:
+    """Add the epoch's row, without a loss, for tune.py to read. A run that goes on rewrites it."""
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else ["epoch,loss"]
+    if not lines[-1].startswith(f"{epoch},"):
+        lines.append(f"{epoch}" + "," * lines[0].count(","))
+    with replacing(log) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def kept(file: Path) -> str:
+    """What a run that diverges leaves to go on from."""
+    what = "the last good checkpoint stays" if file.exists() else "there is no checkpoint yet"
+    return f"{what} in {file.parent}"
 
 
 def previous_of(file: Path) -> Path:
@@ -116,12 +147,21 @@ def load_checkpoint(
             )
     try:
         parts.method.load_state_dict(state["model"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        parts.scaler.load_state_dict(state["scaler"])
+        load_optimizer(parts.optimizer, state["optimizer"])
+        if state["scaler"]:  # blank of a run in another precision than fp16
+            parts.scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(f"{file} does not fit this model ({first_line(error)}): remove it") from None
     torch.set_rng_state(state["rng"].cpu())
     return Progress(**state["progress"]), file.name
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load `state`, but for whether a step is fused: that goes by the device, which may be another now."""
+    for saved, own in zip(state["param_groups"], optimizer.param_groups):
+        if "fused" in own:
+            saved["fused"] = own["fused"]
+    optimizer.load_state_dict(state)
 
 
 def refuse_other(out: Path, config: dict, chosen: set[str]) -> None:

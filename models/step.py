@@ -7,10 +7,17 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from common import ConfigError, replacing
+from common import ConfigError
+from models.checkpoint import LOWER, kept, leave_blank_row
 
 CHECK_STEPS = 50  # between looks at whether the loss is finite
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of --precision
+
+
+def dtype_of_eval(dtype: torch.dtype) -> torch.dtype:
+    """That in which a training in `dtype` looks at its model: in eval mode, and in fp16, features overflow
+    while the running statistics are young."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 class Learner(NamedTuple):
@@ -75,26 +82,10 @@ class Losses:
         if step < 0:
             return
         leave_blank_row(self.out / "log.csv", self.epoch + 1)
-        kept = (
-            "the last good checkpoint stays"
-            if (self.out / "checkpoint.pt").exists()
-            else "there is no checkpoint yet"
-        )
         raise ConfigError(
-            f"the loss is not finite at epoch {self.epoch + 1}, step {step + 1}: lower --lr (or, of SimSiam, "
-            f"--predictor-rate) or raise --warmup-epochs; {kept} in {self.out}"
+            f"the loss is not finite at epoch {self.epoch + 1}, step {step + 1}: {LOWER}; "
+            f"{kept(self.out / 'checkpoint.pt')}"
         )
-
-
-def leave_blank_row(log: Path, epoch: int) -> None:
-    """Add the epoch's row, without a loss, for tune.py to read. A run that goes on rewrites it."""
-    if dist.is_initialized() and dist.get_rank() > 0:
-        return
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else ["epoch,loss"]
-    if not lines[-1].startswith(f"{epoch},"):
-        lines.append(f"{epoch}" + "," * lines[0].count(","))
-    with replacing(log) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def mean_over_ranks(value: float, ranks: int, device: torch.device) -> float:

@@ -4,6 +4,7 @@ runs."""
 import copy
 import os
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch.multiprocessing as mp
 from conftest import script
 from torch.nn.parallel import DistributedDataParallel
 
+import train_ssl
 from models import METHODS
 from models.backbone import build_backbone
 from models.step import Losses, StopFlag, mean_over_ranks
@@ -56,7 +58,8 @@ def work(rank, file, results):
         losses = [torch.empty_like(found["loss"]) for _ in range(RANKS)]
         dist.all_gather(losses, found["loss"])
         torch.save(found | {"loss": torch.stack(losses).mean()}, f"{results}/{name}-{rank}.pt")
-    torch.save({"heard": heard(rank), "loss": loss_of_all(rank)}, f"{results}/step-{rank}.pt")
+    step = {"heard": heard(rank), "loss": loss_of_all(rank), "left": left_at(rank)}
+    torch.save(step, f"{results}/step-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -70,6 +73,20 @@ def heard(rank):
             os.kill(os.getpid(), signal.SIGUSR1)
         answers.append(flag.ask(due=step < 2))
     return answers, flag.exit_code()
+
+
+def left_at(rank):
+    """When a rank leaves after a signal, and when rank 0, which takes a while to save, was done."""
+    flag, saved = StopFlag(RANKS), torch.zeros((), dtype=torch.float64)
+    flag.caught.append(signal.SIGUSR1)
+    if rank == 0:
+        time.sleep(0.5)
+        saved += time.time()
+    with pytest.raises(SystemExit) as end:
+        train_ssl.end_by_signal(flag, Path(), 0, 1, 0, 1)
+    left = time.time()
+    dist.broadcast(saved, 0)
+    return left >= float(saved), end.value.code
 
 
 def loss_of_all(rank):
@@ -108,6 +125,10 @@ def test_all_ranks_stop_and_save_at_the_same_step(ranks):
     stop, save, nothing = (True, False), (False, True), (False, False)
     expected = [nothing, save, nothing, nothing, stop, stop], 128 + signal.SIGUSR1
     assert ranks("step", 0)["heard"] == ranks("step", 1)["heard"] == expected
+
+
+def test_no_rank_leaves_before_the_checkpoint_is_written(ranks):
+    assert ranks("step", 0)["left"] == ranks("step", 1)["left"] == (True, 128 + signal.SIGUSR1)
 
 
 def test_a_checkpoint_keeps_the_mean_loss_of_all_ranks(ranks):

@@ -250,6 +250,26 @@ def test_what_auto_chose_binds_no_later_start():
         load({"loader": "dali", "lr": 0.2}, {"loader"})
 
 
+def test_a_run_goes_on_in_another_precision_and_fused_as_its_device_is(monkeypatch):
+    """The scaler is blank of bf16, and `fused` is of the machine."""
+    method = torch.nn.Linear(2, 2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    content = {"config": {}, "digest": "d", "model": method.state_dict(), "rng": torch.get_rng_state()}
+    content |= {"progress": vars(Progress(epoch=3)), "about": {"mean": [0], "std": [1]}}
+
+    def load(saved: dict, fused: bool, others: bool | None) -> tuple[float, bool]:
+        begun = torch.optim.AdamW(method.parameters(), 0.1, fused=others)
+        whole = content | {"optimizer": begun.state_dict(), "scaler": saved}
+        monkeypatch.setattr("models.checkpoint.read_checkpoint", lambda out: (out / "checkpoint.pt", whole))
+        parts = Parts(method, torch.optim.AdamW(method.parameters(), 0.1, fused=fused), scaler)
+        load_checkpoint(common.ROOT, parts, {}, set(), "d", content["about"])
+        return scaler.get_scale(), parts.optimizer.param_groups[0]["fused"]
+
+    assert load({}, fused=True, others=None) == (8.0, True)
+    other = torch.amp.GradScaler("cpu", init_scale=16.0).state_dict()
+    assert load(other, fused=False, others=True) == (16.0, False)
+
+
 def train_on(place: Path, pictures: dict[str, tuple[int, int]]) -> None:
     """An epoch on pictures: folder -> how many, and the least of their values, which range over 50."""
     rng = np.random.default_rng(0)

@@ -245,6 +245,25 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_p
     assert (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].startswith("2,,")  # for tune.py
 
 
+def test_weights_that_are_not_finite_are_no_checkpoint(tiny, tmp_path, capsys, monkeypatch):
+    """The last step of an epoch may leave such weights by a loss that is finite."""
+    train_ssl.main(["--method", "simclr", *tiny, "--stop-epoch", "1"])
+    kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("checkpoint.pt", "backbone.pth")}
+    update = Learner.update
+
+    def diverge(learner):
+        update(learner)
+        with torch.no_grad():
+            learner.model.backbone.conv1.weight[0, 0, 0, 0] = float("inf")
+
+    monkeypatch.setattr(train_ssl.Plan, "steps", lambda self: 1)
+    monkeypatch.setattr(Learner, "update", diverge)
+    error = refused(capsys, train_ssl.main, "--method", "simclr", *tiny)
+    assert "the weights are not finite in epoch 2: lower --lr" in error and "last good checkpoint" in error
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
+    assert (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].startswith("2,,")
+
+
 def test_a_training_in_fp16_is_looked_at_in_fp32():
     """Young statistics let features grow beyond what fp16 holds."""
     backbone = build_backbone()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -739,6 +740,14 @@ def test_a_loss_that_is_not_finite_names_the_epoch_and_the_rate():
     training = transfer.Training(0.5, 0.9, 0, 2, 4, "softmax")
     with pytest.raises(ConfigError, match="not finite in epoch 1: lower the learning rate, now 0.5"):
         list(transfer.train(nn.Linear(2, 2), points, np.arange(8), training, seed=0))
+
+
+def test_predictions_that_are_not_finite_are_refused_not_counted_as_the_first_class():
+    points = Points(torch.full((8, 2), float("inf")), torch.eye(2).repeat(4, 1))
+    data = types.SimpleNamespace(rows={"val": np.arange(8)}, targets=points.targets, classes=["a", "b"])
+    judge = transfer.Judge(points, data, "scene", "softmax", torch.float32)
+    with pytest.raises(ConfigError, match="predictions are not finite: lower the learning rate"):
+        judge(nn.Linear(2, 2), "val")
 
 
 @pytest.mark.parametrize("task", ["fraction", "scene"])
