@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
             progress = Progress(epoch + 1, 0, [*progress.log, row])
             if lead:
                 finish_epoch(out, progress, method.backbone, about, save, checks or epoch + 1 == stop_epoch)
-                bar.write(describe(row, args.epochs))
+                bar.write(describe(row, args.epochs, device))
             progress.seconds = watch.seconds() - row["seconds"]  # of files: the next row's
         bar.close()
         if lead:
@@ -494,11 +494,14 @@ def profile(
         "precision": args.precision,
     }
     common.write_csv(out / "profile.csv", [about | found])
+    if loader.size < last_size(args.size):
+        large = last_size(args.size)
+        say(f"these are views of {loader.size} px; the last fifth of the epochs sees {large} px")
     alone, model = found["loader_images_per_s"], found["model_images_per_s"]
     say(
         f"loader alone {alone:.0f} img/s, model alone {model:.0f} img/s, "
         f"both {found['images_per_s']:.0f} img/s, "
-        f"{100 * found['data_wait']:.1f} % of the time waiting for data, "
+        f"{waiting(found['data_wait'], device)}, "
         f"peak memory {found['peak_memory_gb']:.2f} GB\n"
         f"bottleneck: {'the loader' if alone < model else 'the model'}; trace: {out / 'trace.json'}"
         f"{hint_of_load()}"
@@ -594,7 +597,7 @@ def finish_epoch(
         save(progress)
 
 
-def describe(row: dict, epochs: int) -> str:
+def describe(row: dict, epochs: int, device: torch.device) -> str:
     """A line on an epoch, for people."""
     shown = {name: f"  {name} {row[name]:.3g}" if row[name] is not None else "" for name in COLLAPSED}
     knn = "" if row["knn_macro_f1"] is None else f"  k-NN macro F1 {row['knn_macro_f1']:.3f}"
@@ -602,13 +605,20 @@ def describe(row: dict, epochs: int) -> str:
     text = (
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} (chance {row['chance_loss']:.4f})"
         f"{shown['feature_std']}{shown['effective_rank']}{knn}  "
-        f"{row['images_per_s']:.0f} img/s, {100 * row['data_wait']:.0f} % waiting"
+        f"{row['images_per_s']:.0f} img/s, {waiting(row['data_wait'], device)}"
     )
     if has_collapsed(row):
         text += "\nwarning: the features have collapsed: every image looks the same; change the recipe"
     if row["feature_std"] is None:
         text += "\nwarning: the features are not finite, so they were not looked at; lower --lr"
     return text + hint_of_load()
+
+
+def waiting(share: float, device: torch.device) -> str:
+    """The share of its time that the host spends in the loader. On a GPU that is no lack of data: views are
+    launched there, and the host waits there when its queue of launches is full."""
+    percent = f"{100 * share:.0f} %"
+    return f"host {percent} in the loader" if device.type == "cuda" else f"{percent} waiting"
 
 
 def hint_of_load() -> str:

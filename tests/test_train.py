@@ -93,6 +93,26 @@ def test_compiled_the_pool_keeps_its_backward_kernel():
     assert torch.ops.aten.max_pool2d_with_indices_backward.default not in select_decomp_table()
 
 
+def test_compilers_that_are_not_there_are_named(monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(common.ConfigError, match="--compile: there is no /nowhere/"):
+        compile_backbones(METHODS["moco"](build_backbone(), hidden=16, out=8))
+
+
+def test_a_step_of_one_image_a_rank_is_refused_of_moco_alone(tmp_path):
+    """The norms of two ranks are one, but for those of MoCo's key encoder."""
+    images = types.SimpleNamespace(train=range(81), height=32, width=32)
+
+    def largest(method, ranks):
+        words = ["--method", method, "--out", str(tmp_path), "--batch-size", "3"]
+        args = train_ssl.read_flags(train_ssl.build_parser(), words)
+        return train_ssl.make_plan(args, images, 0, ranks).largest()
+
+    assert (largest("simsiam", 2), largest("moco", 1)) == (1, 3)
+    with pytest.raises(common.ConfigError, match="BatchNorm cannot train on one image"):
+        largest("moco", 2)
+
+
 def test_a_backbone_of_other_bands():
     assert build_backbone(in_channels=4)(torch.randn(2, 4, 64, 64)).shape == (2, 512)
 
@@ -308,8 +328,9 @@ def test_collapse_is_announced():
         "images_per_s": 1,
         "data_wait": 0,
     }
-    assert "warning: the features have collapsed" in train_ssl.describe(row, 2)
-    assert "warning" not in train_ssl.describe(row | {"feature_std": 0.4}, 2)
+    assert "warning: the features have collapsed" in train_ssl.describe(row, 2, torch.device("cpu"))
+    assert "warning" not in train_ssl.describe(row | {"feature_std": 0.4}, 2, torch.device("cpu"))
+    assert "waiting" not in train_ssl.describe(row, 2, torch.device("cuda"))
 
 
 def test_each_image_of_a_small_set_is_decoded_once(tiny, monkeypatch):
@@ -439,6 +460,7 @@ def test_imagenet_weights_come_through_torchvisions_api(tmp_path, monkeypatch, t
 def test_profile_names_the_bottleneck(tiny, tmp_path, capfd):
     train_ssl.main(["--method", "barlow", *tiny, "--profile", "2", "--size", "24:32"])
     said = capfd.readouterr()
+    assert "views of 24 px; the last fifth of the epochs sees 32 px" in said.out
     assert "bottleneck: the" in said.out and "ERROR" not in said.err
     row = pd.read_csv(tmp_path / "run" / "profile.csv").iloc[0]
     assert row["size"] == 24 and row.loader_images_per_s > row.images_per_s > 0 and 0 < row.data_wait < 1
