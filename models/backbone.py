@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -54,7 +55,8 @@ def compile_backbones(method: nn.Module) -> None:
     with the pool's own backward kernel."""
     from torch._inductor import decomposition  # takes seconds
 
-    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "gcc", "clang"]
+    given = os.environ.get("CXX") or os.environ.get("CC")
+    compilers = shlex.split(given)[:1] if given else ["g++", "clang++", "gcc", "clang"]
     if not any(map(shutil.which, compilers)):
         raise ConfigError(f"--compile: there is no {' or '.join(compilers)}: install one, or leave it out")
     # torch 2.14 replaces that kernel by a scatter in fp32, with atomic additions; 2.10 has no such entry.

@@ -31,9 +31,7 @@ NO_EFFECT = {
     "graph",
 }
 KEPT = {"model", "optimizer", "scaler", "rng", "progress", "config", "digest"}  # in a whole checkpoint
-
-
-LOWER = "lower --lr (or, of SimSiam, --predictor-rate) or raise --warmup-epochs"  # what helps against it
+LOWER = "lower --lr (or, of SimSiam, --predictor-rate) or raise --warmup-epochs"  # where numbers overflow
 
 
 class Parts(NamedTuple):
