@@ -17,20 +17,17 @@ class Task(NamedTuple):
     """Which metrics a task has, and which of them decides."""
 
     metric: str  # over all classes; its best value on val chooses epochs, penalties, settings and models
+    sign: int  # of that metric: +1 where higher is better, -1 where lower is
     per_class: str  # its parts, one a class
     overall: tuple[str, ...]  # every metric over all classes, in the order of results.csv
     of_features: tuple[str, ...]  # and of --mode linear alone: the votes of nearest neighbours
     tabled: tuple[str, ...]  # columns of a class-wise table before the classes
 
-    @property
-    def sign(self) -> int:
-        """+1 where a higher value of the deciding metric is better, -1 where a lower one is."""
-        return sign_of(self.metric)
-
 
 TASKS = {
     "fraction": Task(
         metric="rmse",
+        sign=-1,
         per_class="rmse",
         overall=("rmse", "rmse_pooled", "mae", "r2"),
         of_features=(),
@@ -38,6 +35,7 @@ TASKS = {
     ),
     "scene": Task(
         metric="f1_macro",
+        sign=+1,
         per_class="f1",
         overall=("f1_micro", "f1_macro", "f1_weighted", "accuracy"),
         of_features=("knn_f1_macro", "knn5_accuracy"),
