@@ -392,7 +392,7 @@ def attempt(contender: Contender) -> Timed | Exception:
     """One run. A card may be too small for it, or a compiler missing: that is a result as well."""
     try:
         return contender.run()
-    except common.UserError:
+    except common.DataError:
         raise
     except Exception as error:
         return error

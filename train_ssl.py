@@ -586,8 +586,8 @@ def finish_epoch(
     out: Path, progress: Progress, backbone: torch.nn.Module, about: dict, save: Saver, due: bool
 ) -> None:
     """Write log.csv; if `due`, or if the last checkpoint is older than BETWEEN_CHECKPOINTS, then backbone.pth
-    and last the checkpoint: a run killed in between writes them again. ConfigError, and nothing is written,
-    where the weights are not finite."""
+    and last the checkpoint: a run killed in between writes them again. ConfigError, and no weights are
+    written, where they are not finite."""
     save.refuse_not_finite(progress.epoch)
     common.write_csv(out / "log.csv", progress.log)
     file = out / "checkpoint.pt"

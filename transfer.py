@@ -822,7 +822,7 @@ class Judge(NamedTuple):
         rows = self.data.rows[split]
         predicted = predict(model, self.samples, rows, self.loss, self.dtype)
         if not np.isfinite(predicted).all():
-            why = "lower the learning rate; the cells before are kept"
+            why = "lower the learning rate, or try --precision fp32; the cells before are kept"
             raise ConfigError(f"the predictions are not finite: {why}")
         return predicted, measure(self.task, self.data.targets[rows].numpy(), predicted, self.data.classes)
 

@@ -55,10 +55,7 @@ def compile_backbones(method: nn.Module) -> None:
     with the pool's own backward kernel."""
     from torch._inductor import decomposition  # takes seconds
 
-    given = os.environ.get("CXX") or os.environ.get("CC")
-    compilers = shlex.split(given)[:1] if given else ["g++", "clang++", "gcc", "clang"]
-    if not any(map(shutil.which, compilers)):
-        raise ConfigError(f"--compile: there is no {' or '.join(compilers)}: install one, or leave it out")
+    refuse_without_compiler(next(method.parameters()).is_cuda)
     # torch 2.14 replaces that kernel by a scatter in fp32, with atomic additions; 2.10 has no such entry.
     pool = torch.ops.aten.max_pool2d_with_indices_backward.default
     decomposition.decompositions.pop(pool, None)
@@ -66,6 +63,15 @@ def compile_backbones(method: nn.Module) -> None:
     for name in ("backbone", "key_backbone"):
         if hasattr(method, name):
             getattr(method, name).compile(dynamic=False)
+
+
+def refuse_without_compiler(cuda: bool) -> None:
+    """ConfigError where what torch.compile writes could not be compiled: Triton's C for a GPU, else C++."""
+    variable, usual = ("CC", ["gcc", "clang"]) if cuda else ("CXX", ["g++"])
+    given = os.environ.get(variable)
+    compilers = shlex.split(given)[:1] if given else usual
+    if not any(map(shutil.which, compilers)):
+        raise ConfigError(f"--compile: there is no {' or '.join(compilers)}: install one, or leave it out")
 
 
 def backbone_width(backbone: nn.Module) -> int:

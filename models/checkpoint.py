@@ -76,7 +76,7 @@ class Saver:
             raise ConfigError(f"the weights are not finite in epoch {epoch}: {LOWER}; {kept(self.file)}")
 
     def __call__(self, progress: Progress) -> None:
-        """Write the checkpoint. ConfigError, and nothing is written, where the weights are not finite."""
+        """Write the checkpoint. ConfigError, and none is written, where the weights are not finite."""
         self.refuse_not_finite(progress.epoch + (progress.step > 0))
         state = {
             "model": self.parts.method.state_dict(),
@@ -96,9 +96,10 @@ def leave_blank_row(log: Path, epoch: int) -> None:
     """Add the epoch's row, without a loss, for tune.py to read. A run that goes on rewrites it."""
     if dist.is_initialized() and dist.get_rank() > 0:
         return
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else ["epoch,loss"]
-    if not lines[-1].startswith(f"{epoch},"):
-        lines.append(f"{epoch}" + "," * lines[0].count(","))
+    head, *rows = log.read_text(encoding="utf-8").splitlines() if log.exists() else ["epoch,loss"]
+    earlier = {str(before) for before in range(epoch)}
+    rows = [row for row in rows if row.split(",")[0] in earlier]
+    lines = [head, *rows, f"{epoch}" + "," * head.count(",")]
     with replacing(log) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

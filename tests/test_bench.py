@@ -113,6 +113,11 @@ def test_a_mistake_of_the_user_is_no_result():
         bench.take_turns([contender("model", [bench.common.DataError("no such folder")])], 1, Clock(60))
 
 
+def test_a_missing_compiler_costs_the_compiled_rows_alone():
+    error = bench.common.ConfigError("--compile: there is no g++")
+    assert bench.take_turns([contender("model", [error])], 1, Clock(60)) == [[error]]
+
+
 def test_ratios_are_taken_within_a_turn():
     pair = [contender("both", []), contender("usual", [])]
     (row,) = bench.ratios(pair, [[at(20), at(90), at(40)], [at(10), at(30), at(20)]], SETTING)

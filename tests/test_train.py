@@ -25,7 +25,7 @@ import train_ssl
 from common import WeightsError
 from data import loader, pixels
 from models import METHODS
-from models.backbone import build_backbone, compile_backbones, ripe_statistics
+from models.backbone import build_backbone, compile_backbones, refuse_without_compiler, ripe_statistics
 from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
 from models.step import Learner, Losses
 from models.weights import read_weights
@@ -94,9 +94,13 @@ def test_compiled_the_pool_keeps_its_backward_kernel():
 
 
 def test_compilers_that_are_not_there_are_named(monkeypatch):
-    monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(common.ConfigError, match="--compile: there is no /nowhere/"):
+    monkeypatch.setenv("CC", "/nowhere/gcc")  # of a GPU alone
+    refuse_without_compiler(cuda=False)
+    monkeypatch.setenv("CXX", "/nowhere/g++ -O2")
+    with pytest.raises(common.ConfigError, match="--compile: there is no /nowhere/g..: install one"):
         compile_backbones(METHODS["moco"](build_backbone(), hidden=16, out=8))
+    with pytest.raises(common.ConfigError, match="there is no /nowhere/gcc"):
+        refuse_without_compiler(cuda=True)
 
 
 def test_a_step_of_one_image_a_rank_is_refused_of_moco_alone(tmp_path):
@@ -276,12 +280,17 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tiny, tmp_path, capsys, m
         with torch.no_grad():
             learner.model.backbone.conv1.weight[0, 0, 0, 0] = float("inf")
 
+    with (tmp_path / "run" / "log.csv").open("a") as log:
+        log.write(
+            "3,0.5,,,,,,,,,\n"
+        )  # of a process that was killed later, and of which no checkpoint is left
     monkeypatch.setattr(train_ssl.Plan, "steps", lambda self: 1)
     monkeypatch.setattr(Learner, "update", diverge)
     error = refused(capsys, train_ssl.main, "--method", "simclr", *tiny)
     assert "the weights are not finite in epoch 2: lower --lr" in error and "last good checkpoint" in error
     assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
-    assert (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].startswith("2,,")
+    epochs = [line.split(",")[:2] for line in (tmp_path / "run" / "log.csv").read_text().splitlines()[2:]]
+    assert epochs == [["2", ""]]
 
 
 def test_a_training_in_fp16_is_looked_at_in_fp32():
