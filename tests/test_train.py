@@ -281,9 +281,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tiny, tmp_path, capsys, m
             learner.model.backbone.conv1.weight[0, 0, 0, 0] = float("inf")
 
     with (tmp_path / "run" / "log.csv").open("a") as log:
-        log.write(
-            "3,0.5,,,,,,,,,\n"
-        )  # of a later epoch, whose checkpoints are gone
+        log.write("3,0.5,,,,,,,,,\n")  # of a later epoch, whose checkpoints are gone
     monkeypatch.setattr(train_ssl.Plan, "steps", lambda self: 1)
     monkeypatch.setattr(Learner, "update", diverge)
     error = refused(capsys, train_ssl.main, "--method", "simclr", *tiny)
