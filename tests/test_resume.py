@@ -14,15 +14,9 @@ from conftest import ROOT
 from test_train import wait_for
 
 import train_ssl
+from models import METHODS
 
-CASES = [
-    ("barlow", "torch"),
-    ("moco", "torch"),
-    ("simclr", "torch"),
-    ("simsiam", "torch"),
-    ("moco", "dali"),
-    ("barlow", "dali"),
-]
+CASES = [*((method, "torch") for method in METHODS), ("moco", "dali"), ("barlow", "dali")]
 
 
 @pytest.mark.parametrize("method, loader", CASES)
