@@ -77,8 +77,8 @@ from torchvision import transforms
 from data.check import check_files, manifest_of
 from data.fused import available, costs
 from data.loader import Loader, Plan, TorchLoader, choose_loader, dali_loader
+from data.opening import Source, built_in_scenes
 from data.pixels import common_size, load_pixels
-from data.synthetic import write_scenes
 from data.tables import load_table
 from models import METHODS
 from models.backbone import build_backbone, compile_backbones
@@ -328,7 +328,8 @@ def make_case(setting: Setting, args: argparse.Namespace, device: torch.device) 
 
 def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
     """`count` images of --data, or built-in scenes of `size` px, some of them several times."""
-    root = Path(args.data) if args.data else built_in(Path(args.cache), size)
+    built_in = Source(None, "pure", SCENES, size, Path(args.cache), args.workers, skip_bad_files=False)
+    root = Path(args.data) if args.data else built_in_scenes(built_in)
     table = load_table(root)
     step = -(-len(table.files) // (QUICK_FILES if args.quick else MOST_FILES))
     files = list(table.files[::step])
@@ -342,14 +343,6 @@ def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
     rows = np.resize(np.arange(len(files)), count)
     of_all = args.images or (int((table.split == "train").sum()) if args.data else PAPER_IMAGES)
     return Images(table.root, files[rows], pixels[torch.from_numpy(rows)], of_all)
-
-
-def built_in(cache: Path, size: int) -> Path:
-    root = cache / f"bench-scenes-{size}"
-    if not root.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        write_scenes(root, count=SCENES, size=size)
-    return root
 
 
 # Measurements
