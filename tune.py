@@ -93,7 +93,7 @@ def build_parser() -> Parser:
     add("--min-epochs", type=number(int, 1), default=1, help="the first rung")
     add("--max-epochs", type=number(int, 1), default=9, help="the last rung; the schedule is planned for it")
     add("--workers", type=number(int, 1), help="trials at a time: one a GPU or rank, or one")
-    add("--metric", help="column of log.csv or metric of summary.csv: knn_macro_f1, or rmse")
+    add("--metric", help="column of log.csv or metric of summary.csv: knn_macro_f1; rmse, of scenes f1_macro")
     add("--seeds-per-trial", type=number(int, 1), default=1, help="runs a trial, each with a seed of its own")
     add("--budget-minutes", type=number(float, 0), help="of training a run; past it a run is stopped")
     add("--seconds-per-epoch", type=number(float, 0), help="for the time left, in place of measured ones")
@@ -236,7 +236,7 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
         trials=draw_trials(swept, args.trials, args.seed),
         rungs=rungs,
         eta=args.eta,
-        metric=args.metric or ("knn_macro_f1" if "stop_epoch" in options else "rmse"),
+        metric=args.metric or default_metric(options, set_to("task", passed, fixed)),
         out=args.out,
         workers=args.workers or (1 if WORLD > 1 else max(1, len(visible_gpus()))),
         first_seed=first_seed,
@@ -244,6 +244,12 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
         budget=math.inf if args.budget_minutes is None else 60 * args.budget_minutes,
         check_every=check_every if type(check_every) is int else 0,
     )
+
+
+def default_metric(options: dict[str, str], task: list[str]) -> str:
+    if "stop_epoch" in options:
+        return "knn_macro_f1"
+    return "f1_macro" if task == ["scene"] else "rmse"
 
 
 def refuse_wrong_flags(search: Search) -> None:

@@ -619,6 +619,21 @@ def test_dry_run_of_the_projects_grids_tells_the_plan_and_writes_nothing(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    "words, metric",
+    [
+        (["--method", "moco"], "knn_macro_f1"),
+        (["--script", str(ROOT / "transfer.py")], "rmse"),
+        (["--script", str(ROOT / "transfer.py"), "--task", "scene"], "f1_macro"),
+        (["--script", str(ROOT / "transfer.py"), "--task", "scene", "--metric", "accuracy"], "accuracy"),
+    ],
+)
+def test_trials_are_ranked_by_the_metric_of_their_task(workplace, monkeypatch, capsys, words, metric):
+    with pytest.raises(FileNotFoundError):  # a dry run: no trials.csv to read
+        search(monkeypatch, {"lr": [0.1, 0.2]}, "--dry-run", *words)
+    assert f"ranked by {metric};" in capsys.readouterr().out
+
+
 def test_the_reason_of_a_failure_is_that_of_its_last_try(tmp_path):
     before = b"error: the disk is full\n"
     (tmp_path / "000.log").write_bytes(before + b"error: the rate is too high\n")
