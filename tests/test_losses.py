@@ -142,6 +142,24 @@ def test_methods_are_symmetric_in_the_views(name, views):
     assert losses[0].isfinite() and float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-4)
 
 
+def test_simsiam_predicts_the_other_view(views):
+    model = method("simsiam").eval()
+    z1, z2 = (model.projector(model.backbone(view)) for view in views)
+    p1, p2 = model.predictor(z1), model.predictor(z2)
+    expected = (negative_cosine_loss(p1, z2) + negative_cosine_loss(p2, z1)) / 2
+    assert float(model(*views).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_moco_compares_a_query_with_the_key_of_the_other_view(symmetric, views):
+    model = method("moco", symmetric=symmetric).eval()
+    q1, q2 = (model.projector(model.backbone(view)) for view in views)
+    k1, k2 = (model.keys(view) for view in views)
+    terms = [info_nce_loss(q1, k2, model.queue), info_nce_loss(q2, k1, model.queue)]
+    expected = sum(terms) / 2 if symmetric else terms[0]
+    assert float(model(*views).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_trained_weight_gets_a_gradient(name, views):
     model = method(name)
@@ -180,7 +198,7 @@ def test_moco_queue_takes_keys_after_the_loss_and_only_in_training(views):
     assert loss < model.chance_loss(16) + 5
 
 
-def test_moco_keys_are_normalised_in_groups_and_follow_slowly(views):
+def test_moco_keys_are_normalised_in_groups(views):
     model = method("moco", splits=4, key_momentum=0.9)
     keys = model.keys(views[0])
     changed = views[0].clone()
@@ -189,12 +207,32 @@ def test_moco_keys_are_normalised_in_groups_and_follow_slowly(views):
     assert not torch.allclose(
         model.projector(model.backbone(changed))[:8], model.projector(model.backbone(views[0]))[:8], atol=1e-3
     )
-    weight = next(model.backbone.parameters())
-    old = next(model.key_backbone.parameters()).clone()
+
+
+def test_every_weight_of_the_key_encoder_follows_slowly_and_only_in_training(views):
+    model = method("moco", key_momentum=0.9)
+    keys = [*model.key_backbone.parameters(), *model.key_projector.parameters()]
+    before = [weight.clone() for weight in keys]
     with torch.no_grad():
-        weight += 1
-    model.move_key_encoder()
-    assert torch.allclose(next(model.key_backbone.parameters()), old + 0.1, atol=1e-6)
+        for weight in [*model.backbone.parameters(), *model.projector.parameters()]:
+            weight += 1
+    model.eval()(*views)
+    assert all(map(torch.equal, keys, before))
+    model.train()(*views)
+    assert all(torch.allclose(weight, old + 0.1, atol=1e-5) for weight, old in zip(keys, before))
+
+
+def test_ranks_share_the_groups_of_moco(monkeypatch):
+    monkeypatch.setattr(moco.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(moco.dist, "get_world_size", lambda: 2)
+    model, seen = method("moco", splits=4), []
+    model.key_backbone.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    model.eval().keys(torch.randn(16, 3, 32, 32))
+    assert seen == [8, 8], "the two ranks make the other two"
+
+
+def test_chance_loss_of_moco_counts_the_queue_and_the_positive():
+    assert method("moco", queue_size=40).chance_loss(16) == pytest.approx(math.log(41))
 
 
 @pytest.mark.parametrize(("images", "splits"), [(57, 8), (13, 4), (21, 16), (3, 8), (8, 2)])

@@ -214,6 +214,12 @@ def test_predictor_rate_is_a_multiple_of_the_peak_and_stays_there():
         assert group["lr"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_momentum_is_the_first_beta_of_adam(name):
+    for group in make_optimizer(name, torch.nn.Linear(2, 2), 0.1, 0.8, 0.1).param_groups:
+        assert group["betas"] == (0.8, 0.999)
+
+
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_fused_steps_are_the_others_and_go_on_from_their_state(name):
     torch.manual_seed(0)
