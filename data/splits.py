@@ -6,13 +6,15 @@ left out.
 
 import random
 import re
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from common import DataError
-from data.folders import IMAGE_ENDS, by_stem, stem_of
+from data.folders import IMAGE_ENDS, stem_of
 from data.names import SPLITS, plain_name, split_name
 
 NAMES = ("train", "val", "test")
@@ -61,7 +63,7 @@ def split_by_lists(root: Path, files: np.ndarray, folder: Path) -> tuple[np.ndar
     name in two lists, one that fits several images, and lists that name nothing.
     """
     lists, notes = find_lists(folder)
-    index = by_stem(files)
+    index = by_ends(files)
     split = np.full(len(files), "", dtype="<U5")
     named, absent = 0, 0
     for name, file in lists.items():
@@ -145,24 +147,47 @@ def read_list(file: Path) -> list[str]:
     return lines
 
 
-def find_row(line: str, index: dict[str, list[int]], files: np.ndarray, where: Path) -> int | None:
+class Ends(NamedTuple):
+    """Rows of files by how their paths end, so that a list of many lines is looked up line by line."""
+
+    some: dict[str, list[int]]  # end of a path, folder by folder → rows
+    whole: dict[str, list[int]]  # path below the folder of images → rows: one, or one a suffix
+
+
+def ends_of(path: str) -> list[str]:
+    """The path without an image's suffix and differences of case, then without its first folder, and so on:
+    a/b/c, b/c, c."""
+    folders = [plain_name(part) for part in PurePosixPath(path).parts[:-1] if part not in ("/", ".")]
+    parts = [*folders, stem_of(path)]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def by_ends(files: np.ndarray) -> Ends:
+    """The index of files (n,), posix paths below the folder of images."""
+    found = Ends(defaultdict(list), defaultdict(list))
+    for row, file in enumerate(files):
+        ends = ends_of(file)
+        found.whole[ends[0]].append(row)
+        for end in ends:
+            found.some[end].append(row)
+    return found
+
+
+def find_row(line: str, index: Ends, files: np.ndarray, where: Path) -> int | None:
     """The row of the file that a line of a list names, None if it is not there; DataError if there are
-    several."""
-    rows = [row for row in index.get(stem_of(line), []) if same_end(line, files[row])]
+    several.
+
+    The two paths agree from their ends on, folder by folder, as far as both go; the suffix may differ where
+    no file has the line's own.
+    """
+    whole, *shorter = ends_of(line)
+    rows = [*index.some.get(whole, []), *(row for end in shorter for row in index.whole.get(end, []))]
     exact = [row for row in rows if files[row].rsplit("/", 1)[-1] == line.rsplit("/", 1)[-1]]
     rows = exact or rows
     if len(rows) > 1:
         found = " and ".join(files[row] for row in rows[:2])
         raise DataError(f"{where}: {line} may be {found}: give the path below the folder of images")
     return rows[0] if rows else None
-
-
-def same_end(line: str, file: str) -> bool:
-    """Whether two paths agree from their ends on, folder by folder, as far as both go; the suffix may
-    differ."""
-    first = [part for part in PurePosixPath(line).parts[:-1] if part not in ("/", ".")]
-    second = PurePosixPath(file).parts[:-1]
-    return all(plain_name(a) == plain_name(b) for a, b in zip(reversed(first), reversed(second)))
 
 
 # Blocks of the globe

@@ -116,8 +116,8 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
     table = replace(table, notes=notes)
     if not splits and split == "paper" and table.rule in ("paper", "none"):
         table = replace(table, notes=(*notes, *notes_on_lists(root), *notes_on_csvs(root, table.root)))
-    for name in table.classes:
-        if table.classes.count(name) > 1:
+    for name, count in Counter(table.classes).items():
+        if count > 1:
             raise DataError(f"{table.root}: two classes would be called {name}: rename one")
     if splits:
         return resplit(table, "lists", *split_by_lists(table.root, table.files, Path(splits)))
