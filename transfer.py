@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import hashlib
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -175,6 +176,10 @@ SPLITS = ("train", "val", "test")
 EVAL_BATCH = 256
 
 
+class Diverged(ConfigError):
+    """The numbers of a cell are not finite; the other cells go on."""
+
+
 class Init(NamedTuple):
     name: str  # in results.csv, `harmless`
     source: str  # random, imagenet, channels or a file
@@ -295,10 +300,13 @@ def main(argv: list[str] | None = None) -> None:
             elif mine:
                 finetune_all(unit, data, study, work)
     say(work.finish())
-    if rank == 0:
+    if rank == 0 and len(work.rows()):
         results.write_summary()
         print(table(work.rows(), args.task))
     common.end_ranks(ranks)
+    if work.failed:
+        say(f"{len(work.failed)} of {common.counted(len(work.keys), 'cell')} failed, named above")
+        raise SystemExit(1)
 
 
 def chosen_by_few(study: Study, data: Data) -> str:
@@ -547,6 +555,11 @@ class Frozen(NamedTuple):
         """Inputs and targets of rows (on the device)."""
         return self.features[rows], self.targets[rows]
 
+    def standardised(self, train: np.ndarray) -> "Frozen":
+        """The same with features of mean 0 and deviation 1 over the rows `train`."""
+        std, mean = torch.std_mean(self.features[train], 0)
+        return self._replace(features=(self.features - mean) / torch.where(std > 0, std, 1))
+
 
 def probe_all(unit: Unit, data: Data, study: Study, work: "Work", embedded: int | None) -> None:
     """Every image goes once through the frozen backbone, in eval mode; the heads of all cells train on its
@@ -567,9 +580,9 @@ def probe_all(unit: Unit, data: Data, study: Study, work: "Work", embedded: int 
     share = (time.perf_counter() - began) / max(1, len(cells))
     for cell in cells:
         began = time.perf_counter()
-        with about_cell(cell):
+        with work.at(cell):
             outcome = probe(cell, frozen, data, study)
-        work.add(cell, outcome, share + time.perf_counter() - began)
+            work.add(cell, outcome, share + time.perf_counter() - began)
 
 
 def freeze(init: Init, drawn: int | None, data: Data, study: Study) -> Frozen:
@@ -609,9 +622,11 @@ def probe(cell: Cell, frozen: Frozen, data: Data, study: Study) -> Outcome:
         heads = linear_heads(frozen.features[subset], frozen.targets[subset], frozen.axes, study.whole.loss)
         outcome = choose(heads, judge, TASKS[study.task], keep_state=study.save_model)
     else:
+        if cell.init.source == "channels":  # numbers up to 255, where rates are for those around 1
+            judge = judge._replace(samples=frozen.standardised(data.rows["train"]))
         torch.manual_seed(cell.seed)
         head = nn.Linear(frozen.features.shape[1], len(data.classes)).to(study.device)
-        epochs = train(head, frozen, subset, study.head, seed=cell.seed)
+        epochs = train(head, judge.samples, subset, study.head, seed=cell.seed)
         outcome = choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
     if study.task == "scene":
         val, test = (neighbours(frozen, subset, data, split) for split in ("val", "test"))
@@ -662,9 +677,9 @@ class Pictures(NamedTuple):
 def finetune_all(unit: Unit, data: Data, study: Study, work: "Work") -> None:
     for cell in work.missing(unit):
         began = time.perf_counter()
-        with about_cell(cell):
+        with work.at(cell):
             outcome = finetune(cell, data, study, work.advance)
-        work.add(cell, outcome, time.perf_counter() - began)
+            work.add(cell, outcome, time.perf_counter() - began)
 
 
 def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None]) -> Outcome:
@@ -739,7 +754,7 @@ def train(
 
     The model is the same object each time. The order of the images is drawn from `seed`, `dtype` is
     autocast's; with `keep_statistics` BatchNorm normalises by the statistics it came with, as in eval mode.
-    Nothing in a step waits for a GPU, but for fp16's scaler. ConfigError where the loss of an epoch is not
+    Nothing in a step waits for a GPU, but for fp16's scaler. Diverged where the loss of an epoch is not
     finite.
     """
     device, place = next(model.parameters()).device, samples.targets.device
@@ -767,7 +782,7 @@ def train(
             total += loss.detach()
         if not total.isfinite():
             rate = f"lower the learning rate, now {training.lr:g}"
-            raise ConfigError(f"the loss is not finite in epoch {epoch}: {rate}; the cells before are kept")
+            raise Diverged(f"the loss is not finite in epoch {epoch}: {rate}")
         if advance:
             advance(3 * len(subset))
         if training.is_checked(epoch):
@@ -822,8 +837,8 @@ class Judge(NamedTuple):
         rows = self.data.rows[split]
         predicted = predict(model, self.samples, rows, self.loss, self.dtype)
         if not np.isfinite(predicted).all():
-            why = "lower the learning rate, or try --precision fp32; the cells before are kept"
-            raise ConfigError(f"the predictions are not finite: {why}")
+            why = "lower the learning rate, or try --precision fp32"
+            raise Diverged(f"the predictions are not finite: {why}")
         return predicted, measure(self.task, self.data.targets[rows].numpy(), predicted, self.data.classes)
 
 
@@ -873,6 +888,7 @@ class Work:
     def __init__(self, results: Results, units: list[Unit], data: Data, study: Study, out: Path, show: bool):
         self.results, self.data, self.study, self.out = results, data, study, out
         self.keys, self.wanted, self.costs = {}, {}, {}
+        self.failed: set[Cell] = set()  # that diverged in this process
         for unit in units:
             for cell in unit.cells:
                 key = key_of(cell, study, data.name)
@@ -907,9 +923,22 @@ class Work:
         return f"{cells} are in {self.results.file}; the same command goes on"
 
     def missing(self, unit: Unit) -> list[Cell]:
-        """The unit's cells that no process has done."""
+        """The unit's cells that no process has done, and that have not failed here."""
         self.done = self.results.done(self.wanted)
-        return [cell for cell in unit.cells if self.keys[cell] not in self.done]
+        return [cell for cell in unit.cells if self.keys[cell] not in self.done and cell not in self.failed]
+
+    @contextlib.contextmanager
+    def at(self, cell: Cell) -> Iterator[None]:
+        """Begin a ConfigError with the cell it came from. Of one that diverged it is said, and the others go
+        on."""
+        where = f"{cell.init.name}, {cell.mode}, {ratio_name(cell.ratio)}, seed {cell.seed}"
+        try:
+            yield
+        except ConfigError as error:
+            if not isinstance(error, Diverged) or len(self.keys) == 1:
+                raise ConfigError(f"{where}: {error}") from None
+            self.failed.add(cell)
+            self.bar.write(f"failed: {where}: {error}", file=sys.stderr)
 
     def advance(self, images: int) -> None:
         self.bar.update(images)
@@ -941,18 +970,9 @@ class Work:
 
     def finish(self) -> str:
         self.bar.close()
-        took = f"{len(self.keys) - self.before} cells in {time.perf_counter() - self.began:.0f} s"
+        here = len(self.keys) - self.before - len(self.failed)
+        took = f"{here} cells in {time.perf_counter() - self.began:.0f} s"
         return f"{took}, {self.before} were there already: {self.results.file}"
-
-
-@contextlib.contextmanager
-def about_cell(cell: Cell) -> Iterator[None]:
-    """Begin a ConfigError with the cell it came from."""
-    try:
-        yield
-    except ConfigError as error:
-        where = f"{cell.init.name}, {cell.mode}, {ratio_name(cell.ratio)}, seed {cell.seed}"
-        raise ConfigError(f"{where}: {error}") from None
 
 
 def trained_by(cell: Cell, study: Study) -> Training | None:

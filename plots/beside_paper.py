@@ -8,14 +8,17 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from common import read_quietly
+from common import ROOT, read_quietly
 from plots.missing import Gap
 from plots.numbers import class_names, headline, over_seeds
-from plots.style import PAPER_EPOCHS, PAPER_IMAGES, SHARE
+from plots.style import PAPER_IMAGES, SHARE
 
-FOLDER = Path(__file__).parent.parent / "results" / "paper"
+FOLDER = ROOT / "results" / "paper"
 SIZE, SEEDS = 224, 5  # pixels; runs of each cell
 FLAGS = ["hidden", "lr", "momentum", "out_dim", "weight_decay"]  # Table III
+RECIPES = ROOT / "yaml" / "paper"
+VIEWS = {"min_area": 0.2, "jitter": 0.4, "blur": 0.5, "quarter_turns": False}
+UNSAID = {"schedule": "constant", "augment": False, "start_head": "random", "statistics": "backbone"}
 FILES = {"III": "table3", "IV": "table4", "V": "table5", "VI": "table6"}
 
 
@@ -33,20 +36,23 @@ class PaperData(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """What a table of scores is of."""
+    """What a table of scores is of, and how it was trained."""
 
     task: str
     mode: str
     data: PaperData
     epochs: int
+    loss: str
+    rates: tuple[float, float]  # the least and the largest that the authors' search chose
+    momentum: float
 
 
 PRETRAINING_DATA = PaperData(r"sentinel2\w*lulc", PAPER_IMAGES, 29)
 TRANSFER_DATA = PaperData(r"land-?1|andalunmixing", 15_038, 10)
 TRANSFERS = {
-    "IV": Transfer("scene", "linear", PRETRAINING_DATA, 50),
-    "V": Transfer("fraction", "finetune", TRANSFER_DATA, 100),
-    "VI": Transfer("scene", "finetune", TRANSFER_DATA, 100),
+    "IV": Transfer("scene", "linear", PRETRAINING_DATA, 50, "softmax", (0.001, 0.001), 0.0),
+    "V": Transfer("fraction", "finetune", TRANSFER_DATA, 100, "bce", (0.1, 0.1), 0.9),
+    "VI": Transfer("scene", "finetune", TRANSFER_DATA, 100, "softmax", (0.001, 0.01), 0.9),
 }
 
 
@@ -126,22 +132,53 @@ Fact = tuple[str, Iterable, object]  # what it is, our values, the paper's
 def facts_of_transfer(rows: pd.DataFrame, table: Transfer) -> list[Fact]:
     """How the heads or networks of these rows came about."""
     settings = [read_quietly(Path(out) / "settings.yaml") for out in rows.out.unique()]
-    made = [parts.get(f"{table.task} {table.mode}", {}) for parts in settings]
+    parts = [parts.get(f"{table.task} {table.mode}") for parts in settings]
+    made = [UNSAID | part for part in parts if part]
     places = rows[["out", "folder"]].drop_duplicates()
+    trained = rows[rows.epochs > 0]
     return [
         ("training images", rows.groupby("data").images.max(), table.data.images),
         ("split", [split_of(*place) for place in places.itertuples(index=False)], "paper"),
         ("size in px", [part.get("size") for part in made], SIZE),
+        ("arch", [part.get("arch") for part in made], "resnet18"),
+        ("statistics", [part["statistics"] for part in made], "data"),
         ("epochs", rows.epochs.replace(0, "none, as heads are solved for"), table.epochs),
         ("seeds", rows.groupby("init").seed.nunique(), SEEDS),
+        *(facts_of_training(trained, made, table) if len(trained) else []),
+    ]
+
+
+def facts_of_training(rows: pd.DataFrame, made: list[dict], table: Transfer) -> list[Fact]:
+    """How what SGD trained was trained: `rows` of results.csv, and what settings.yaml says of them."""
+    least, largest = table.rates
+    return [
+        ("loss", [part.get("loss") for part in made], table.loss),
+        ("schedule", [part["schedule"] for part in made], "constant"),
+        ("augment", [part["augment"] for part in made], False),
+        ("head at the start", [part["start_head"] for part in made], "random"),
+        ("epoch chosen by", [part.get("epoch_choice") for part in made], "common"),
+        (
+            "rate",
+            rows.lr[~rows.lr.between(least, largest)],
+            " to ".join(dict.fromkeys(map(in_words, table.rates))),
+        ),
+        ("momentum", rows.momentum, table.momentum),
+        ("weight decay", rows.weight_decay, 0),
+        ("batch", rows.batch_size, 64),
     ]
 
 
 def facts_of_runs(configs: list[dict]) -> list[Fact]:
-    """How the backbones of these runs were pretrained."""
-    paper = {"images": PAPER_IMAGES, "split": "paper", "subset": 1.0, "size": SIZE, "epochs": PAPER_EPOCHS}
-    named = [config | {"split": split_in(config)} for config in configs]
-    return [(f"pretraining {key}", [one.get(key) for one in named], value) for key, value in paper.items()]
+    """How the backbones of these runs were pretrained, but for the flags of Table III."""
+    always = {"images": PAPER_IMAGES, "split": "paper", "subset": 1.0, "size": SIZE, "arch": "resnet18"}
+    found: dict[tuple[str, object], list] = {}
+    for config in configs:
+        recipe = read_quietly(RECIPES / f"{config.get('method')}.yaml")
+        flags = {key: value for key, value in recipe.items() if key not in ("method", *FLAGS)}
+        named = config | {"split": split_in(config)}
+        for key, value in (always | flags | VIEWS | {"init": "random"}).items():
+            found.setdefault((f"pretraining {key}", value), []).append(named.get(key))
+    return [(name, ours, value) for (name, value), ours in found.items()]
 
 
 def split_of(out: str, data: str) -> str | None:
@@ -167,7 +204,9 @@ def unlike_paper(facts: list[Fact]) -> list[str]:
 
 
 def in_words(value: object) -> str:
-    """`175,381` or a text; blank where there is none."""
+    """`175,381`, `yes` or a text; blank where there is none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,.12g}" if isinstance(value, (int, float)) else str(value)

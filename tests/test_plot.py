@@ -18,9 +18,11 @@ import yaml
 from conftest import ROOT, refused
 from test_readme import options
 
+import common
 import plot
+import transfer
 from plots import figures, numbers, pretraining, reading, style, tables
-from plots.beside_paper import compare_paper
+from plots.beside_paper import TRANSFERS, UNSAID, compare_paper, facts_of_training, unlike_paper
 from plots.embeddings import flatten, spread
 from plots.missing import Studies, find_gaps
 from plots.pretraining import duration
@@ -265,7 +267,7 @@ def test_other_classes_are_not_compared_and_captions_say_what_is_unlike(tmp_path
 
     configs = {"bt": {"method": "barlow", "size": 224, "epochs": 3, "split": "spatial", "subset": 1.0}}
     assert compare_paper(results(tmp_path, rows(4)), configs)[0] == []
-    settings = {"fraction finetune": {"size": 64}}
+    settings = {"fraction finetune": {"size": 64, "statistics": "data"}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "config.yaml").write_text("data: /some/Level_N\nsplits: lists\n")
     (pair,), _ = compare_paper(results(tmp_path, rows(10)), configs)
@@ -281,6 +283,42 @@ def test_other_classes_are_not_compared_and_captions_say_what_is_unlike(tmp_path
     plot.main([*words, "--out", str(tmp_path / "figures")])
     caption = pd.read_csv(tmp_path / "figures" / "index.csv").set_index("stem").caption["compare-table5"]
     assert "Not as in the paper: split by lists (there paper); size in px 64 (there 224)" in caption
+
+
+def test_captions_say_how_else_training_was_unlike_the_papers(tmp_path):
+    rows = [row("fraction", "bt", "finetune", 100, 1, "rmse", name, 0.1, images=15_038, lr=0.03)
+            for name in ["all", *map(str, range(10))]]  # fmt: skip
+    odd = {"arch": "resnet50", "loss": "softmax", "epoch_choice": "seed", "schedule": "cosine",
+           "augment": True, "start_head": "probe", "statistics": "data"}  # fmt: skip
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"fraction finetune": odd}))
+    recipe = yaml.safe_load((ROOT / "yaml/paper/moco.yaml").read_text())
+    configs = {"bt": recipe | {"temperature": 0.1, "jitter": 0.4, "quarter_turns": True, "lr": 1}}
+    (pair,), _ = compare_paper(results(tmp_path, rows), configs)
+    assert pair.unlike == [
+        "arch resnet50 (there resnet18)",
+        "epochs 1 (there 100)",
+        "seeds 1 (there 5)",
+        "loss softmax (there bce)",
+        "schedule cosine (there constant)",
+        "augment yes (there no)",
+        "head at the start probe (there random)",
+        "epoch chosen by seed (there common)",
+        "rate 0.03 (there 0.1)",
+        "pretraining temperature 0.1 (there 0.5)",
+        "pretraining quarter_turns yes (there no)",
+    ]
+
+
+@pytest.mark.parametrize("number, file", [("IV", "probe"), ("V", "fraction"), ("VI", "scene")])
+def test_what_captions_call_the_papers_is_what_its_protocol_sets(number, file):
+    table = TRANSFERS[number]
+    parser = transfer.build_parser()
+    args = common.parse(parser, ["--config", str(ROOT / f"yaml/paper/transfer_{file}.yaml")])
+    made = {name: getattr(args, name) for name in (*UNSAID, "loss", "arch", "epoch_choice", "size")}
+    names = ("lr", "momentum", "weight_decay", "batch_size")
+    rows = pd.DataFrame([{name: getattr(args, name) for name in names}])
+    assert made["size"] == 224 and args.epochs == table.epochs and args.task == table.task
+    assert unlike_paper(facts_of_training(rows, [made], table)) == []
 
 
 def test_a_run_on_the_papers_data_is_known_by_name_or_by_its_images(tmp_path):
