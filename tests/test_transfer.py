@@ -750,6 +750,30 @@ def test_predictions_that_are_not_finite_are_refused_not_counted_as_the_first_cl
         judge(nn.Linear(2, 2), "val")
 
 
+def test_a_cell_that_diverges_is_named_and_costs_none_of_the_others(land, tmp_path, capsys):
+    flags = "--init random channels --mode finetune linear --lr 1000 --epochs 2 --seeds 1 --ratios 100"
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            run(land, tmp_path, flags)
+        said = capsys.readouterr()
+        (failed,) = [line for line in said.err.splitlines() if line.startswith("failed: ")]
+        assert failed.startswith("failed: random, finetune, 100 %, seed 0: the ") and "not finite" in failed
+        assert stop.value.code == 1 and "1 of 3 cells failed" in said.out
+        rows = pd.read_csv(tmp_path / "results.csv")
+        assert set(zip(rows.init, rows["mode"])) == {("random", "linear"), ("channels", "linear")}
+        assert len(pd.read_csv(tmp_path / "summary.csv"))
+    alone = bad(capsys, land, tmp_path / "alone", flags.replace(" linear", "").replace(" channels", ""))
+    assert "random, finetune, 100 %, seed 0: the " in alone
+
+
+def test_sgd_trains_heads_on_channel_statistics_as_well_as_they_are_solved_for(folders, tmp_path):
+    flags = "--task scene --init channels --mode linear --ratios 100 --seeds 1"
+    sgd = run(folders, tmp_path / "sgd", f"{flags} --probe sgd --lr 0.01 --schedule constant --epochs 20")
+    solved = run(folders, tmp_path / "solved", flags)
+    test = [rows[(rows.split == "test") & (rows.metric == "accuracy")].value.item() for rows in (sgd, solved)]
+    assert test[0] >= test[1] - 0.1 and test[1] > 0.8
+
+
 @pytest.mark.parametrize("task", ["fraction", "scene"])
 def test_random_views_of_oblong_images_keep_the_area_of_fractions(task):
     recipe = transfer.random_views(task, 24, 48)
@@ -795,5 +819,5 @@ def test_one_training_image_cannot_be_fine_tuned_on():
     data = transfer.Data("x", pixels, torch.eye(2)[[0, 1, 0]], ["a", "b"], rows, subsets, *channels, "")
     cell = transfer.Cell(transfer.Init("random", "random"), "finetune", "1/class", 0)
     message = "random, finetune, 1/class, seed 0: BatchNorm cannot train on one image"
-    with pytest.raises(ConfigError, match=message), transfer.about_cell(cell):
+    with pytest.raises(ConfigError, match=message), transfer.Work.at(types.SimpleNamespace(), cell):
         transfer.finetune(cell, data, study, print)
