@@ -40,6 +40,9 @@ def build_parser() -> common.Parser:
     epochs = "for the estimated hours: 100 if left out, without --data the paper's"
     group.add_argument("--epochs", type=number(int, 1), help=epochs)
     group.add_argument("--data", help="folder of images; the built-in scenes if left out")
+    group.add_argument(
+        "--split", choices=["paper", "none"], default="paper", help="none: folders are no classes"
+    )
     group.add_argument("--size", type=common.side, help="of the views, pixels: 64 and 224 if left out")
     group.add_argument("--batch-size", type=number(int, 2), help="images a step: by the device if left out")
     group.add_argument("--method", choices=["barlow", "moco", "simclr", "simsiam"], default="barlow")
@@ -330,7 +333,7 @@ def open_images(args: argparse.Namespace, size: int, count: int) -> Images:
     """`count` images of --data, or built-in scenes of `size` px, some of them several times."""
     built_in = Source(None, "pure", SCENES, size, Path(args.cache), args.workers, skip_bad_files=False)
     root = Path(args.data) if args.data else built_in_scenes(built_in)
-    table = load_table(root)
+    table = load_table(root, split=args.split)
     step = -(-len(table.files) // (QUICK_FILES if args.quick else MOST_FILES))
     files = list(table.files[::step])
     checked = check_files(table.root, files, manifest_of(table.root, Path(args.cache)), args.workers)

@@ -238,7 +238,7 @@ def data_flags(group: argparse._ArgumentGroup, size: Callable) -> None:
         "--split",
         choices=["paper", "spatial", "none"],
         default="paper",
-        help="where the folder brings no split: the authors' random one, or blocks of a degree; none: all "
+        help="the authors' random one, where the folder brings none; spatial: blocks of a degree; none: all "
         "images at any depth train, and folders are no classes",
     )
     group.add_argument("--config", help="YAML file of flags; what stands on the command line wins")

@@ -140,7 +140,7 @@ def build_parser() -> common.Parser:
         help="the dataset with fractions (Land-1.0's layout), where --data does not hold it",
     )
     add("--splits", type=Path, metavar="FOLDER", help="lists of names that split the pretraining images")
-    add("--split", choices=["paper", "spatial"], help="how they are split, where the folder does not say")
+    add("--split", choices=["paper", "spatial"], help="spatial: by blocks of a degree, not as the folder is")
     add("--out", type=Path, help="where everything is written (runs/paper; with --small runs/paper-small)")
     add("--small", action="store_true", help="64 px, few epochs, three ratios and seeds")
     add("--tune", action="store_true", help="search each method's recipe first, by RECIPES/tune_ssl.yaml")

@@ -179,6 +179,9 @@ def build_parser() -> common.Parser:
     parser = common.Parser(__doc__, usage="%(prog)s FOLDER [flags]")
     parser.prog = "python -m data.check"
     parser.add_argument("folder", type=Path, help="a dataset in any layout that training takes")
+    parser.add_argument(
+        "--split", choices=["paper", "none"], default="paper", help="none: folders are no classes"
+    )
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="directory of the manifest")
     parser.add_argument("--manifest", type=Path, help="write the CSV of every file here instead")
     parser.add_argument(
@@ -192,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     from data.tables import load_table  # here: what stands above works without the layouts
 
     args = build_parser().parse_args(argv)
-    data = load_table(args.folder)
+    data = load_table(args.folder, split=args.split)
     for note in data.notes:
         print(f"note: {note}")
     manifest = args.manifest or manifest_of(data.root, args.cache)

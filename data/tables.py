@@ -122,6 +122,9 @@ def load_table(root: str | Path, splits: str | Path | None = None, split: str = 
     if splits:
         return resplit(table, "lists", *split_by_lists(table.root, table.files, Path(splits)))
     if split == "spatial":
+        if table.rule in ("folders", "csv"):
+            own = f"{table.root}: its own split of the images is not used, as --split spatial makes another"
+            table = replace(table, notes=(*table.notes, own))
         return resplit(table, "spatial", *split_by_place(table.root, table.files, table.labels))
     return table
 

@@ -301,6 +301,17 @@ def command(root, tmp_path, capfd):
     return run
 
 
+def test_the_command_takes_folders_that_are_no_classes(root, command):
+    write(root, {"a.jpg": JPEG})
+    (root / "site").mkdir()
+    write(root / "site", {"b.jpg": JPEG, "bad.jpg": b""})
+    with pytest.raises(SystemExit) as stop:
+        command()
+    assert stop.value.code == 2
+    code, out, _ = command("--split", "none")
+    assert code == 1 and "1 of 3 files are bad" in out
+
+
 def test_the_command_lists_the_bad_files(root, command, tmp_path):
     write(root, {"a.jpg": JPEG, "b.jpg": JPEG})
     assert command()[0] == 0

@@ -504,6 +504,14 @@ def test_no_test_tile_lies_near_a_training_tile(tmp_path):
     assert not blocks["train"] & blocks["test"] and not blocks["train"] & blocks["val"]
 
 
+def test_a_split_of_its_own_is_told_where_blocks_take_its_place(tmp_path):
+    located(tmp_path / "train", 200)
+    located(tmp_path / "test", 200, seed=1)
+    assert "makes another" not in "".join(load_table(tmp_path).notes)
+    table = load_table(tmp_path, split="spatial")
+    assert any("its own split of the images is not used" in note for note in table.notes)
+
+
 def test_a_patch_lies_where_its_own_place_says(tmp_path):
     """data.tiles puts the patch's place behind the scene's name, which may hold the scene's."""
     files = ["a/scene_(+10.00,+20.00)_r0000_c0000_(+9.988,-179.978).png"]
