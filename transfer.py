@@ -444,7 +444,7 @@ def open_data(source: Source, task: str, amounts: dict[str, list], report: Path,
         stamp=stamp_of(opened.root, checked),
         share=share,
     )
-    mean, std = statistics_of(pixels[rows["train"]])
+    mean, std = statistics_of(pixels, rows["train"])
     name = Path(source.data).resolve().name if source.data else "built-in"
     return Data(name, pixels, torch.from_numpy(targets), opened.classes, rows, subsets, mean, std, digest)
 

@@ -143,9 +143,9 @@ def tail_of(file: Path) -> bytes:
         return stream.read()
 
 
-def statistics_of(pixels: torch.Tensor) -> tuple[list[float], list[float]]:
+def statistics_of(pixels: torch.Tensor, rows: np.ndarray | None = None) -> tuple[list[float], list[float]]:
     """`channel_statistics`, and a note where a channel tells nothing."""
-    mean, std = channel_statistics(pixels)
+    mean, std = channel_statistics(pixels, rows)
     for channel, name in enumerate(("red", "green", "blue")):
         if std[channel] == 1:
             say(f"note: {name} is {255 * mean[channel]:.0f} in every pixel: the network sees nothing in it")

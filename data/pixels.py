@@ -385,19 +385,22 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def channel_statistics(pixels: torch.Tensor) -> tuple[list[float], list[float]]:
+def channel_statistics(
+    pixels: torch.Tensor, rows: np.ndarray | None = None
+) -> tuple[list[float], list[float]]:
     """(mean, standard deviation) of each channel of uint8 pixels (n, 3, H, W), in units of the range 0-1.
 
-    Over all pixels of at most SAMPLED evenly spaced images; rounded to four places. The deviation of a
-    channel that is the same everywhere is given as 1, as it is divided by.
+    Over all pixels of at most SAMPLED evenly spaced images, of all or of `rows`, of which 64 are in memory at
+    a time; rounded to four places. The deviation of a channel that is the same everywhere is given as 1, as
+    it is divided by.
     """
-    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    every = -(-len(pixels) // SAMPLED)
-    for part in pixels[::every].split(512):
-        x = part.to(torch.float64) / 255
-        total += x.sum((0, 2, 3))
-        squares += x.square().sum((0, 2, 3))
-        count += x.numel() // 3
-    mean = total / count
-    std = (squares / count - mean**2).clamp(min=0).sqrt()
+    sample = torch.arange(len(pixels)) if rows is None else torch.from_numpy(rows)
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for some in sample[:: -(-len(sample) // SAMPLED)].split(64):
+        for channel in range(3):
+            counts[channel] += torch.bincount(pixels[some, channel].flatten(), minlength=256)
+    value = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True).double()  # (3, 256)
+    mean = share @ value
+    std = (share * (value - mean[:, None]).square()).sum(1).sqrt()
     return [round(v, 4) for v in mean.tolist()], [round(v, 4) or 1.0 for v in std.tolist()]

@@ -239,13 +239,14 @@ def test_odd_sizes_are_scaled_as_a_whole(tmp_path):
     assert common_size(pd.DataFrame({"height": [32, 64, 32], "width": [40, 64, 40]})) == (32, 40)
 
 
-def test_channel_statistics():
+@pytest.mark.parametrize("rows", [None, np.arange(5, 600, 3)])
+def test_channel_statistics(rows):
     pixels = torch.randint(
         0, 256, (700, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     pixels[:, 1] //= 2
-    mean, std = channel_statistics(pixels)
-    x = pixels.double() / 255
-    assert mean == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=1e-4) and std == pytest.approx(
-        x.std((0, 2, 3)).tolist(), abs=1e-3
-    )
+    pixels[:5], pixels[600:] = pixels[:5] // 3, pixels[600:] // 3
+    x = (pixels if rows is None else pixels[rows]).double() / 255
+    mean, std = channel_statistics(pixels, rows)
+    assert mean == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=5.1e-5)
+    assert std == pytest.approx(x.std((0, 2, 3)).tolist(), abs=1e-4)
