@@ -138,6 +138,11 @@ class Job(NamedTuple):
     truth: Truth | None
     suffix: str  # of --out
 
+    @property
+    def tabled(self) -> bool:
+        """Whether patches become rows of a CSV, and not pixels of a map alone."""
+        return self.suffix not in (*GEOTIFFS, ".png")
+
 
 class Mapped(NamedTuple):
     """A scene, its patches and what the model says of them."""
@@ -176,7 +181,8 @@ def main(argv: list[str] | None = None) -> None:
                 except DataError as error:
                     failed.append(str(error))
         finally:  # a signal or a full memory at the last picture does not cost the rows of the others
-            write_rows(out, tables, job.suffix)
+            if job.tabled and tables:
+                write_rows(out, tables)
     report_failures(failed, len(files))
 
 
@@ -265,7 +271,7 @@ def one_picture(file: Path, target: Path, model: Model, job: Job, bar: tqdm) -> 
     mapped = Mapped(look, grid, shares, truth)
     write_map(target, mapped, model, job.suffix)
     say_map(target, mapped, model, seconds, bar)
-    return rows_of(mapped, model.classes)
+    return rows_of(mapped, model.classes) if job.tabled else pd.DataFrame()
 
 
 def is_large(scene: Scene, tile: tuple[int, int]) -> bool:
@@ -301,7 +307,7 @@ def refuse_other_scene(truth: Truth | None, scene: Scene, tile: tuple[int, int],
 def one_image(look: Look, model: Model, job: Job, bar: tqdm) -> pd.DataFrame:
     """The row of a picture that is one patch, scaled to the size of those the model learned from."""
     scene = look.scene
-    if job.suffix in (*GEOTIFFS, ".png"):
+    if not job.tabled:
         raise DataError(
             f"{scene.file}: {scene.width} x {scene.height} px are no scene, which is more than twice "
             f"as long or wide as {model.tile[1]} x {model.tile[0]} px: name a CSV with --out"
@@ -529,9 +535,7 @@ def compare(found: np.ndarray, truth: np.ndarray, task: str) -> str:
     return f"RMSE {rmse:.3f} (mean over the classes; of the best constant answer {constant:.3f}), {said}"
 
 
-def write_rows(out: Path, tables: list[pd.DataFrame], suffix: str) -> None:
-    if not tables or suffix in (*GEOTIFFS, ".png"):
-        return
+def write_rows(out: Path, tables: list[pd.DataFrame]) -> None:
     rows = pd.concat(tables, ignore_index=True)
     if "x" in rows:
         first = ["file", "row", "column", "x", "y"]

@@ -33,6 +33,10 @@ class Results:
     def __init__(self, out: Path):
         self.file = out / "results.csv"
         self.damaged: set[Key] = set()  # cells of which some rows are there
+        self.counted: tuple[tuple, dict[Key, int]] = (
+            (),
+            {},
+        )  # the file's stamp, and the rows of each cell then
         self.read()
         # One descriptor for the life of the process: closing any drops all locks that it has on the file
         self.lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -98,12 +102,19 @@ class Results:
 
     def done(self, wanted: dict[Key, int]) -> set[Key]:
         """Which of the wanted cells have the wanted number of rows; those with fewer are noted as damaged."""
-        rows = self.read()
-        counts = self.keys(rows).value_counts()
-        there = {key: counts[key] for key in wanted.keys() & set(counts.index)}
+        counts = self.counts()
+        there = {key: counts[key] for key in wanted.keys() & counts.keys()}
         whole = {key for key, count in there.items() if count >= wanted[key]}
         self.damaged = there.keys() - whole
         return whole
+
+    def counts(self) -> dict[Key, int]:
+        """How many rows each cell has. The file is read again where it is another one: `add` replaces it."""
+        stat = self.file.stat() if self.file.exists() else None
+        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns) if stat else ()
+        if not stamp or stamp != self.counted[0]:
+            self.counted = stamp, dict(self.keys(self.read()).value_counts())
+        return self.counted[1]
 
     def add(self, key: Key, rows: pd.DataFrame) -> None:
         """Add the rows of a cell, in the place of those that it had."""

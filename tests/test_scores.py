@@ -222,6 +222,22 @@ def test_a_cut_cell_is_not_done_and_is_written_again(tmp_path):
             assert results.file.read_bytes() == whole
 
 
+def test_a_table_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
+    """A long one takes a second, and each of its cells asks."""
+    reads, read = [], Results.read
+    monkeypatch.setattr(Results, "read", lambda self: reads.append(self) or read(self))
+    mine, other = Results(tmp_path), Results(tmp_path)
+    rows = {seed: pd.DataFrame(lines({(seed, 1): 0.1}), columns=COLUMNS) for seed in (1, 2)}
+    keys = {seed: mine.keys(part).iloc[0] for seed, part in rows.items()}
+    wanted = dict.fromkeys(keys.values(), 1)
+    for seed in (1, 2):
+        (mine, other)[seed - 1].add(keys[seed], rows[seed])
+        reads.clear()
+        for _ in range(3):
+            assert mine.done(wanted) == {keys[1], keys[seed]}
+        assert len(reads) == 1
+
+
 def test_a_table_that_holds_rows_twice_is_summed_up_once(tmp_path):
     """As where the tables of two machines were appended: the last of equal rows counts."""
     results = Results(tmp_path)
