@@ -63,9 +63,15 @@ def check_files(root: Path, files: Sequence[str], manifest: Path, workers: int) 
     table = table.astype({name: COLUMNS[name] for name in KEY}).merge(known, how="left", on=KEY)
     new = table["problem"].isna()
     if new.any():
-        results = _decode_all(root, table["file"][new], workers)
-        table.loc[new, RESULT] = pd.DataFrame(results, columns=RESULT, index=table.index[new])
-        _write_manifest(manifest, pd.concat([table, known]).drop_duplicates("file").astype(COLUMNS))
+        results: list[tuple[int, int, str]] = []
+        try:
+            _decode_all(root, table["file"][new], workers, results)
+        finally:  # what was decoded before an interrupt is not decoded again
+            if results:
+                rows = table.index[new][: len(results)]
+                table.loc[rows, RESULT] = pd.DataFrame(results, columns=RESULT, index=rows)
+                found = table[table["problem"].notna()]
+                _write_manifest(manifest, pd.concat([found, known]).drop_duplicates("file").astype(COLUMNS))
     return table.astype(COLUMNS)
 
 
@@ -106,7 +112,8 @@ def _write_manifest(path: Path, table: pd.DataFrame) -> None:
         print(f"warning: {path} cannot be written ({why}): the next check starts anew", file=sys.stderr)
 
 
-def _decode_all(root: Path, files: list[str], workers: int) -> list[tuple[int, int, str]]:
+def _decode_all(root: Path, files: list[str], workers: int, results: list[tuple[int, int, str]]) -> None:
+    """Add to `results` what `_decode` says of each file, in their order."""
     # A DataLoader, as its workers end with this process even when it is killed. Its base seed comes from its
     # own generator: drawn from the global one, a run with a manifest would differ from the first one.
     paths = [os.path.join(root, file) for file in files]
@@ -118,7 +125,6 @@ def _decode_all(root: Path, files: list[str], workers: int) -> list[tuple[int, i
         worker_init_fn=_capture_stderr,
         generator=torch.Generator(),
     )
-    results = []
     with tqdm(total=len(files), desc="checking files", unit="file", disable=None) as bar:
         try:
             for chunk in loader:
@@ -131,7 +137,13 @@ def _decode_all(root: Path, files: list[str], workers: int) -> list[tuple[int, i
                 f"{root}: a decoding process was killed after {len(results):,} files: is the memory full? "
                 "Try fewer --workers"
             ) from None
-    return results
+        except KeyboardInterrupt:
+            bar.close()
+            print(
+                f"{len(results):,} of {len(files):,} files are checked; the next check goes on",
+                file=sys.stderr,
+            )
+            raise
 
 
 def _capture_stderr(worker: int) -> None:

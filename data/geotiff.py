@@ -241,9 +241,16 @@ class Tiff:
         if number not in self.kept:
             raw = self.bytes_at(self.offsets[number], self.sizes[number])
             self.kept[number] = self.decoded(self.unpacked(raw, shape), shape)
-            while len(self.kept) > max(self.bands, KEPT // self.chunk_bytes()):
+            while len(self.kept) > self.most_kept():
                 self.kept.popitem(last=False)
         return self.kept[number][first:last]
+
+    def most_kept(self) -> int:
+        """How many unpacked strips or tiles stay in memory: two rows of them, if that is an eighth of it at
+        most, so that patches from left to right, row by row, unpack each once."""
+        two_rows = 2 * self.chunks()[1] * (self.bands if self.separate else 1)
+        size = self.chunk_bytes()
+        return max(self.bands, KEPT // size, min(two_rows, memory() // 8 // size))
 
     def bytes_at(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset` on; DataError where the file ends before."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import script
 from PIL import Image
+from tqdm import tqdm
 
 import common
 from data import check
@@ -273,6 +274,28 @@ def test_the_calling_process_keeps_its_random_state_and_its_stderr(root, manifes
     os.write(2, b"still here")
     assert capfd.readouterr().err == "still here"
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_was_checked_before_an_interrupt_is_kept(root, manifest, monkeypatch, capsys):
+    class Bar(tqdm):
+        def update(self, count):
+            updates.append(count)
+            if len(updates) == 3:
+                raise KeyboardInterrupt
+
+    updates = []
+    files = write(root, {f"{name}.jpg": JPEG for name in "abcde"})
+    monkeypatch.setattr(check, "CHUNK", 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(check, "tqdm", Bar)
+        check_files(root, files, manifest, 1)
+    assert "3 of 5 files are checked; the next check goes on" in capsys.readouterr().err
+    assert list(pd.read_csv(manifest).file) == files[:3]
+    decoded, decode_all = [], check._decode_all
+    monkeypatch.setattr(
+        check, "_decode_all", lambda root, some, *rest: decoded.extend(some) or decode_all(root, some, *rest)
+    )
+    assert (check_files(root, files, manifest, 1).problem == "").all() and decoded == files[3:]
 
 
 def test_a_killed_worker_is_one_line(root, manifest, monkeypatch):

@@ -91,6 +91,20 @@ def test_windows_equal_rasterio(
         assert (window == array[:, top : top + height, left : left + width]).all()
 
 
+def test_patches_row_by_row_unpack_each_tile_once(tmp_path, monkeypatch):
+    """Of wide scenes a row of tiles is larger than KEPT."""
+    file = write(tmp_path / "s.tif", values("uint8", 3), compress="deflate", **LAYOUTS["tiles"])
+    monkeypatch.setattr(geotiff, "KEPT", 0)
+    unpacked, unpack = [], Tiff.unpacked
+    monkeypatch.setattr(Tiff, "unpacked", lambda self, *rest: unpacked.append(1) or unpack(self, *rest))
+    scene = Tiff(file)
+    for top in range(0, scene.height - 15, 8):
+        for left in range(0, scene.width - 15, 8):
+            scene.read(top, left, 16, 16)
+    down, across = scene.chunks()
+    assert len(unpacked) == down * across > 4
+
+
 def with_tag(file, tag, value):
     """The file with a short tag of its first directory changed in place."""
     content = bytearray(file.read_bytes())
