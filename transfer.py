@@ -570,7 +570,7 @@ def probe_all(unit: Unit, data: Data, study: Study, work: "Work", embedded: int 
     if not cells and not wanted:
         return
     began = time.perf_counter()
-    frozen = freeze(unit.init, unit.drawn, data, study)
+    frozen = freeze(unit.init, unit.drawn, data, study, work.advance)
     if wanted:
         test = data.rows["test"]
         labels = data.targets[test].argmax(1).numpy()
@@ -585,7 +585,7 @@ def probe_all(unit: Unit, data: Data, study: Study, work: "Work", embedded: int 
             work.add(cell, outcome, share + time.perf_counter() - began)
 
 
-def freeze(init: Init, drawn: int | None, data: Data, study: Study) -> Frozen:
+def freeze(init: Init, drawn: int | None, data: Data, study: Study, advance: Callable[[int], None]) -> Frozen:
     """The features of all images; `drawn`: seed of random weights."""
     torch.manual_seed(drawn or 0)
     backbone = None
@@ -595,7 +595,9 @@ def freeze(init: Init, drawn: int | None, data: Data, study: Study) -> Frozen:
         backbone = build_backbone(study.arch, init.source)
         backbone = backbone.to(study.device, memory_format=torch.channels_last)
         mean, std = statistics(init, data)
-        features = extract_features(backbone, data.pixels, study.size, mean, std, dtype=study.dtype)
+        features = extract_features(
+            backbone, data.pixels, study.size, mean, std, dtype=study.dtype, advance=advance
+        )
     if not features.isfinite().all():
         raise ConfigError(f"--init {init.source}: its features are not finite: try --precision fp32")
     features, targets = features.to(study.device), data.targets.to(study.device)
@@ -700,7 +702,7 @@ def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None
     backbone = build_backbone(study.arch, cell.init.source)
     model = nn.Sequential(backbone, nn.Linear(backbone_width(backbone), len(data.classes)))
     if study.start == "probe":
-        model.load_state_dict(probed_state(cell, data, study))
+        model.load_state_dict(probed_state(cell, data, study, advance))
     model = model.to(study.device, memory_format=torch.channels_last)
     keep_statistics = study.start == "probe" and cell.init.source != "random"
     epochs = train(
@@ -717,11 +719,13 @@ def finetune(cell: Cell, data: Data, study: Study, advance: Callable[[int], None
     return choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
 
 
-def probed_state(cell: Cell, data: Data, study: Study) -> dict[str, torch.Tensor]:
+def probed_state(
+    cell: Cell, data: Data, study: Study, advance: Callable[[int], None]
+) -> dict[str, torch.Tensor]:
     """The backbone and its linear probe. A random head's first gradients distort good features, which costs
     most on images from elsewhere (A. Kumar et al., ICLR 2022, LP-FT)."""
     solved = study._replace(head=None, save_model=True)
-    return probe(cell, freeze(cell.init, cell.seed, data, study), data, solved).state
+    return probe(cell, freeze(cell.init, cell.seed, data, study, advance), data, solved).state
 
 
 def random_views(task: str, height: int, width: int) -> Recipe:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -115,12 +115,13 @@ def extract_features(
     *,
     dtype: torch.dtype = torch.float32,
     rows: Sequence[int] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Features (N, 512) in float32 on the CPU of uint8 images (N, C, H, W), resized to `size` px and
     normalised.
 
     The backbone runs in eval mode and is left as it was; `dtype` is autocast's; `rows` picks images (all by
-    default).
+    default); `advance` hears of every batch how many images it had.
     """
     device, was_training = next(backbone.parameters()).device, backbone.training
     picked = torch.arange(len(images)) if rows is None else torch.as_tensor(rows)
@@ -130,6 +131,8 @@ def extract_features(
         x = prepare(images[batch.to(images.device)].to(device), size, mean, std)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features.append(backbone(x).float().cpu())
+        if advance:
+            advance(len(batch))
     backbone.train(was_training)
     return torch.cat(features)
 

@@ -750,6 +750,14 @@ def test_predictions_that_are_not_finite_are_refused_not_counted_as_the_first_cl
         judge(nn.Linear(2, 2), "val")
 
 
+def test_the_bar_moves_while_features_are_taken(land, tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(transfer.Work, "advance", lambda self, images: seen.append(images))
+    run(land, tmp_path, "--init random --mode linear --seeds 1 --ratios 100")
+    counts = re.search(r"\((\d+) train, (\d+) val, (\d+) test images\)", capsys.readouterr().out)
+    assert sum(seen) == sum(map(int, counts.groups()))
+
+
 def test_a_cell_that_diverges_is_named_and_costs_none_of_the_others(land, tmp_path, capsys):
     flags = "--init random channels --mode finetune linear --lr 1000 --epochs 2 --seeds 1 --ratios 100"
     for _ in range(2):
