@@ -1,6 +1,7 @@
 """Tidy rows → the epoch that counts, means over the seeds, paired tests, and times. Needs no torch."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 import scores
+from common import read_quietly
 from plots.reading import MEAN_OVER, note
 from plots.style import MEAN, PAPER_MEAN, SHARE, ordered, ordered_modes
 from scores import TASKS
@@ -44,7 +46,25 @@ def at_chosen_epoch(results: pd.DataFrame) -> pd.DataFrame:
             f"{several} cells were run with several settings: that of the most cells counts, then the most "
             "seeds, then the best validation"
         )
+    note_unlike(pd.concat(kept))
     return pd.concat(kept)
+
+
+def note_unlike(test: pd.DataFrame) -> None:
+    """Say in what initialisations that are compared with each other were trained in different ways."""
+    for (task, data, mode), rows in test.groupby(["task", "data", "mode"], sort=False):
+        ways = rows[SETTING].map("{:g}".format)
+        made = {
+            out: read_quietly(Path(out) / "settings.yaml").get(f"{task} {mode}") or {}
+            for out in set(rows.out)
+        }
+        for name in sorted({name for way in made.values() for name in way} - {"size"}):
+            ways[name] = [str(made[out].get(name, "not set")) for out in rows.out]
+        side_by_side = ways.groupby([rows.unit, rows.ratio])
+        unlike = [name for name in ways if (side_by_side[name].nunique() > 1).any()]
+        if unlike:
+            listed = "; ".join(f"{name} {' and '.join(ways[name].unique())}" for name in unlike)
+            note(f"{task} {data} {mode}: initialisations side by side were trained unlike: {listed}")
 
 
 def rank_of(run: pd.DataFrame, task: str) -> tuple:

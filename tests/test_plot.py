@@ -967,6 +967,22 @@ def test_like_is_compared_with_like(tmp_path):
     assert dict(test.groupby("init").value.mean()) == pytest.approx({"random": 0.3, "simclr": 0.5})
 
 
+def test_initialisations_that_were_trained_unlike_are_told(tmp_path, capsys):
+    paths = []
+    for folder, inits, lr, arch in (("a", ("random", "moco"), 0.1, 18), ("b", ("barlow",), 0.01, 50)):
+        out = tmp_path / folder
+        out.mkdir()
+        made = {"scene finetune": {"arch": f"resnet{arch}", "augment": True}}
+        (out / "settings.yaml").write_text(yaml.safe_dump(made))
+        rows = [row("scene", init, "finetune", 5, 1, "f1_macro", "all", 0.5, lr=lr) for init in inits]
+        paths.append(write_rows(out / "results.csv", rows))
+    numbers.at_chosen_epoch(reading.read_results(paths[:1], []))
+    assert not capsys.readouterr().err
+    numbers.at_chosen_epoch(reading.read_results(paths, []))
+    said = "scene land finetune: initialisations side by side were trained unlike: lr 0.1 and 0.01; "
+    assert said + "arch resnet18 and resnet50" in capsys.readouterr().err
+
+
 def test_sizes_of_images_are_not_mixed_in_a_table_or_a_test(tmp_path, capsys):
     """SimCLR at 32 px beside random weights at 64: the difference would be one of sizes as well."""
     paths = []
