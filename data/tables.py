@@ -319,6 +319,7 @@ def class_rows(root: Folder, kids: list[Folder], keys: list[str]) -> tuple[np.nd
     """(files, labels) of class folders, each class sorted by name; DataError where two folders spell one
     class."""
     seen: dict[str, Folder] = {}
+    number = {key: label for label, key in enumerate(keys)}
     files, labels = [np.empty(0, object)], [np.empty(0, np.int64)]
     for kid in kids:
         key = class_key(kid.name)
@@ -329,7 +330,7 @@ def class_rows(root: Folder, kids: list[Folder], keys: list[str]) -> tuple[np.nd
         seen[key] = kid
         found = relative(root.path, kid.below())
         files.append(found)
-        labels.append(np.full(len(found), keys.index(key)))
+        labels.append(np.full(len(found), number[key]))
     return np.concatenate(files), np.concatenate(labels)
 
 

@@ -192,6 +192,8 @@ def read_checkpoint(out: Path) -> tuple[Path, dict | None]:
         if not file.exists():
             continue
         try:
+            if not file.stat().st_size:
+                raise ValueError("it is empty")
             state = torch.load(file, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or not state.keys() >= KEPT:
                 raise ValueError("holds no checkpoint of train_ssl.py")

@@ -579,7 +579,7 @@ def test_nothing_is_left_of_bad_files_alone(tiny, tmp_path, capsys):
         (f"seed: 0x{'f' * 6000}", "not a whole number"),
         (f"seed: {'[' * 3000}", "nested too deep|not readable"),
         ("weight_decay: -1.0", "at least 0"),
-        ("method: byol", "not one of barlow"),
+        ("method: bert", "not one of barlow"),
         ("compile: maybe", "not true or false"),
         ("just text", "holds no"),
         ("a: [", "not readable as YAML"),
