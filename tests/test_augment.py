@@ -239,3 +239,24 @@ def test_loader_goes_on_exactly_and_gives_new_crops_every_epoch():
         for e in (0, 1)
     }
     assert sum(first[0][r] != first[1][r] for r in range(24)) > 20
+
+
+def test_seed_epoch_and_step_each_draw_anew():
+    def first(seed, epoch, step):
+        rows, drawn, _ = next(Plan(24, 8, 48, 40, seed=seed).epoch(epoch, step))
+        return tuple(rows), tuple(map(tuple, drawn.box.tolist()))
+
+    places = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    assert [len(set(part)) for part in zip(*(first(*place) for place in places))] == [4, 4]
+
+
+def test_parts_of_a_step_are_of_one_size():
+    plan = Plan(100, 32, 8, 8, parts=3)  # 25 images a step, but for the parts
+    assert plan.largest() == 24 and {len(rows) for rows, *_ in plan.epoch(0)} == {24}
+
+
+@pytest.mark.parametrize("height, width", [(8, 100), (100, 8)])
+def test_where_no_crop_fits_the_central_one_is_taken(height, width):
+    p = RandomResizedCrop(32, (0.9, 1)).make_params([torch.zeros(3, height, width)])
+    ours = random_boxes(3, height, width, generator(), Recipe(area=(0.9, 1)))
+    assert ours.tolist() == 3 * [[p["top"], p["left"], p["height"], p["width"]]]

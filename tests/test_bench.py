@@ -308,3 +308,28 @@ def test_two_gpus_have_two_tables():
     cuda = torch.device("cuda")
     assert bench.name_for_file(cuda, "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
     assert bench.name_for_file(torch.device("cpu"), "AMD EPYC, 2 threads") == "cpu"
+
+
+def test_a_share_is_both_over_the_model_alone():
+    rates = {"model": 100.0, "both": 80.0}
+    rows = [
+        Row(part, "barlow", rate, "images/s", precision="fp32", mode="eager") for part, rate in rates.items()
+    ]
+    case = bench.Case(SETTING, None, torch.device("cpu"), "barlow", "resnet18", 1)
+    assert [row.value for row in bench.shares(rows, case, None)] == [0.8]
+
+
+def test_a_ceiling_counts_bytes_both_ways_and_two_operations_a_product(monkeypatch):
+    monkeypatch.setattr(bench, "best_seconds", lambda call, device: 0.5)
+    found = bench.measure_ceilings(torch.device("cpu"))
+    assert found.copy == 2 * 2**27 / 0.5 and set(found.flops.values()) == {2 * 1024**3 / 0.5}
+
+
+def test_the_share_of_waiting_is_of_the_time_that_was_taken():
+    def slow():
+        while True:
+            time.sleep(0.05)
+            yield [[0] * 3]
+
+    found = timed_steps(slow(), lambda batch: None, torch.device("cpu"), steps=4, seconds=100)
+    assert 0.9 < found.data_wait <= 1 and found.images_per_s == pytest.approx(12 / found.seconds)

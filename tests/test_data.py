@@ -14,7 +14,7 @@ from PIL import Image
 from data.opening import stamp_of, statistics_of
 from data.pixels import channel_statistics, common_size, decode, load_pixels
 from data.splits import split_classes, split_counts
-from data.subsets import stratified_subset
+from data.subsets import per_class_subset, stratified_subset
 from data.tables import DataError, load_table
 
 TABLE_II = [
@@ -250,3 +250,16 @@ def test_channel_statistics(rows):
     mean, std = channel_statistics(pixels, rows)
     assert mean == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=5.1e-5)
     assert std == pytest.approx(x.std((0, 2, 3)).tolist(), abs=1e-4)
+
+
+def test_statistics_are_of_images_from_all_over_the_set(monkeypatch):
+    """Files are in the order of their classes."""
+    monkeypatch.setattr("data.pixels.SAMPLED", 10)
+    pixels = torch.arange(100, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 4, 4)
+    mean, _ = channel_statistics(pixels)
+    assert mean == pytest.approx([45 / 255] * 3, abs=1e-4)
+
+
+def test_images_without_a_label_are_no_class_of_their_own():
+    labels = np.array([0, -1, 1, -1, 0, 1, -1])
+    assert sorted(labels[per_class_subset(labels, 1, seed=0)]) == [0, 1]

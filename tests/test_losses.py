@@ -311,3 +311,25 @@ def test_works_when_copied_alone(file, use, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, setting",
+    [
+        ("barlow", {"lambda_": 0.5}),
+        ("simclr", {"temperature": 0.9}),
+        ("moco", {"temperature": 0.9}),
+        ("moco", {"temperature": 0.9, "symmetric": False}),
+    ],
+)
+def test_the_settings_of_a_loss_reach_it(name, setting, views):
+    usual = {"symmetric": False} if "symmetric" in setting else {}
+    with torch.no_grad():
+        first, second = (float(method(name, **about).eval()(*views)) for about in (usual, setting))
+    assert first != pytest.approx(second, rel=1e-4)
+
+
+def test_projectors_have_the_norms_of_their_papers():
+    norms = {"barlow": "LBRLBRL", "moco": "LRL", "simclr": "LBRLB", "simsiam": "LBRLBRLB"}
+    for name, layers in norms.items():
+        assert "".join(type(layer).__name__[0] for layer in method(name).projector) == layers, name

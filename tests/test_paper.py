@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -465,3 +466,25 @@ def test_a_killed_call_takes_its_step_with_it(both, tmp_path):
         assert time.time() < until
         time.sleep(5)
     assert 1 < lines < 5000 and (tmp_path / "small" / "barlow" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("share", [0.3, 3.9, 9.9])
+def test_a_small_pretraining_sees_as_many_images_whatever_the_folder_holds(share):
+    images = round(paper.SMALL.seen / share)
+    study = types.SimpleNamespace(
+        settings=paper.SMALL, patches=types.SimpleNamespace(train=images), epochs=None
+    )
+    epochs, subset = paper.length(study, {"epochs": 1, "subset": 1.0})
+    assert epochs * subset * images == pytest.approx(paper.SMALL.seen, rel=0.01)
+
+
+def test_the_plan_tells_the_hours_of_its_steps(monkeypatch, capsys):
+    """Two views of an image, forward and backward, are six passes."""
+    monkeypatch.setattr(paper, "START", 0)
+    monkeypatch.setattr(paper, "scenes_to_write", lambda study: [])
+    for name, hours in (("first_steps", 2), ("last_steps", 1)):
+        step = paper.Step(name, ["plot.py"], 6 * 100 * 3600 * hours)
+        monkeypatch.setattr(paper, name, lambda *words, step=step: [step])
+    paper.show_plan(types.SimpleNamespace(settings=paper.SMALL), {}, [], [], 100.0, "cpu")
+    said = capsys.readouterr().out
+    assert "takes about 3.0 h" in said and " 2.0 h  first_steps" in said and " 1.0 h  last_steps" in said

@@ -1268,3 +1268,73 @@ def test_an_unknown_reference_is_refused(study, capsys):
     assert "random, imagenet, barlow" in refused(
         capsys, plot.main, "--results", study / "results.csv", "--reference", "byol"
     )
+
+
+def test_hours_of_the_papers_images_are_of_its_size_and_of_the_mean_time_of_an_epoch():
+    logs = pd.DataFrame({"run": "a", "images_per_s": [1000.0, 500.0], "seconds": [90.0, 180.0]})
+    (line,) = numbers.training_times(logs, {"a": {"size": 224}}, 2_400_000).itertuples()
+    assert line.scaled_hours == pytest.approx(1)
+    (line,) = numbers.training_times(logs, {"a": {"size": 64}}, 2_400_000).itertuples()
+    assert math.isnan(line.scaled_hours) and line.hours == pytest.approx(0.075)
+
+
+def test_of_equally_many_settings_the_smaller_error_counts(tmp_path):
+    rows = [
+        row("fraction", "random", "linear", 5, seed, "rmse", "all", value, split, lr=lr)
+        for lr, value in ((0.1, 0.3), (0.2, 0.5))
+        for seed in (1, 2)
+        for split in ("val", "test")
+    ]
+    assert set(results(tmp_path, rows).value) == {0.3}
+
+
+def test_no_two_initialisations_are_compared_twice(tmp_path):
+    rows = scene_rows(["random", "imagenet", "barlow"], [100], [1], ["x"], ["finetune"])
+    lines = numbers.comparison(results(tmp_path, rows), "scene", None)
+    found = sorted(zip(lines.init, lines.baseline))
+    assert found == [("barlow", "imagenet"), ("barlow", "random"), ("random", "imagenet")]
+
+
+def test_a_line_says_the_least_number_of_seeds_of_its_columns(tmp_path):
+    rows = scene_rows(["random"], [100], [1, 2, 3], ["x", "y"], ["finetune"])
+    rows = [r for r in rows if not (r[9] == "y" and r[5] > 1)]
+    table = tables.class_sheet(numbers.over_seeds(results(tmp_path, rows)), "scene", "finetune")
+    assert table.shown.n.tolist() == ["1"]
+
+
+def test_p_is_shown_to_three_places_and_no_smaller_than_it_is():
+    shown = [tables.shown_p(p) for p in (0.0004, 0.001, 0.0049, 0.2, float("nan"))]
+    assert shown == ["< 0.001", "0.001", "0.005", "0.200", "–"]
+
+
+def test_of_several_sizes_the_papers_is_compared(tmp_path):
+    paths = []
+    for size, value in ((64, 0.3), (224, 0.1)):
+        out = tmp_path / str(size)
+        out.mkdir()
+        (out / "settings.yaml").write_text(yaml.safe_dump({"fraction finetune": {"size": size}}))
+        names = ["all", *map(str, range(10))]
+        rows = [
+            row("fraction", "random", "finetune", 100, 1, "rmse", name, value, images=15_038)
+            for name in names
+        ]
+        paths.append(write_rows(out / "results.csv", rows))
+    (pair,), _ = compare_paper(numbers.at_chosen_epoch(reading.read_results(paths, [])), {})
+    assert set(pair.ours["mean"]) == {0.1}
+
+
+def test_classes_stand_beside_the_papers_in_the_order_of_the_file(tmp_path):
+    rows = []
+    for init, mode, ratio, metric, name, mean, _ in paper(5).to_numpy():
+        ours = name if name == "all" else f"{9 - int(name)} class"  # the alphabet would turn them around
+        images = 15_038 * ratio // 100
+        rows.append(row("fraction", init, mode, ratio, 1, metric, ours, mean, images=images))
+    (pair,), _ = compare_paper(results(tmp_path, rows), {})
+    found = tables.beside_paper(pair.ours, pair.paper).numbers
+    assert len(found) == 165 and (found.difference == 0).all()
+
+
+def test_of_an_epoch_that_stands_twice_in_a_log_the_last_row_counts(tmp_path):
+    folder = run_folder(tmp_path / "run", ["1,5,6,9,.5,100,100", "2,4,6,9,.6,100,90", "2,3,6,9,.7,100,50"])
+    _, logs = reading.read_runs([folder], [])
+    assert logs.seconds.tolist() == [100, 50] and logs.loss.tolist() == [5, 3]

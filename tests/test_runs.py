@@ -1,6 +1,7 @@
 """Whose a run directory is, and what a run survives: other processes, other data, damaged and missing
 files."""
 
+import math
 import os
 import resource
 import shutil
@@ -26,7 +27,7 @@ import transfer
 from models import METHODS
 from models.backbone import build_backbone, read_weights
 from models.checkpoint import KEPT, Parts, Progress, load_checkpoint, read_checkpoint
-from models.diagnostics import diagnose
+from models.diagnostics import diagnose, effective_rank, feature_std
 from models.optimisers import LARS, make_optimizer
 from models.step import Learner
 from models.weights import save_backbone
@@ -500,3 +501,16 @@ def test_epoch_lines_reach_a_file_when_they_are_made(simclr, tmp_path):
         process.kill()
         process.wait()
     assert 1 <= len(rows) <= 3, "the line was there long before the run's end"
+
+
+def test_the_health_of_features_by_hand():
+    """Neither number depends on the features' scale, nor the rank on their mean."""
+    everywhere = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    assert feature_std(everywhere) == feature_std(8 * everywhere) == pytest.approx(1, abs=0.02)
+    assert feature_std(torch.ones(9, 16)) == pytest.approx(0, abs=1e-6)
+    plus = torch.diag(torch.tensor([3.0, 1.0, 0.0]))
+    features = torch.cat([plus, -plus]) + 5  # singular values in the ratio of 3 to 1
+    expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    for some in (features, features.repeat(4, 1), torch.nn.functional.pad(features, (0, 9))):
+        assert effective_rank(some) == pytest.approx(expected, rel=1e-3)
+    assert effective_rank(everywhere) == pytest.approx(16, rel=0.01)

@@ -21,7 +21,19 @@ from common import DataError
 from data import geomaps, geotiff, tiff, tiles
 from data.geomaps import write_class_map
 from data.geotiff import Tiff
-from data.scenes import choose_look, far, grid_of, open_scene, places, read_scale, values_of
+from data.scenes import (
+    BLOCKS,
+    SAMPLE,
+    Values,
+    choose_look,
+    far,
+    grid_of,
+    open_scene,
+    places,
+    read_scale,
+    spread,
+    values_of,
+)
 from models import dense
 from models.backbone import build_backbone
 from models.saved import load_model
@@ -953,3 +965,42 @@ def test_a_map_needs_a_scene(model, tmp_path, capsys):
     assert "name a .csv" in refused(
         capsys, predict.main, model, tmp_path / "s.png", "--out", tmp_path / "m.jpg"
     )
+
+
+def test_premultiplied_opacity_is_opacity(tmp_path):
+    array = values("uint8", 4)
+    array[3, :20] = 0
+    file = write(tmp_path / "s.tif", array, photometric="RGB", alpha="PREMULTIPLIED")
+    _, holds = choose_look(open_scene(file), None, None).read(0, 0, 90, 110)
+    assert open_scene(file).alpha == 3 and not holds[:20].any()
+
+
+def test_a_scene_is_far_in_either_direction():
+    learned = Values(np.full(3, 0.4), np.full(3, 0.1))
+    for mean, std, expected in (
+        (0, 4, True),
+        (0, 0.25, True),
+        (0.2, 1, True),
+        (-0.2, 1, True),
+        (0.05, 2, False),
+        (-0.05, 0.5, False),
+    ):
+        assert far(Values(learned.mean + mean, learned.std * std), learned) == expected
+
+
+def test_a_large_scene_is_judged_from_end_to_end():
+    starts = spread(100 * SAMPLE)
+    assert len(starts) == BLOCKS and starts[0] == 0 and starts[-1] == 99 * SAMPLE
+    assert max(np.diff(starts)) < 2 * min(np.diff(starts))
+
+
+def test_patches_overlap_by_half_where_no_stride_is_given(model, tmp_path):
+    file = write(tmp_path / "s.tif", values("uint8", 3))
+    run(model, file, "--out", tmp_path / "m.csv")
+    assert sorted(set(read_csv(tmp_path / "m.csv").column)) == [*range(0, 110 - SIDE, SIDE // 2), 110 - SIDE]
+
+
+def test_windows_fade_into_each_other_at_both_ends():
+    weights = dense.fading(50, [0, 20], 30, 10)
+    assert np.allclose(weights.sum(0), 1) and np.allclose(weights[0], weights[1][::-1])
+    assert np.allclose(weights[0, 20:30], 1 - (np.arange(10) + 0.5) / 10)

@@ -24,6 +24,8 @@ import common
 import train_ssl
 from common import WeightsError
 from data import loader, pixels
+from data.augment import Recipe
+from data.loader import Plan
 from models import METHODS
 from models.backbone import build_backbone, compile_backbones, refuse_without_compiler, ripe_statistics
 from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
@@ -688,3 +690,13 @@ def wait_for(file: Path, process, seconds=120):
     while not file.exists():
         assert process.poll() is None and time.time() < end, process.communicate()
         time.sleep(0.02)
+
+
+def test_the_flags_of_the_views_reach_the_plan():
+    words = "--method simclr --data x --batch-size 8 --min-area 0.5 --jitter 0.1 --blur 0.3 --quarter-turns"
+    words += " --seed 7 --accumulate 2"
+    args = train_ssl.read_flags(train_ssl.build_parser(), words.split())
+    images = types.SimpleNamespace(train=range(40), height=30, width=20)
+    recipe = Recipe(area=(0.5, 1), jitter=0.1, blur_probability=0.3, quarter_turns=True)
+    expected = Plan(40, 8, 30, 20, seed=7, rank=1, ranks=2, recipe=recipe, parts=2)
+    assert train_ssl.make_plan(args, images, 1, 2) == expected

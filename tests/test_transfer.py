@@ -829,3 +829,39 @@ def test_one_training_image_cannot_be_fine_tuned_on():
     message = "random, finetune, 1/class, seed 0: BatchNorm cannot train on one image"
     with pytest.raises(ConfigError, match=message), transfer.Work.at(types.SimpleNamespace(), cell):
         transfer.finetune(cell, data, study, print)
+
+
+@pytest.mark.parametrize("task, best", [("fraction", 0.1), ("scene", 0.3)])
+def test_the_model_that_is_kept_is_the_best_on_val(task, best, tmp_path):
+    words = ["--data", "x", "--task", task, "--precision", "fp32"]
+    study = transfer.study_of(transfer.read_flags(transfer.build_parser(), words), torch.device("cpu"))
+    init, results = transfer.Init("random", "random"), transfer.Results(tmp_path)
+    data = transfer.Data("d", torch.zeros(1, 3, 8, 8), None, ["a", "b"], {}, {}, [0.5] * 3, [0.2] * 3, "")
+    for seed, score in enumerate((0.2, 0.1, 0.3, 0.2)):
+        outcome = transfer.Outcome([], np.zeros((1, 2)), score, {"x": torch.tensor(seed)})
+        cell = transfer.Cell(init, "linear", 100, seed)
+        transfer.save_best_model(tmp_path, cell, outcome, data, study, results)
+    model = torch.load(tmp_path / f"model-{task}-d-random.pth", weights_only=True)
+    assert model["score"] == best and model["state"]["x"] == model["seed"]
+
+
+def test_features_are_standardised_by_the_training_images(monkeypatch):
+    seen, axes = [], transfer.principal_axes
+    monkeypatch.setattr(transfer, "principal_axes", lambda features: seen.append(features) or axes(features))
+    pixels = torch.randint(0, 256, (9, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    rows = {"train": np.array([1, 4, 5]), "val": np.array([0, 2]), "test": np.array([3, 6, 7, 8])}
+    data = transfer.Data("d", pixels, torch.eye(3).repeat(3, 1), list("abc"), rows, {}, [], [], "")
+    study = types.SimpleNamespace(device=torch.device("cpu"))
+    frozen = transfer.freeze(transfer.Init("channels", "channels"), None, data, study)
+    assert len(seen) == 1 and torch.equal(seen[0], frozen.features[rows["train"]])
+
+
+def test_the_seed_draws_the_order_of_the_images():
+    points = Points(torch.randn(64, 3), torch.eye(2).repeat(32, 1))
+    training = transfer.Training(0.5, 0, 0, 1, 8, "softmax")
+    weights = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(0)
+        ((_, model),) = transfer.train(nn.Linear(3, 2), points, np.arange(64), training, seed=seed)
+        weights.append(model.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

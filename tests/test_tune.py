@@ -1,6 +1,7 @@
 """The tuner on a fake training script: known learning curves, log.csv, config.yaml, checkpoint, no torch."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -911,3 +912,24 @@ def test_a_second_tuner_is_refused_with_the_place_of_the_first(workplace, monkey
     assert stop.value.code == 2 and f"out is in use by {place}" in capsys.readouterr().err
     # when the first has ended
     assert len(search(monkeypatch, {"lr": [1e-2, 1e-3]}, "--max-epochs", "1")) == 2
+
+
+def test_a_seed_without_a_number_leaves_the_mean_without_one(tmp_path):
+    search, results = synthetic(tmp_path, lambda i, flags: 0.5, trials=2)
+    rows = list(results.values())
+    rows[1] |= {"loss": float("nan")}
+    assert pd.isna(tune.mean_row(search, rows)["loss"]) and tune.mean_row(search, rows)["knn_macro_f1"] == 0.5
+
+
+def test_importance_is_of_trials_that_the_forest_has_not_seen(tmp_path):
+    search, results = synthetic(tmp_path, lambda i, flags: i * 7919 % 40 / 40)  # of the trial's number alone
+    found = tune.flag_importance(search, tune.leaderboard(search, results))
+    print(found)
+    assert found.importance.max() < 0.3 and found.explained.max() < 0.1
+
+
+def test_the_time_left_is_shared_by_the_workers(tmp_path):
+    search, results = synthetic(tmp_path, lambda i, flags: 0.5)
+    quarter = {run: row | {"seconds": 500.0} for run, row in results.items() if run.trial < 10}
+    said = [tune.time_left(dataclasses.replace(search, workers=workers), quarter) for workers in (1, 3)]
+    assert said == ["4.2 h left at 100 s an epoch", "83.3 min left at 100 s an epoch"]
