@@ -852,7 +852,7 @@ def test_features_are_standardised_by_the_training_images(monkeypatch):
     rows = {"train": np.array([1, 4, 5]), "val": np.array([0, 2]), "test": np.array([3, 6, 7, 8])}
     data = transfer.Data("d", pixels, torch.eye(3).repeat(3, 1), list("abc"), rows, {}, [], [], "")
     study = types.SimpleNamespace(device=torch.device("cpu"))
-    frozen = transfer.freeze(transfer.Init("channels", "channels"), None, data, study)
+    frozen = transfer.freeze(transfer.Init("channels", "channels"), None, data, study, print)
     assert len(seen) == 1 and torch.equal(seen[0], frozen.features[rows["train"]])
 
 
