@@ -226,10 +226,10 @@ def main(argv: list[str] | None = None) -> None:
             row = {
                 "epoch": epoch + 1,
                 "loss": mean_over_ranks(loss, ranks, device),
-                "chance_loss": method.chance_loss(plan.largest() * ranks // args.accumulate),
+                "chance_loss": method.chance_loss(plan.shown() // steps // args.accumulate),
                 "lr": learning_rate(epoch * steps + steps - 1, args.epochs * steps, warmup, args.lr),
                 **check_features(method.backbone, images, args, dtype, checks and images.knn),
-                "images_per_s": steps * plan.largest() * ranks / watch.trained,
+                "images_per_s": plan.shown() / watch.trained,
                 "data_wait": watch.waited / watch.trained,
                 "seconds": watch.seconds(),
             }
