@@ -279,7 +279,8 @@ def main(argv: list[str] | None = None) -> None:
         data = data._replace(pixels=data.pixels.to(device))
     study = study_of(args, device)
     refuse_one_name(results, data.name, inits)
-    results.check_settings(settings(inits, data, study, args.mode))
+    where = {name: getattr(args, name) for name in ("data", "splits", "split", "scenes")}
+    results.check_settings(settings(inits, data, study, args.mode), {f"where {data.name}": where})
     if rank == 0:
         told = common.about(device) | {"val_images": len(data.rows["val"])}
         common.write_yaml(out / "config.yaml", common.flags_of(args, parser) | told)

@@ -188,9 +188,9 @@ def setting_flags(cell: pd.Series) -> list[str]:
 
 
 def data_flags(out: Path, data: str) -> list[str]:
-    """Where the images are: config.yaml says so if the last call of transfer.py in `out` was on the same
-    data."""
-    config = read_quietly(out / "config.yaml")
+    """Where the images are: settings.yaml says so, or config.yaml where the last call of transfer.py in `out`
+    was on the same data."""
+    config = read_quietly(out / "settings.yaml").get(f"where {data}") or read_quietly(out / "config.yaml")
     if data == "built-in":
         scenes = config.get("scenes") if config.get("data") is None else None
         return ["--scenes", str(scenes)] if scenes else []

@@ -132,9 +132,9 @@ class Results:
         with self.claim(file.name):
             write_csv(file, summarise(self.read()))
 
-    def check_settings(self, now: dict[str, dict]) -> None:
+    def check_settings(self, now: dict[str, dict], told: dict[str, dict] | None = None) -> None:
         """Refuse `now` (part -> name -> value) where it differs from what made the rows; settings.yaml
-        remembers it."""
+        remembers it, and what is `told`, which may differ."""
         file = self.file.with_name("settings.yaml")
         with self.claim(file.name):
             then = read_settings(file) if file.exists() else {}
@@ -147,7 +147,7 @@ class Results:
             if differ:
                 listed = "; ".join(sorted(differ))
                 raise ConfigError(f"{self.file} is of other settings ({listed}): choose another --out")
-            write_yaml(file, then | now)
+            write_yaml(file, then | now | (told or {}))
 
 
 def read_settings(file: Path) -> dict[str, dict]:

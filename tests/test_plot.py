@@ -920,6 +920,17 @@ def test_the_command_of_a_missing_cell_makes_that_cell(tmp_path):
     assert {name: getattr(scene, name) for name in other} == other
 
 
+def test_the_command_of_a_missing_cell_finds_the_images_of_an_earlier_call(tmp_path):
+    (tmp_path / "config.yaml").write_text("task: fraction\ndata: /somewhere/patches\n")
+    where = {"data": "/elsewhere/land", "splits": "/lists", "split": "paper", "scenes": 1500}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"where land": where}))
+    test = hole(tmp_path, [("fraction", "rmse", "land", 0.003)])
+    gaps = find_gaps(Studies(test, {}, test.iloc[:0].assign(method=""), []), plot.STEMS)
+    (command,) = [gap.command for gap in gaps if "cells" in gap.figures]
+    args = options("transfer").parse_args(shlex.split(command)[2:])
+    assert (args.data, args.splits, args.split) == ("/elsewhere/land", "/lists", "paper")
+
+
 def test_the_command_of_a_missing_probe_says_how_heads_were_found(tmp_path):
     for lr, probe in ((0, "lbfgs"), (0.02, "sgd")):
         rows = [

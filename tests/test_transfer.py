@@ -750,6 +750,15 @@ def test_predictions_that_are_not_finite_are_refused_not_counted_as_the_first_cl
         judge(nn.Linear(2, 2), "val")
 
 
+def test_the_folder_of_the_images_is_remembered_and_may_move(land, tmp_path):
+    flags = "--init channels --mode linear --seeds 1 --ratios 100"
+    run(land, tmp_path / "out", flags)
+    moved = shutil.copytree(land, tmp_path / "elsewhere" / land.name)
+    run(moved, tmp_path / "out", flags, "--cache", land.parent / "cache")
+    kept = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())[f"where {land.name}"]
+    assert (kept["data"], kept["split"], kept["splits"]) == (str(moved), "paper", None)
+
+
 def test_the_bar_moves_while_features_are_taken(land, tmp_path, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(transfer.Work, "advance", lambda self, images: seen.append(images))
