@@ -33,10 +33,8 @@ class Results:
     def __init__(self, out: Path):
         self.file = out / "results.csv"
         self.damaged: set[Key] = set()  # cells of which some rows are there
-        self.counted: tuple[tuple, dict[Key, int]] = (
-            (),
-            {},
-        )  # the file's stamp, and the rows of each cell then
+        self.stamp: tuple[int, ...] = ()  # of the file when `counted` was taken
+        self.counted: dict[Key, int] = {}  # rows of each cell
         self.read()
         # One descriptor for the life of the process: closing any drops all locks that it has on the file
         self.lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -112,9 +110,9 @@ class Results:
         """How many rows each cell has. The file is read again where it is another one: `add` replaces it."""
         stat = self.file.stat() if self.file.exists() else None
         stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns) if stat else ()
-        if not stamp or stamp != self.counted[0]:
-            self.counted = stamp, dict(self.keys(self.read()).value_counts())
-        return self.counted[1]
+        if not stamp or stamp != self.stamp:
+            self.stamp, self.counted = stamp, dict(self.keys(self.read()).value_counts())
+        return self.counted
 
     def add(self, key: Key, rows: pd.DataFrame) -> None:
         """Add the rows of a cell, in the place of those that it had."""
