@@ -11,6 +11,7 @@ import pandas as pd
 from common import ROOT, read_quietly
 from plots.missing import Gap
 from plots.numbers import class_names, headline, over_seeds
+from plots.reading import settings_part
 from plots.style import PAPER_IMAGES, SHARE
 
 FOLDER = ROOT / "results" / "paper"
@@ -131,8 +132,7 @@ Fact = tuple[str, Iterable, object]  # what it is, our values, the paper's
 
 def facts_of_transfer(rows: pd.DataFrame, table: Transfer) -> list[Fact]:
     """How the heads or networks of these rows came about."""
-    settings = [read_quietly(Path(out) / "settings.yaml") for out in rows.out.unique()]
-    parts = [parts.get(f"{table.task} {table.mode}") for parts in settings]
+    parts = [settings_part(out, f"{table.task} {table.mode}") for out in rows.out.unique()]
     made = [UNSAID | part for part in parts if part]
     places = rows[["out", "folder"]].drop_duplicates()
     trained = rows[rows.epochs > 0]
@@ -151,17 +151,14 @@ def facts_of_transfer(rows: pd.DataFrame, table: Transfer) -> list[Fact]:
 def facts_of_training(rows: pd.DataFrame, made: list[dict], table: Transfer) -> list[Fact]:
     """How what SGD trained was trained: `rows` of results.csv, and what settings.yaml says of them."""
     least, largest = table.rates
+    papers = " to ".join(dict.fromkeys(map(in_words, table.rates)))
     return [
         ("loss", [part.get("loss") for part in made], table.loss),
         ("schedule", [part["schedule"] for part in made], "constant"),
         ("augment", [part["augment"] for part in made], False),
         ("head at the start", [part["start_head"] for part in made], "random"),
         ("epoch chosen by", [part.get("epoch_choice") for part in made], "common"),
-        (
-            "rate",
-            rows.lr[~rows.lr.between(least, largest)],
-            " to ".join(dict.fromkeys(map(in_words, table.rates))),
-        ),
+        ("rate", rows.lr[~rows.lr.between(least, largest)], papers),
         ("momentum", rows.momentum, table.momentum),
         ("weight decay", rows.weight_decay, 0),
         ("batch", rows.batch_size, 64),

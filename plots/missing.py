@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common import read_quietly
-from plots.reading import pretraining_data
+from plots.reading import pretraining_data, settings_part
 from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
 from scores.choice import SETTING, is_solved
 from scores.printed import exact
@@ -174,8 +174,7 @@ def setting_flags(cell: pd.Series) -> list[str]:
         for name in SETTING:
             if not np.isnan(cell[name]):
                 words += [f"--{name.replace('_', '-')}", exact(cell[name])]
-    values = read_quietly(Path(cell["out"]) / "settings.yaml").get(f"{cell['task']} {cell['mode']}")
-    values = values if isinstance(values, dict) else {}
+    values = settings_part(cell["out"], f"{cell['task']} {cell['mode']}")
     if values and not solved:
         values = {"schedule": "constant"} | values  # which settings.yaml leaves out
     for name, value in values.items():
@@ -190,7 +189,7 @@ def setting_flags(cell: pd.Series) -> list[str]:
 def data_flags(out: Path, data: str) -> list[str]:
     """Where the images are: settings.yaml says so, or config.yaml where the last call of transfer.py in `out`
     was on the same data."""
-    config = read_quietly(out / "settings.yaml").get(f"where {data}") or read_quietly(out / "config.yaml")
+    config = settings_part(out, f"where {data}") or read_quietly(out / "config.yaml")
     if data == "built-in":
         scenes = config.get("scenes") if config.get("data") is None else None
         return ["--scenes", str(scenes)] if scenes else []

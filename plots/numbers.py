@@ -1,7 +1,6 @@
 """Tidy rows → the epoch that counts, means over the seeds, paired tests, and times. Needs no torch."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +8,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 import scores
-from common import read_quietly
-from plots.reading import MEAN_OVER, note
+from plots.reading import MEAN_OVER, note, settings_part
 from plots.style import MEAN, PAPER_MEAN, SHARE, ordered, ordered_modes
 from scores import TASKS
 from scores.choice import SETTING
@@ -54,10 +52,7 @@ def note_unlike(test: pd.DataFrame) -> None:
     """Say in what initialisations that are compared with each other were trained in different ways."""
     for (task, data, mode), rows in test.groupby(["task", "data", "mode"], sort=False):
         ways = rows[SETTING].map("{:g}".format)
-        made = {
-            out: read_quietly(Path(out) / "settings.yaml").get(f"{task} {mode}") or {}
-            for out in set(rows.out)
-        }
+        made = {out: settings_part(out, f"{task} {mode}") for out in set(rows.out)}
         for name in sorted({name for way in made.values() for name in way} - {"size"}):
             ways[name] = [str(made[out].get(name, "not set")) for out in rows.out]
         side_by_side = ways.groupby([rows.unit, rows.ratio])

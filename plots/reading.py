@@ -234,6 +234,12 @@ def settings_of(rows: pd.DataFrame, folder: Path) -> list[str]:
     return [text(*row) for row in zip(rows.task, rows["mode"], rows.init, strict=True)]
 
 
+def settings_part(out: str | Path, part: str) -> dict:
+    """What the settings.yaml of a folder says of a part, as `scene linear`; empty where it says nothing."""
+    found = read_quietly(Path(out) / "settings.yaml").get(part)
+    return found if isinstance(found, dict) else {}
+
+
 def sizes_of(rows: pd.DataFrame, folder: Path) -> list[str]:
     """At which size the network saw the images of each row, pixels, by settings.yaml; blank where it is not
     known."""
