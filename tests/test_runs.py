@@ -24,6 +24,9 @@ from sklearn.neighbors import KNeighborsClassifier
 import common
 import train_ssl
 import transfer
+from data.images import knn_sample, open_images
+from data.opening import Source
+from data.tables import Table
 from models import METHODS
 from models.backbone import build_backbone, read_weights
 from models.checkpoint import KEPT, Parts, Progress, load_checkpoint, read_checkpoint
@@ -514,3 +517,20 @@ def test_the_health_of_features_by_hand():
     for some in (features, features.repeat(4, 1), torch.nn.functional.pad(features, (0, 9))):
         assert effective_rank(some) == pytest.approx(expected, rel=1e-3)
     assert effective_rank(everywhere) == pytest.approx(16, rel=0.01)
+
+
+def test_votes_are_of_images_from_all_over_the_training_set_on_val(monkeypatch):
+    """Files are in the order of their classes."""
+    monkeypatch.setattr("data.images.BANK", 20)
+    labels, split = np.repeat([0, 1], 50), np.tile(["train", "train", "val", "test"], 25)
+    table = Table(ROOT, np.arange(100).astype(str), labels, split, ["a", "b"])
+    bank, queries = knn_sample(table, np.flatnonzero(split == "train"))
+    assert set(split[queries]) == {"val"} and len(queries) == 25
+    assert set(split[bank]) == {"train"} and len(set(bank)) == 20 and set(labels[bank]) == {0, 1}
+
+
+def test_the_seed_draws_the_subset(folder, tmp_path):
+    words = ["--method", "simclr", "--data", str(folder), "--cache", str(tmp_path)]
+    source = Source.of(train_ssl.read_flags(train_ssl.build_parser(), words), "pure")
+    drawn = [open_images(source, 0.5, seed, 8, tmp_path / "bad.csv").train.tolist() for seed in (0, 1, 0)]
+    assert drawn[0] == drawn[2] != drawn[1]

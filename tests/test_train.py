@@ -700,3 +700,13 @@ def test_the_flags_of_the_views_reach_the_plan():
     recipe = Recipe(area=(0.5, 1), jitter=0.1, blur_probability=0.3, quarter_turns=True)
     expected = Plan(40, 8, 30, 20, seed=7, rank=1, ranks=2, recipe=recipe, parts=2)
     assert train_ssl.make_plan(args, images, 1, 2) == expected
+
+
+def test_the_rate_follows_every_step_of_the_whole_run_and_warm_up_counts_epochs(tiny, tmp_path, monkeypatch):
+    """Three steps an epoch; a run that is to stop early has the rates of one that is not."""
+    rates = []
+    monkeypatch.setattr(train_ssl, "set_rate", lambda optimizer, rate, peak: rates.append(rate))
+    flags = ["--epochs", "3", "--warmup-epochs", "1", "--lr", "0.001", "--stop-epoch", "2"]
+    train_ssl.main(["--method", "simclr", *tiny, *flags])
+    assert rates == pytest.approx([learning_rate(step, 9, 3, 0.001) for step in range(6)])
+    assert pd.read_csv(tmp_path / "run" / "log.csv").lr.tolist() == pytest.approx([rates[2], rates[5]])

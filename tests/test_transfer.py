@@ -874,3 +874,41 @@ def test_the_seed_draws_the_order_of_the_images():
         ((_, model),) = transfer.train(nn.Linear(3, 2), points, np.arange(64), training, seed=seed)
         weights.append(model.weight)
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_model_without_the_stems_pool_says_so(tmp_path):
+    words = ["--data", "x", "--precision", "fp32"]
+    study = transfer.study_of(transfer.read_flags(transfer.build_parser(), words), torch.device("cpu"))
+    init = transfer.Init("m", "m", mean=(0.1,) * 3, std=(0.2,) * 3, maxpool=False)
+    data = transfer.Data("d", torch.zeros(1, 3, 8, 8), None, ["a", "b"], {}, {}, [0.5] * 3, [0.2] * 3, "")
+    outcome = transfer.Outcome([], np.zeros((1, 2)), 0.1, {"x": torch.zeros(1)})
+    cell = transfer.Cell(init, "linear", 100, 0)
+    transfer.save_best_model(tmp_path, cell, outcome, data, study, transfer.Results(tmp_path))
+    assert torch.load(tmp_path / "model-fraction-d-m.pth", weights_only=True)["maxpool"] is False
+
+
+def test_a_seed_draws_the_backbone_and_the_head(monkeypatch):
+    states = []
+    monkeypatch.setattr(transfer, "train", lambda model, *_, **__: states.append(transfer.copy_of(model)))
+    monkeypatch.setattr(transfer, "choose", lambda *_: None)
+    words = ["--data", "x", "--size", "32", "--precision", "fp32"]
+    study = transfer.study_of(transfer.read_flags(transfer.build_parser(), words), torch.device("cpu"))
+    subsets = {(100, seed): np.arange(4) for seed in (0, 1)}
+    statistics = [0.5] * 3, [0.2] * 3
+    data = transfer.Data(
+        "d",
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        torch.eye(4),
+        list("abcd"),
+        {},
+        subsets,
+        *statistics,
+        "",
+    )
+    for seed in (0, 1, 0):
+        transfer.finetune(
+            transfer.Cell(transfer.Init("random", "random"), "finetune", 100, seed), data, study, None
+        )
+    for key in ("0.conv1.weight", "1.weight"):
+        first, second, again = (state[key] for state in states)
+        assert torch.equal(first, again) and not torch.equal(first, second), key

@@ -13,6 +13,7 @@ import train_ssl
 import transfer
 from common import WeightsError
 from models.backbone import build_backbone
+from models.saved import load_model, save_model
 from models.weights import IMAGENET_MEAN, IMAGENET_STD, save_backbone
 
 
@@ -145,3 +146,16 @@ def test_one_name_does_not_stand_for_weights_that_see_images_differently(state, 
     save_backbone(build_backbone(init=str(tmp_path / "w.pth"), maxpool=False), tmp_path / "w.pth", about)
     assert "init w: maxpool was not set, is False" in refused(capsys, transfer.main, *flags)
     assert (tmp_path / "out" / "results.csv").read_bytes() == before
+
+
+def test_a_model_keeps_its_stem_and_its_loss(tmp_path):
+    """Weights fit with and without the max-pool, and logits go through softmax or sigmoid: nothing would fail."""
+    network = torch.nn.Sequential(build_backbone(maxpool=False), torch.nn.Linear(512, 2))
+    about = {"task": "fraction", "classes": ["a", "b"], "loss": "bce", "arch": "resnet18", "maxpool": False}
+    about |= {"size": 32, "tile": (48, 40), "mean": [0.1] * 3, "std": [0.2] * 3}
+    save_model(tmp_path / "m.pth", network.state_dict(), **about)
+    model = load_model(str(tmp_path / "m.pth"), torch.device("cpu"))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(model.network(x), network.eval()(x), atol=1e-5)
+    for name in ("task", "classes", "loss", "size", "tile", "mean", "std"):
+        assert getattr(model, name) == about[name], name
