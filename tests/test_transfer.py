@@ -894,21 +894,11 @@ def test_a_seed_draws_the_backbone_and_the_head(monkeypatch):
     words = ["--data", "x", "--size", "32", "--precision", "fp32"]
     study = transfer.study_of(transfer.read_flags(transfer.build_parser(), words), torch.device("cpu"))
     subsets = {(100, seed): np.arange(4) for seed in (0, 1)}
-    statistics = [0.5] * 3, [0.2] * 3
-    data = transfer.Data(
-        "d",
-        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
-        torch.eye(4),
-        list("abcd"),
-        {},
-        subsets,
-        *statistics,
-        "",
-    )
+    channels, pixels = ([0.5] * 3, [0.2] * 3), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    data = transfer.Data("d", pixels, torch.eye(4), list("abcd"), {}, subsets, *channels, "")
     for seed in (0, 1, 0):
-        transfer.finetune(
-            transfer.Cell(transfer.Init("random", "random"), "finetune", 100, seed), data, study, None
-        )
+        cell = transfer.Cell(transfer.Init("random", "random"), "finetune", 100, seed)
+        transfer.finetune(cell, data, study, print)
     for key in ("0.conv1.weight", "1.weight"):
         first, second, again = (state[key] for state in states)
         assert torch.equal(first, again) and not torch.equal(first, second), key

@@ -149,7 +149,7 @@ def test_one_name_does_not_stand_for_weights_that_see_images_differently(state, 
 
 
 def test_a_model_keeps_its_stem_and_its_loss(tmp_path):
-    """Weights fit with and without the max-pool, and logits go through softmax or sigmoid: nothing would fail."""
+    """Weights fit with and without the max-pool, logits a softmax and a sigmoid: nothing would fail."""
     network = torch.nn.Sequential(build_backbone(maxpool=False), torch.nn.Linear(512, 2))
     about = {"task": "fraction", "classes": ["a", "b"], "loss": "bce", "arch": "resnet18", "maxpool": False}
     about |= {"size": 32, "tile": (48, 40), "mean": [0.1] * 3, "std": [0.2] * 3}
