@@ -62,6 +62,7 @@ STEMS = {
 # What the paper has too: of fine-tuning, and of shares of the labels.
 NUMBERS = {
     "fig3": "Fig. 3",
+    "table3": "Table III",
     "fig9": "Fig. 9",
     "table4": "Table IV",
     "fig4": "Fig. 4",
@@ -235,6 +236,8 @@ def draw_pretraining(
         return
     caption = "Pretraining: loss, k-NN macro F1, effective rank and throughput per epoch."
     yield Item("curves", caption, partial(curves_figure, logs, styles))
+    caption = "How each run was pretrained."
+    yield Item("table3", caption, partial(tables.settings_sheet, configs), NUMBERS["table3"])
     times = numbers.training_times(logs, configs, PAPER_EPOCHS * PAPER_IMAGES)
     if len(times):
         caption = "Pretraining time per run and device; the hatched white bars are the paper's."

@@ -11,7 +11,7 @@ import common
 
 # Heading → starts of the stems below it, in their order
 SECTIONS = {
-    "Pretraining": ["curves", "fig9", "time_to_quality", "fig3", "table4"],
+    "Pretraining": ["curves", "table3", "fig9", "time_to_quality", "fig3", "table4"],
     "Land-cover fractions": ["fig4", "table5", "fig5", "fig8a", "comparison-fraction"],
     "Scene classes": ["fig6", "table6", "fig7", "fig8b", "comparison-scene"],
     "Beside the paper": ["compare-"],

@@ -23,6 +23,22 @@ LATEX = {
 }
 
 
+# Keys of config.yaml, as the table of pretrainings has them
+TRAINED = {
+    "method": "Method",
+    "images": "Images",
+    "size": "Size (px)",
+    "epochs": "Epochs",
+    "batch_size": "Batch",
+    "optimizer": "Optimiser",
+    "lr": "Rate",
+    "momentum": "Momentum",
+    "weight_decay": "Weight decay",
+    "hidden": "Hidden",
+    "out_dim": "Output",
+}
+
+
 class Sheet(NamedTuple):
     """A table of the report."""
 
@@ -44,6 +60,13 @@ def shown_p(p: float) -> str:
 def with_std(mean: float, std: float, form: str = ".3f") -> str:
     """`0.500 ± 0.010`; without the second part where there is one seed."""
     return signed(mean, form) + ("" if np.isnan(std) else f" ± {std:.3f}")
+
+
+def as_text(value: object) -> str:
+    """`175,381`, a name, or a dash where there is none."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:,.12g}" if isinstance(value, (int, float)) else name_of(str(value))
 
 
 def title_of(rows: pd.DataFrame) -> str:
@@ -79,6 +102,14 @@ def score_sheet(rows: pd.DataFrame, columns: dict[tuple[str, str], str], sign: i
     scores = {title: map(with_std, mean[key], std[key]) for key, title in columns.items()}
     shown = pd.concat([shown, pd.DataFrame(scores)], axis=1)
     return Sheet(shown, np.hstack([np.zeros((len(lines), 3), bool), best.to_numpy()]), rows)
+
+
+def settings_sheet(configs: dict[str, dict]) -> Sheet:
+    """Table III: how each run was pretrained, by its config.yaml; a dash where that does not say."""
+    numbers = pd.DataFrame([{"run": run} | config for run, config in configs.items()])
+    numbers = numbers.reindex(columns=["run", *TRAINED])
+    shown = numbers.map(as_text)
+    return plain(shown.rename(columns={"run": "Run"} | TRAINED), numbers)
 
 
 def f1_sheet(summary: pd.DataFrame) -> Sheet:

@@ -640,6 +640,7 @@ def test_everything_is_drawn_and_no_figure_is_blank(drawn):
         assert pixels.shape[1] in (350, 716), path  # one and two columns at 100 dpi
     made = {p.stem for p in drawn.glob("*.tex")}
     assert {
+        "table3",
         "table4-land",
         "table5-land-finetune",
         "table6-land-linear",
@@ -648,6 +649,16 @@ def test_everything_is_drawn_and_no_figure_is_blank(drawn):
     } <= made
     assert made == {p.stem for p in drawn.glob("*.md")} and not list(drawn.glob(".*"))
     assert set(pd.read_csv(drawn / "index.csv").stem) == stems | made
+
+
+def test_the_settings_of_runs_are_a_table():
+    first = {"method": "barlow", "size": "32:64", "epochs": 500, "lr": 1e-4, "images": 175_381}
+    sheet = tables.settings_sheet({"a": first | {"optimizer": "sgd"}, "b": {"method": ["odd"], "lr": None}})
+    shown = sheet.shown.set_index("Run")
+    assert shown.loc["a", ["Method", "Size (px)", "Epochs", "Rate", "Images", "Optimiser"]].tolist() == [
+        "Barlow Twins", "32:64", "500", "0.0001", "175,381", "sgd",
+    ]  # fmt: skip
+    assert shown.loc["b", ["Rate", "Hidden"]].tolist() == ["–", "–"]
 
 
 def test_captions_say_what_is_drawn(study, tmp_path):
