@@ -180,10 +180,12 @@ def main(argv: list[str] | None = None) -> None:
             run(step, spent)
         best = best_method(study.out / "probes" / "summary.csv")
         print(f"\nbest macro F1 of the linear probes on val: {name_of(best)}", flush=True)
-        for step in last_steps(study, imagenet, best):
-            run(step, spent)
+        lacking = [step.name for step in last_steps(study, imagenet, best) if not run(step, spent)]
         write_page(study, best, notes, spent, device)
         print(f"\nreport: {study.out / 'report.html'}")
+    if lacking:
+        print(f"not all is there, see above: {', '.join(lacking)}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 # What goes in
@@ -575,8 +577,9 @@ def text_of(step: Step) -> str:
     return f"{path}{start} {shlex.join(step.command)}"
 
 
-def run(step: Step, spent: Path | None = None) -> None:
-    """Run a step to its end and add its seconds to the CSV `spent`; any failure ends this process too."""
+def run(step: Step, spent: Path | None = None) -> bool:
+    """Run a step to its end and add its seconds to the CSV `spent`; any failure ends this process too. False
+    where the step lacks some of what it was to make, and may."""
     print(f"\n{step.name}: {text_of(step)}", flush=True)
     began = time.perf_counter()
     processes = [start(step, copy) for copy in range(step.copies)]
@@ -595,6 +598,7 @@ def run(step: Step, spent: Path | None = None) -> None:
         common.fail(f"{step.name} ended with code {code}; {again}")
     if spent:
         add_time(spent, text_of(step), time.perf_counter() - began)
+    return code == 0
 
 
 def start(step: Step, copy: int) -> subprocess.Popen:

@@ -304,9 +304,10 @@ def main(argv: list[str] | None = None) -> None:
     if rank == 0 and len(work.rows()):
         results.write_summary()
         print(table(work.rows(), args.task))
+    common.meet(ranks)  # torchrun ends all where one leaves with exit code 1
     common.end_ranks(ranks)
     if work.failed:
-        say(f"{len(work.failed)} of {common.counted(len(work.keys), 'cell')} failed, named above")
+        say(f"{len(work.failed)} of {len(work.keys)} cells failed, the first: {work.failed[0]}")
         raise SystemExit(1)
 
 
@@ -893,7 +894,8 @@ class Work:
     def __init__(self, results: Results, units: list[Unit], data: Data, study: Study, out: Path, show: bool):
         self.results, self.data, self.study, self.out = results, data, study, out
         self.keys, self.wanted, self.costs = {}, {}, {}
-        self.failed: set[Cell] = set()  # that diverged in this process
+        self.diverged: set[Cell] = set()  # in this process
+        self.failed: list[str] = []  # what is said of them
         for unit in units:
             for cell in unit.cells:
                 key = key_of(cell, study, data.name)
@@ -930,7 +932,7 @@ class Work:
     def missing(self, unit: Unit) -> list[Cell]:
         """The unit's cells that no process has done, and that have not failed here."""
         self.done = self.results.done(self.wanted)
-        return [cell for cell in unit.cells if self.keys[cell] not in self.done and cell not in self.failed]
+        return [c for c in unit.cells if self.keys[c] not in self.done and c not in self.diverged]
 
     @contextlib.contextmanager
     def at(self, cell: Cell) -> Iterator[None]:
@@ -942,7 +944,8 @@ class Work:
         except ConfigError as error:
             if not isinstance(error, Diverged) or len(self.keys) == 1:
                 raise ConfigError(f"{where}: {error}") from None
-            self.failed.add(cell)
+            self.diverged.add(cell)
+            self.failed.append(f"{where}: {error}")
             self.bar.write(f"failed: {where}: {error}", file=sys.stderr)
 
     def advance(self, images: int) -> None:

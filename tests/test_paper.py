@@ -488,3 +488,16 @@ def test_the_plan_tells_the_hours_of_its_steps(monkeypatch, capsys):
     paper.show_plan(types.SimpleNamespace(settings=paper.SMALL), {}, [], [], 100.0, "cpu")
     said = capsys.readouterr().out
     assert "takes about 3.0 h" in said and " 2.0 h  first_steps" in said and " 1.0 h  last_steps" in said
+
+
+@pytest.mark.parametrize(
+    "code, may_lack, end", [(0, True, True), (1, True, False), (1, False, 2), (2, True, 2)]
+)
+def test_a_step_that_lacks_some_and_may_is_no_failure(code, may_lack, end, capfd):
+    step = paper.Step("x", ["-c", f"raise SystemExit({code})"], may_lack=may_lack)
+    if end in (True, False):
+        assert paper.run(step) is end
+        return
+    with pytest.raises(SystemExit) as stop:
+        paper.run(step)
+    assert stop.value.code == end
