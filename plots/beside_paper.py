@@ -11,15 +11,15 @@ import pandas as pd
 from common import ROOT, read_quietly
 from plots.missing import Gap
 from plots.numbers import class_names, headline, over_seeds
-from plots.reading import settings_part
+from plots.reading import settings_part, way_of
 from plots.style import PAPER_IMAGES, SHARE
 
 FOLDER = ROOT / "results" / "paper"
 SIZE, SEEDS = 224, 5  # pixels; runs of each cell
 FLAGS = ["hidden", "lr", "momentum", "out_dim", "weight_decay"]  # Table III
 RECIPES = ROOT / "yaml" / "paper"
+OTHERS = {"init": "random", "maxpool": True, "accumulate": 1}  # flags of train_ssl.py
 VIEWS = {"min_area": 0.2, "jitter": 0.4, "blur": 0.5, "quarter_turns": False}
-UNSAID = {"schedule": "constant", "augment": False, "start_head": "random", "statistics": "backbone"}
 FILES = {"III": "table3", "IV": "table4", "V": "table5", "VI": "table6"}
 
 
@@ -132,8 +132,7 @@ Fact = tuple[str, Iterable, object]  # what it is, our values, the paper's
 
 def facts_of_transfer(rows: pd.DataFrame, table: Transfer) -> list[Fact]:
     """How the heads or networks of these rows came about."""
-    parts = [settings_part(out, f"{table.task} {table.mode}") for out in rows.out.unique()]
-    made = [UNSAID | part for part in parts if part]
+    made = [way for out in rows.out.unique() if (way := way_of(out, table.task, table.mode))]
     places = rows[["out", "folder"]].drop_duplicates()
     trained = rows[rows.epochs > 0]
     return [
@@ -157,6 +156,7 @@ def facts_of_training(rows: pd.DataFrame, made: list[dict], table: Transfer) -> 
         ("schedule", [part["schedule"] for part in made], "constant"),
         ("augment", [part["augment"] for part in made], False),
         ("head at the start", [part["start_head"] for part in made], "random"),
+        ("epochs between checks", [part["check_every"] for part in made], 1),
         ("epoch chosen by", [part.get("epoch_choice") for part in made], "common"),
         ("rate", rows.lr[~rows.lr.between(least, largest)], papers),
         ("momentum", rows.momentum, table.momentum),
@@ -173,14 +173,15 @@ def facts_of_runs(configs: list[dict]) -> list[Fact]:
         recipe = read_quietly(RECIPES / f"{config.get('method')}.yaml")
         flags = {key: value for key, value in recipe.items() if key not in ("method", *FLAGS)}
         named = config | {"split": split_in(config)}
-        for key, value in (always | flags | VIEWS | {"init": "random"}).items():
+        for key, value in (always | flags | VIEWS | OTHERS).items():
             found.setdefault((f"pretraining {key}", value), []).append(named.get(key))
     return [(name, ours, value) for (name, value), ours in found.items()]
 
 
 def split_of(out: str, data: str) -> str | None:
-    """How the images were split, where the last call of transfer.py in `out` was on the same data."""
-    config = read_quietly(Path(out) / "config.yaml")
+    """How the images were split, where settings.yaml says so, or config.yaml, as the last call of transfer.py
+    in `out` was on the same data."""
+    config = settings_part(out, f"where {data}") or read_quietly(Path(out) / "config.yaml")
     same = Path(str(config.get("data"))).resolve().name == data
     return split_in(config) if same else None
 

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 import scores
-from plots.reading import MEAN_OVER, note, settings_part
+from plots.reading import MEAN_OVER, note, way_of
 from plots.style import MEAN, PAPER_MEAN, SHARE, ordered, ordered_modes
 from scores import TASKS
 from scores.choice import SETTING
@@ -51,14 +51,14 @@ def at_chosen_epoch(results: pd.DataFrame) -> pd.DataFrame:
 def note_unlike(test: pd.DataFrame) -> None:
     """Say in what initialisations that are compared with each other were trained in different ways."""
     for (task, data, mode), rows in test.groupby(["task", "data", "mode"], sort=False):
-        ways = rows[SETTING].map("{:g}".format)
-        made = {out: settings_part(out, f"{task} {mode}") for out in set(rows.out)}
+        made = {out: way_of(out, task, mode) for out in set(rows.out)}
+        ways = rows[SETTING].map("{:g}".format, na_action="ignore")
         for name in sorted({name for way in made.values() for name in way} - {"size"}):
-            ways[name] = [str(made[out].get(name, "not set")) for out in rows.out]
+            ways[name] = [str(made[out][name]) if name in made[out] else None for out in rows.out]
         side_by_side = ways.groupby([rows.unit, rows.ratio])
-        unlike = [name for name in ways if (side_by_side[name].nunique() > 1).any()]
+        unlike = [name for name in ways if (side_by_side[name].nunique() > 1).any()]  # of what is known
         if unlike:
-            listed = "; ".join(f"{name} {' and '.join(ways[name].unique())}" for name in unlike)
+            listed = "; ".join(f"{name} {' and '.join(ways[name].dropna().unique())}" for name in unlike)
             note(f"{task} {data} {mode}: initialisations side by side were trained unlike: {listed}")
 
 

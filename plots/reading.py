@@ -32,6 +32,13 @@ LOG_COLUMNS = [
     "images_per_s",
     "seconds",
 ]
+UNSAID = {  # what settings.yaml leaves out, by flags of transfer.py
+    "schedule": "constant",
+    "augment": False,
+    "start_head": "random",
+    "statistics": "backbone",
+    "check_every": 1,
+}
 UNREADABLE = (
     OSError,
     ValueError,
@@ -238,6 +245,13 @@ def settings_part(out: str | Path, part: str) -> dict:
     """What the settings.yaml of a folder says of a part, as `scene linear`; empty where it says nothing."""
     found = read_quietly(Path(out) / "settings.yaml").get(part)
     return found if isinstance(found, dict) else {}
+
+
+def way_of(out: str | Path, task: str, mode: str) -> dict:
+    """How the cells of a folder were made beyond their columns, by its settings.yaml; empty where that is not
+    known."""
+    part = settings_part(out, f"{task} {mode}")
+    return UNSAID | {str(name): value for name, value in part.items()} if part else {}
 
 
 def sizes_of(rows: pd.DataFrame, folder: Path) -> list[str]:

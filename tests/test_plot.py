@@ -22,7 +22,7 @@ import common
 import plot
 import transfer
 from plots import figures, numbers, pretraining, reading, style, tables
-from plots.beside_paper import TRANSFERS, UNSAID, compare_paper, facts_of_training, unlike_paper
+from plots.beside_paper import TRANSFERS, compare_paper, facts_of_training, unlike_paper
 from plots.embeddings import flatten, spread
 from plots.missing import Studies, find_gaps
 from plots.pretraining import duration
@@ -314,7 +314,7 @@ def test_what_captions_call_the_papers_is_what_its_protocol_sets(number, file):
     table = TRANSFERS[number]
     parser = transfer.build_parser()
     args = common.parse(parser, ["--config", str(ROOT / f"yaml/paper/transfer_{file}.yaml")])
-    made = {name: getattr(args, name) for name in (*UNSAID, "loss", "arch", "epoch_choice", "size")}
+    made = {name: getattr(args, name) for name in (*reading.UNSAID, "loss", "arch", "epoch_choice", "size")}
     names = ("lr", "momentum", "weight_decay", "batch_size")
     rows = pd.DataFrame([{name: getattr(args, name) for name in names}])
     assert made["size"] == 224 and args.epochs == table.epochs and args.task == table.task
@@ -994,15 +994,20 @@ def test_initialisations_that_were_trained_unlike_are_told(tmp_path, capsys):
     for folder, inits, lr, arch in (("a", ("random", "moco"), 0.1, 18), ("b", ("barlow",), 0.01, 50)):
         out = tmp_path / folder
         out.mkdir()
-        made = {"scene finetune": {"arch": f"resnet{arch}", "augment": True}}
+        schedule = {"schedule": "cosine"} if arch == 50 else {}  # constant, where it is not there
+        made = {"scene finetune": {"arch": f"resnet{arch}", "augment": True} | schedule}
         (out / "settings.yaml").write_text(yaml.safe_dump(made))
         rows = [row("scene", init, "finetune", 5, 1, "f1_macro", "all", 0.5, lr=lr) for init in inits]
         paths.append(write_rows(out / "results.csv", rows))
-    numbers.at_chosen_epoch(reading.read_results(paths[:1], []))
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    rows = [row("scene", "simclr", "finetune", 5, 1, "f1_macro", "all", 0.5)]
+    of_before = write_rows(unknown / "results.csv", rows)  # without settings.yaml
+    numbers.at_chosen_epoch(reading.read_results([paths[0], of_before], []))
     assert not capsys.readouterr().err
     numbers.at_chosen_epoch(reading.read_results(paths, []))
     said = "scene land finetune: initialisations side by side were trained unlike: lr 0.1 and 0.01; "
-    assert said + "arch resnet18 and resnet50" in capsys.readouterr().err
+    assert said + "arch resnet18 and resnet50; schedule constant and cosine\n" in capsys.readouterr().err
 
 
 def test_sizes_of_images_are_not_mixed_in_a_table_or_a_test(tmp_path, capsys):
