@@ -952,7 +952,8 @@ class Work:
         self.bar.update(images)
 
     def spent(self) -> int:
-        return sum(self.costs[key] for key in self.done)
+        ended = self.done | {self.keys[cell] for cell in self.diverged}
+        return sum(self.costs[key] for key in ended)
 
     def add(self, cell: Cell, outcome: Outcome, seconds: float) -> None:
         """Write what a cell gave: the confusion of scenes and the model, both of its best epoch, then its
@@ -969,7 +970,7 @@ class Work:
         self.results.add(key, rows)
         self.done.add(key)
         self.bar.set_postfix_str(f"{len(self.done)}/{len(self.keys)} cells", refresh=False)
-        self.bar.update(self.spent() - self.bar.n)
+        self.bar.update(max(0, self.spent() - self.bar.n))  # features were counted for all of their cells
 
     def rows(self) -> pd.DataFrame:
         """The rows of this call's cells, whichever process wrote them."""
