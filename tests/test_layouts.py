@@ -18,7 +18,7 @@ import common
 from data.folders import Folder
 from data.names import LAND_NAMES, PURE_NAMES, class_name, land_names
 from data.opening import Source, digest_of, open_table
-from data.splits import coordinates, split_by_lists
+from data.splits import coordinates, near_others, split_by_lists
 from data.subsets import training_subsets
 from data.tables import DataError, explain_empty, load_table, read_tree
 
@@ -860,3 +860,24 @@ def test_no_label_is_no_target(tmp_path):
     plant(tmp_path, "train/{}.jpg", "val/A/{}.jpg", "val/B/{}.jpg")
     table = load_table(tmp_path)
     assert table.targets("scene").sum(1).tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "place, other, near",
+    [
+        ((60.0, 25.0), (60.0, 25.25), True),  # there a degree of longitude is half as long
+        ((60.0, 25.0), (60.0, 25.35), False),
+        ((25.0, 60.0), (25.0, 60.25), False),
+        ((0.0, 179.95), (0.0, -179.95), True),
+        ((89.97, 10.0), (89.97, -170.0), True),
+    ],
+)
+def test_nearness_is_an_angle_on_the_globe(place, other, near):
+    assert near_others(np.array([place, other]), np.array(["train", "val"])).tolist() == [near, False]
+
+
+def test_land_repeats_leave_the_images_after_them_their_own_fractions(tmp_path):
+    rows = [["000.jpg", *SHARES, "A"], ["000.jpg", *SHARES, "A"], ["001.jpg", *SHARES[::-1], "D"]]
+    table = load_table(land_of(tmp_path, rows))
+    assert table.files[:2].tolist() == ["RGB Images/train/000.jpg", "RGB Images/train/001.jpg"]
+    assert table.fractions[:2].tolist() == [SHARES, SHARES[::-1]] and table.labels[:2].tolist() == [0, 3]

@@ -22,9 +22,9 @@ import common
 import plot
 import transfer
 from plots import figures, numbers, pretraining, reading, style, tables
-from plots.beside_paper import TRANSFERS, compare_paper, facts_of_training, unlike_paper
+from plots.beside_paper import TRANSFERS, compare_paper, facts_of_training, rows_of, unlike_paper
 from plots.embeddings import flatten, spread
-from plots.missing import Studies, find_gaps
+from plots.missing import Studies, cell_flags, command_like, data_flags, find_gaps
 from plots.pretraining import duration
 from plots.report import by_section
 from scores import TASKS
@@ -1365,3 +1365,71 @@ def test_of_an_epoch_that_stands_twice_in_a_log_the_last_row_counts(tmp_path):
     folder = run_folder(tmp_path / "run", ["1,5,6,9,.5,100,100", "2,4,6,9,.6,100,90", "2,3,6,9,.7,100,50"])
     _, logs = reading.read_runs([folder], [])
     assert logs.seconds.tolist() == [100, 50] and logs.loss.tolist() == [5, 3]
+
+
+@pytest.mark.parametrize("task, better", [("fraction", 0), ("scene", 1)])
+def test_blue_is_better_whichever_way_a_metric_goes_and_bold_is_below_a_twentieth(task, better):
+    gaps = pd.DataFrame({"class": ["a", "b"], "difference": [-0.1, 0.1], "p": [0.04, 0.06]})
+    gaps = gaps.assign(ratio=5, n=5, unit="%")
+    axes = figures.difference_figure(gaps, task, "barlow", "random").axes[0]
+    shown = axes.images[0].get_array()
+    assert shown[better] > 0 > shown[1 - better]
+    assert [text.get_fontweight() for text in axes.texts] == ["bold", "normal"]
+
+
+def test_a_line_goes_up_the_ratios_in_a_band_of_one_deviation():
+    cells = {"init": "barlow", "mode": "finetune", "metric": "rmse", "class": "all", "unit": "%"}
+    summary = pd.DataFrame({"ratio": [100, 5, 25], "mean": [0.1, 0.3, 0.2], "std": [0.01, 0.03, 0.02]})
+    styles = style.styles_of(["barlow"], {})
+    axes = figures.ratio_figure(summary.assign(**cells), "fraction", "rmse", styles).axes[0]
+    assert [list(side) for side in axes.lines[0].get_data()] == [[5, 25, 100], [0.3, 0.2, 0.1]]
+    edges = axes.collections[0].get_paths()[0].vertices
+    assert {round(y, 6) for x, y in edges if x == 5} == {0.27, 0.33}
+
+
+def test_bars_stand_in_the_order_of_the_classes_key():
+    cells = {"task": "scene", "mode": "finetune", "metric": "f1", "ratio": 5, "unit": "%", "std": 0.0}
+    values = {("barlow", "sea"): 0.1, ("barlow", "ice"): 0.2, ("random", "sea"): 0.3, ("random", "ice"): 0.4}
+    rows = [{"init": init, "class": name, "mean": mean} | cells for (init, name), mean in values.items()]
+    styles = style.styles_of(["barlow", "random"], {})
+    axes = figures.class_figure(pd.DataFrame(rows), "scene", "barlow", ["random"], styles).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_of_several_sizes_the_papers_is_compared_and_no_numbers_of_images_a_class():
+    cells = {"task": "fraction", "mode": "finetune", "metric": "rmse", "folder": "Land-1.0", "images": 15_038}
+    names = ["all", *map(str, range(10))]
+    made = [("64", "%"), ("224", "%"), ("224", "/class")]
+    rows = [{"class": name, "size": size, "unit": unit} for size, unit in made for name in names]
+    rows = pd.DataFrame(rows).assign(**cells)
+    kept = rows_of(rows.assign(data="Land-1.0-" + rows["size"] + "px"), TRANSFERS["V"])
+    assert set(zip(kept["size"], kept.unit)) == {("224", "%")} and len(kept) == 11
+
+
+def test_a_missing_cell_may_be_of_images_a_class_and_of_the_built_in_scenes(tmp_path):
+    assert cell_flags([(10, 0), (5, 0)], "/class") == [
+        "--per-class",
+        "5",
+        "10",
+        "--seeds",
+        "1",
+        "--seed",
+        "0",
+    ]
+    assert cell_flags([(10, 3), (5, 0)], "%") == ["--ratios", "5", "10", "--seeds", "0", "3"]
+    (tmp_path / "settings.yaml").write_text("where built-in: {data: null, scenes: 1500}\n")
+    assert data_flags(tmp_path, "built-in") == ["--scenes", "1500"]
+
+
+def test_a_missing_probe_has_the_cells_of_one_data_set(tmp_path):
+    cells = (("a", 5), ("b", 50))
+    rows = [row("scene", "random", "linear", n, 1, "f1_macro", "all", 0.5, data=data) for data, n in cells]
+    words = shlex.split(command_like(results(tmp_path, rows), "scene", ["linear"], ["barlow"], {}))
+    assert options("transfer").parse_args(words[2:]).ratios == [5]
+
+
+def test_points_keep_their_labels_where_images_without_any_are_left_out(tmp_path):
+    arrays = {"features": np.arange(6.0).reshape(3, 2), "labels": [-1, 1, 0], "classes": ["a", "b"]}
+    np.savez(tmp_path / "e.npz", **arrays, init="x")
+    (found,) = reading.read_embeddings([tmp_path / "e.npz"], [])
+    assert found["labels"].tolist() == [1, 0] and found["features"].tolist() == [[2, 3], [4, 5]]

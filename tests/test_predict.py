@@ -314,3 +314,8 @@ def test_no_file_takes_the_place_of_a_device(world, tmp_path, capsys):
         words = refused(capsys, predict.main, model, folder / "scene.png", "--out", tmp_path / name)
         assert f"{what} is a folder or a device" in words
     assert (tmp_path / "pipe").is_fifo() and not (tmp_path / "y.csv").exists()
+
+
+def test_the_most_frequent_class_is_that_of_the_truth():
+    said = predict.compare(np.eye(3)[[0, 0, 0, 0, 0]], np.eye(3)[[0, 0, 0, 1, 2]], "scene")
+    assert said.endswith("right in 60% of the patches, the most frequent one is in 60%")

@@ -1004,3 +1004,12 @@ def test_windows_fade_into_each_other_at_both_ends():
     weights = dense.fading(50, [0, 20], 30, 10)
     assert np.allclose(weights.sum(0), 1) and np.allclose(weights[0], weights[1][::-1])
     assert np.allclose(weights[0, 20:30], 1 - (np.arange(10) + 0.5) / 10)
+
+
+def test_a_tie_point_that_is_no_corner_is_read_as_gdal_reads_it(tmp_path):
+    tags = {33550: ("d", (10.0, 20.0, 0.0)), 33922: ("d", (5.0, 3.0, 0.0, 500.0, 4000.0, 0.0))}
+    file, start = tmp_path / "placed.tif", 8 + 3600
+    content = b"II*\0" + struct.pack("<I", start) + bytes(3600)
+    file.write_bytes(content + tiff.directory(WHOLE_PAGE | tags, start))
+    with rasterio.open(file) as gdal:
+        assert Tiff(file).place().transform == gdal.transform[:6] == (10, 0, 450, 0, -20, 4060)

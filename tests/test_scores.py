@@ -325,3 +325,9 @@ def test_heads_do_not_depend_on_the_scale_of_features():
     assert (head(nearly_constant).argmax(1) == targets.argmax(1)).float().mean() > 0.97
     dead = torch.cat([x, torch.full((200, 1), 0.7), torch.zeros(200, 1)], 1)
     assert all(h.weight.isfinite().all() for _, h in linear_heads(dead, targets, principal_axes(dead), "bce"))
+
+
+def test_a_confusion_has_the_true_classes_in_its_rows(tmp_path):
+    write_confusion(tmp_path / "c.csv", np.array([0, 0, 1]), np.array([1, 1, 1]), ["x", "y"])
+    table = pd.read_csv(tmp_path / "c.csv", index_col=0)
+    assert table.loc["x"].tolist() == [0, 2] and table.loc["y"].tolist() == [0, 1]

@@ -903,3 +903,28 @@ def test_a_seed_draws_the_backbone_and_the_head(monkeypatch):
     for key in ("0.conv1.weight", "1.weight"):
         first, second, again = (state[key] for state in states)
         assert torch.equal(first, again) and not torch.equal(first, second), key
+
+
+def test_heads_that_are_trained_have_a_rate_of_their_own():
+    words = ["--data", "x", "--probe", "sgd", "--lr", "0.1", "--linear-lr", "0.3", "--precision", "fp32"]
+    study = transfer.study_of(transfer.read_flags(transfer.build_parser(), words), torch.device("cpu"))
+    assert (study.head.lr, study.whole.lr) == (0.3, 0.1)
+
+
+def test_what_makes_rows_unlike_is_remembered():
+    """Each of these has no column in results.csv: a folder that does not remember it mixes two of them."""
+
+    def remembered(*words, data="digest", weights="digest"):
+        fixed = ["--data", "x", "--probe", "sgd", "--precision", "bf16"]
+        study = transfer.study_of(
+            transfer.read_flags(transfer.build_parser(), [*fixed, *words]), torch.device("cpu")
+        )
+        found = transfer.Data("d", None, None, [], {}, {}, [], [], data)
+        init = transfer.Init("m", "m", weights, mean=(0.1,), std=(0.2,))
+        return yaml.safe_dump(transfer.settings([init], found, study, ["linear", "finetune"]))
+
+    flags = ["--precision fp32", "--size 64", "--arch resnet50", "--loss bce", "--augment", "--check-every 2"]
+    flags += ["--epoch-choice common", "--schedule constant", "--statistics data", "--start-head probe"]
+    found = [remembered(), *(remembered(*flag.split()) for flag in flags)]
+    found += [remembered(data="other"), remembered(weights="other")]
+    assert len(set(found)) == len(found) == 13

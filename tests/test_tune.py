@@ -933,3 +933,30 @@ def test_the_time_left_is_shared_by_the_workers(tmp_path):
     quarter = {run: row | {"seconds": 500.0} for run, row in results.items() if run.trial < 10}
     said = [tune.time_left(dataclasses.replace(search, workers=workers), quarter) for workers in (1, 3)]
     assert said == ["4.2 h left at 100 s an epoch", "83.3 min left at 100 s an epoch"]
+
+
+@pytest.mark.parametrize(
+    "grid, words, said",
+    [
+        ({}, ["--max-epochs", "3"], "rungs is [1] there and [1, 3] here"),
+        ({}, ["--eta", "2"], "eta is 3 there and 2 here"),
+        ({"seed": 4}, [], "first_seed is 0 there and 4 here"),
+    ],
+)
+def test_a_search_in_other_steps_or_from_another_seed_is_refused(
+    workplace, monkeypatch, capsys, grid, words, said
+):
+    search(monkeypatch, {"lr": [1e-2]}, "--max-epochs", "1")
+    with pytest.raises(SystemExit) as stop:
+        search(monkeypatch, {"lr": [1e-2]} | grid, "--max-epochs", "1", *words)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", ["failed", "collapsed", "over budget"])
+def test_a_trial_is_as_its_worst_seed(tmp_path, status):
+    search, results = synthetic(tmp_path, lambda i, flags: 0.5, trials=2)
+    done, other = results.values()
+    for order in (1, -1):
+        runs = [done, other | {"status": status, "reason": "why", "epochs": 3}][::order]
+        row = tune.mean_row(search, runs)
+        assert (row["status"], row["reason"], row["epochs"]) == (status, "why", 3)
