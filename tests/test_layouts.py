@@ -1,5 +1,6 @@
 """Opening folders as people unpack them: they load rightly, or are refused by name."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT, picture
 from PIL import Image
@@ -881,3 +883,11 @@ def test_land_repeats_leave_the_images_after_them_their_own_fractions(tmp_path):
     table = load_table(land_of(tmp_path, rows))
     assert table.files[:2].tolist() == ["RGB Images/train/000.jpg", "RGB Images/train/001.jpg"]
     assert table.fractions[:2].tolist() == [SHARES, SHARES[::-1]] and table.labels[:2].tolist() == [0, 3]
+
+
+def test_the_digest_changes_with_splits_classes_and_fractions(tmp_path):
+    table = load_table(land_of(tmp_path))
+    checked = pd.DataFrame({"bytes": 0, "mtime_ns": 0}, index=range(len(table)))
+    changes = [{}, {"classes": ["A", "B", "D", "C"]}, {"fractions": table.fractions[:, ::-1]}]
+    changes.append({"split": table.split[::-1]})
+    assert len({digest_of(dataclasses.replace(table, **change), checked) for change in changes}) == 4

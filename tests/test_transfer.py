@@ -915,10 +915,8 @@ def test_what_makes_rows_unlike_is_remembered():
     """Each of these has no column in results.csv: a folder that does not remember it mixes two of them."""
 
     def remembered(*words, data="digest", weights="digest"):
-        fixed = ["--data", "x", "--probe", "sgd", "--precision", "bf16"]
-        study = transfer.study_of(
-            transfer.read_flags(transfer.build_parser(), [*fixed, *words]), torch.device("cpu")
-        )
+        words = ["--data", "x", "--probe", "sgd", "--precision", "bf16", *words]
+        study = transfer.study_of(transfer.read_flags(transfer.build_parser(), words), torch.device("cpu"))
         found = transfer.Data("d", None, None, [], {}, {}, [], [], data)
         init = transfer.Init("m", "m", weights, mean=(0.1,), std=(0.2,))
         return yaml.safe_dump(transfer.settings([init], found, study, ["linear", "finetune"]))
