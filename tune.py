@@ -222,7 +222,7 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
     check_every = fixed.get("knn_every", 0)
     first_seed = None
     if "seed" in options and "seed" not in swept:
-        first_seed = fixed.pop("seed", seed_of_config(passed, fixed))
+        first_seed = fixed.pop("seed", in_config("seed", passed, fixed, 0))
     if args.seeds_per_trial > 1 and type(first_seed) is not int:
         raise ConfigError(
             f"--seeds-per-trial: {args.script} has no --seed of its own, or {args.grid} sweeps it"
@@ -236,7 +236,7 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
         trials=draw_trials(swept, args.trials, args.seed),
         rungs=rungs,
         eta=args.eta,
-        metric=args.metric or default_metric(options, set_to("task", passed, fixed)),
+        metric=args.metric or default_metric(options, passed, fixed),
         out=args.out,
         workers=args.workers or (1 if WORLD > 1 else max(1, len(visible_gpus()))),
         first_seed=first_seed,
@@ -246,9 +246,11 @@ def build_search(args: argparse.Namespace, passed: list[str], grid: dict) -> Sea
     )
 
 
-def default_metric(options: dict[str, str], task: list[str]) -> str:
+def default_metric(options: dict[str, str], passed: list[str], fixed: dict) -> str:
+    """What ranks the trials of train_ssl.py, or of the task of transfer.py."""
     if "stop_epoch" in options:
         return "knn_macro_f1"
+    task = set_to("task", passed, fixed) or [in_config("task", passed, fixed, "")]
     return "f1_macro" if task == ["scene"] else "rmse"
 
 
@@ -262,10 +264,10 @@ def refuse_wrong_flags(search: Search) -> None:
         raise ConfigError(f"{search.script} refuses the first trial: {why}")
 
 
-def seed_of_config(passed: list[str], fixed: dict) -> object:
-    """The seed in the YAML file that the script's --config names; else 0."""
+def in_config(name: str, passed: list[str], fixed: dict, default: object) -> object:
+    """The value of a flag in the YAML file that the script's --config names; else `default`."""
     files = set_to("config", passed, fixed)
-    return read_yaml(Path(files[-1])).get("seed", 0) if files else 0
+    return read_yaml(Path(files[-1])).get(name, default) if files else default
 
 
 def set_to(name: str, passed: list[str], fixed: dict) -> list[str]:

@@ -627,9 +627,11 @@ def test_dry_run_of_the_projects_grids_tells_the_plan_and_writes_nothing(
         (["--script", str(ROOT / "transfer.py")], "rmse"),
         (["--script", str(ROOT / "transfer.py"), "--task", "scene"], "f1_macro"),
         (["--script", str(ROOT / "transfer.py"), "--task", "scene", "--metric", "accuracy"], "accuracy"),
+        (["--script", str(ROOT / "transfer.py"), "--config", "scenes.yaml"], "f1_macro"),
     ],
 )
 def test_trials_are_ranked_by_the_metric_of_their_task(workplace, monkeypatch, capsys, words, metric):
+    Path("scenes.yaml").write_text("task: scene\n")
     with pytest.raises(FileNotFoundError):  # a dry run: no trials.csv to read
         search(monkeypatch, {"lr": [0.1, 0.2]}, "--dry-run", *words)
     assert f"ranked by {metric};" in capsys.readouterr().out
