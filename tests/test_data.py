@@ -263,3 +263,21 @@ def test_statistics_are_of_images_from_all_over_the_set(monkeypatch):
 def test_images_without_a_label_are_no_class_of_their_own():
     labels = np.array([0, -1, 1, -1, 0, 1, -1])
     assert sorted(labels[per_class_subset(labels, 1, seed=0)]) == [0, 1]
+
+
+def test_decoded_pixels_of_other_images_sizes_or_rules_have_a_file_of_their_own(
+    folder, tmp_path, monkeypatch
+):
+    files, cache = load_table(folder).files, tmp_path / "cache"
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    asked = [
+        (folder, files[:2], 32),
+        (folder, files[1:3], 32),
+        (folder, files[:2], 24),
+        (copy, files[:2], 32),
+    ]
+    for root, some, side in asked:
+        load_pixels(root, some, side, side, cache=cache, share=True)
+    monkeypatch.setattr("data.pixels.RULES", 99)
+    load_pixels(folder, files[:2], 32, 32, cache=cache, share=True)
+    assert len(list(cache.glob("*.u8"))) == 5

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from test_data import TABLE_II
 import common
 from data.folders import Folder
 from data.names import LAND_NAMES, PURE_NAMES, class_name, land_names
-from data.opening import Source, digest_of, open_table
-from data.splits import coordinates, near_others, split_by_lists
+from data.opening import Source, built_in_scenes, digest_of, open_table
+from data.splits import coordinates, near_others, split_blocks, split_by_lists
 from data.subsets import training_subsets
 from data.tables import DataError, explain_empty, load_table, read_tree
 
@@ -891,3 +892,30 @@ def test_the_digest_changes_with_splits_classes_and_fractions(tmp_path):
     changes = [{}, {"classes": ["A", "B", "D", "C"]}, {"fractions": table.fractions[:, ::-1]}]
     changes.append({"split": table.split[::-1]})
     assert len({digest_of(dataclasses.replace(table, **change), checked) for change in changes}) == 4
+
+
+def test_an_accent_is_the_same_however_a_mac_has_encoded_it(tmp_path):
+    plant(tmp_path / "data", "train/B/{}.jpg", "train/Caf\u00e9/\u00e9{}.jpg", "val/Cafe\u0301/{}.jpg")
+    table = load_table(tmp_path / "data")
+    assert table.classes == ["B", "Caf\u00e9"] and table.labels[table.split == "val"].tolist() == [1, 1, 1]
+    lists = lists_of(tmp_path / "lists", train=[unicodedata.normalize("NFD", "\u00e90.jpg")])
+    assert load_table(tmp_path / "data", splits=lists).files.tolist() == ["train/Caf\u00e9/\u00e90.jpg"]
+
+
+def test_zeros_before_a_number_make_no_other_class(tmp_path):
+    plant(tmp_path, "train/01_Sea/{}.jpg", "train/2_Ice/{}.jpg", "val/1_Sea/{}.jpg")
+    table = load_table(tmp_path)
+    assert table.classes == ["01_Sea", "2_Ice"] and set(table.labels[table.split == "val"]) == {0}
+
+
+def test_blocks_give_a_rare_class_its_shares_too():
+    blocks = np.repeat(np.arange(400), 25)
+    labels = np.where((blocks % 5 == 0) & (np.arange(10_000) % 25 == 0), 1, 0)
+    split = split_blocks(np.stack([blocks, blocks], 1), labels)
+    assert [int((split[labels == 1] == name).sum()) for name in ("train", "val", "test")] == [72, 2, 6]
+
+
+def test_built_in_scenes_of_another_kind_have_a_folder_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.opening.write_scenes", lambda *_, **__: None)
+    kinds = ({}, {"size": 24}, {"scenes": 61}, {"layout": "mixed"})
+    assert len({built_in_scenes(source(tmp_path, tmp_path, **kind)) for kind in kinds}) == 4

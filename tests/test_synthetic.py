@@ -321,3 +321,13 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys):
     synthetic.main([str(out), "--count", "29", "--size", "16"])
     assert capsys.readouterr().out == f"29 scenes of 16 px, layout pure: {out}\n"
     assert len(list(out.rglob("*.jpg"))) == 29
+
+
+@pytest.mark.parametrize("layout, count", [("mixed", 10), ("archives", 29), ("scene", 1)])
+def test_another_seed_draws_other_scenes_in_every_layout(layout, count, tmp_path):
+    drawn = []
+    for seed in (0, 1):
+        synthetic.write_scenes(tmp_path / str(seed), layout, count, 16, seed)
+        files = [file for end in ("jpg", "png") for file in (tmp_path / str(seed)).rglob(f"[!.]*.{end}")]
+        drawn.append({np.asarray(Image.open(file)).tobytes() for file in files})
+    assert len(drawn[0]) == len(drawn[1]) >= count and not drawn[0] & drawn[1]

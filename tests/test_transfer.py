@@ -926,3 +926,15 @@ def test_what_makes_rows_unlike_is_remembered():
     found = [remembered(), *(remembered(*flag.split()) for flag in flags)]
     found += [remembered(data="other"), remembered(weights="other")]
     assert len(set(found)) == len(found) == 13
+
+
+@pytest.mark.parametrize("name", ["momentum", "weight_decay"])
+def test_momentum_and_decay_are_those_of_the_training(name):
+    points = Points(torch.randn(16, 3), torch.eye(2).repeat(8, 1))
+    weights = []
+    for value in (0.1, 0.2):
+        torch.manual_seed(0)
+        training = transfer.Training(0.5, 0, 0, 2, 4, "softmax")._replace(**{name: value})
+        *_, (_, model) = transfer.train(nn.Linear(3, 2), points, np.arange(16), training, seed=0)
+        weights.append(model.weight)
+    assert not torch.equal(*weights)
