@@ -557,11 +557,6 @@ class Frozen(NamedTuple):
         """Inputs and targets of rows (on the device)."""
         return self.features[rows], self.targets[rows]
 
-    def standardised(self, train: np.ndarray) -> "Frozen":
-        """The same with features of mean 0 and deviation 1 over the rows `train`."""
-        std, mean = torch.std_mean(self.features[train], 0)
-        return self._replace(features=(self.features - mean) / torch.where(std > 0, std, 1))
-
 
 def probe_all(unit: Unit, data: Data, study: Study, work: "Work", embedded: int | None) -> None:
     """Every image goes once through the frozen backbone, in eval mode; the heads of all cells train on its
@@ -626,11 +621,9 @@ def probe(cell: Cell, frozen: Frozen, data: Data, study: Study) -> Outcome:
         heads = linear_heads(frozen.features[subset], frozen.targets[subset], frozen.axes, study.whole.loss)
         outcome = choose(heads, judge, TASKS[study.task], keep_state=study.save_model)
     else:
-        if cell.init.source == "channels":  # numbers up to 255, where rates are for those around 1
-            judge = judge._replace(samples=frozen.standardised(data.rows["train"]))
         torch.manual_seed(cell.seed)
         head = nn.Linear(frozen.features.shape[1], len(data.classes)).to(study.device)
-        epochs = train(head, judge.samples, subset, study.head, seed=cell.seed)
+        epochs = train(head, frozen, subset, study.head, seed=cell.seed)
         outcome = choose(epochs, judge, TASKS[study.task], study.every_epoch, study.save_model)
     if study.task == "scene":
         val, test = (neighbours(frozen, subset, data, split) for split in ("val", "test"))

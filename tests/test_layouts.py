@@ -919,3 +919,22 @@ def test_built_in_scenes_of_another_kind_have_a_folder_of_their_own(tmp_path, mo
     monkeypatch.setattr("data.opening.write_scenes", lambda *_, **__: None)
     kinds = ({}, {"size": 24}, {"scenes": 61}, {"layout": "mixed"})
     assert len({built_in_scenes(source(tmp_path, tmp_path, **kind)) for kind in kinds}) == 4
+
+
+def test_the_papers_rule_counts_images_without_the_links_to_them(tmp_path):
+    plant(tmp_path, "A/{}.jpg", "B/{}.jpg", each=20)
+    plain = load_table(tmp_path)
+    for i in range(20):
+        (tmp_path / "A" / f"link-{i}.jpg").symlink_to(tmp_path / "A" / f"{i}.jpg")
+    table = load_table(tmp_path)
+    assert table.files.tolist() == plain.files.tolist() and table.split.tolist() == plain.split.tolist()
+
+
+def test_pictures_that_end_alike_are_no_duplicates(tmp_path, capsys):
+    (tmp_path / "data" / "A").mkdir(parents=True)
+    for i in (0, 1):
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        pixels[-1] = i  # the first row of a BMP file
+        Image.fromarray(pixels).save(tmp_path / "data" / "A" / f"{i}.bmp")
+    open_table(source(tmp_path / "data", tmp_path / "work"), tmp_path / "bad.csv")
+    assert "byte for byte" not in capsys.readouterr().out

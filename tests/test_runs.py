@@ -534,3 +534,10 @@ def test_the_seed_draws_the_subset(folder, tmp_path):
     source = Source.of(train_ssl.read_flags(train_ssl.build_parser(), words), "pure")
     drawn = [open_images(source, 0.5, seed, 8, tmp_path / "bad.csv").train.tolist() for seed in (0, 1, 0)]
     assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_a_run_does_not_go_on_with_another_deviation_either(monkeypatch):
+    began = {"config": {}, "digest": "d", "about": {"mean": [0], "std": [1]}}
+    monkeypatch.setattr("models.checkpoint.read_checkpoint", lambda out: (out / "checkpoint.pt", began))
+    with pytest.raises(common.ConfigError, match=r"began with another std \(\[1\], now \[2\]\)"):
+        load_checkpoint(common.ROOT, None, {}, set(), "d", {"mean": [0], "std": [2]})

@@ -1013,3 +1013,17 @@ def test_a_tie_point_that_is_no_corner_is_read_as_gdal_reads_it(tmp_path):
     file.write_bytes(content + tiff.directory(WHOLE_PAGE | tags, start))
     with rasterio.open(file) as gdal:
         assert Tiff(file).place().transform == gdal.transform[:6] == (10, 0, 450, 0, -20, 4060)
+
+
+def test_opacity_need_not_be_the_last_band(tmp_path):
+    tags = WHOLE_PAGE | {258: ("H", (8,) * 5), 277: ("H", (5,)), 338: ("H", (2, 0)), 279: ("I", (6000,))}
+    content = b"II*\0" + struct.pack("<I", 8 + 6000) + bytes(6000)
+    (tmp_path / "s.tif").write_bytes(content + tiff.directory(tags, 8 + 6000))
+    assert Tiff(tmp_path / "s.tif").alpha() == 3
+
+
+def test_degrees_in_two_systems_are_two_places():
+    place, other = (
+        geotiff.Place((1, 0, 0, 0, -1, 0), (1, 1, 0, 1, 2048, 0, 1, code)) for code in (4326, 4258)
+    )
+    assert place.differs(other, 9, 9) and not place.differs(place, 9, 9)

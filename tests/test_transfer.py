@@ -784,14 +784,6 @@ def test_a_cell_that_diverges_is_named_and_costs_none_of_the_others(land, tmp_pa
     assert "random, finetune, 100 %, seed 0: the " in alone
 
 
-def test_sgd_trains_heads_on_channel_statistics_as_well_as_they_are_solved_for(folders, tmp_path):
-    flags = "--task scene --init channels --mode linear --ratios 100 --seeds 1"
-    sgd = run(folders, tmp_path / "sgd", f"{flags} --probe sgd --lr 0.01 --schedule constant --epochs 20")
-    solved = run(folders, tmp_path / "solved", flags)
-    test = [rows[(rows.split == "test") & (rows.metric == "accuracy")].value.item() for rows in (sgd, solved)]
-    assert test[0] >= test[1] - 0.1 and test[1] > 0.8
-
-
 @pytest.mark.parametrize("task", ["fraction", "scene"])
 def test_random_views_of_oblong_images_keep_the_area_of_fractions(task):
     recipe = transfer.random_views(task, 24, 48)
@@ -938,3 +930,22 @@ def test_momentum_and_decay_are_those_of_the_training(name):
         *_, (_, model) = transfer.train(nn.Linear(3, 2), points, np.arange(16), training, seed=0)
         weights.append(model.weight)
     assert not torch.equal(*weights)
+
+
+def test_a_seed_draws_the_views_of_fine_tuning(monkeypatch):
+    seeds = []
+    found = lambda model, pictures, *_, **__: seeds.append(pictures.generator.initial_seed())
+    monkeypatch.setattr(transfer, "train", found)
+    monkeypatch.setattr(transfer, "choose", lambda *_: None)
+    words = ["--data", "x", "--size", "32", "--precision", "fp32", "--augment"]
+    study = transfer.study_of(transfer.read_flags(transfer.build_parser(), words), torch.device("cpu"))
+    pixels, subsets = (
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        {(100, seed): np.arange(4) for seed in (3, 4)},
+    )
+    data = transfer.Data("d", pixels, torch.eye(4), list("abcd"), {}, subsets, [0.5] * 3, [0.2] * 3, "")
+    for seed in (3, 4):
+        transfer.finetune(
+            transfer.Cell(transfer.Init("random", "random"), "finetune", 100, seed), data, study, print
+        )
+    assert seeds == [3, 4]
