@@ -13,8 +13,9 @@ import hashlib
 import os
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,7 @@ COLUMNS = {
 }
 KEY, RESULT = list(COLUMNS)[:3], list(COLUMNS)[3:]
 WRITTEN = COLUMNS | {"rules": "int64"}  # of the manifest: which rules of data.pixels gave the result
+SAVE_SECONDS = 60  # between two writes of the manifest
 CHUNK = 64  # files per task: few enough for the bar to move, enough to hide the cost of the queue
 
 
@@ -64,15 +66,33 @@ def check_files(root: Path, files: Sequence[str], manifest: Path, workers: int) 
     new = table["problem"].isna()
     if new.any():
         results: list[tuple[int, int, str]] = []
+        saved = time.monotonic()
         try:
-            _decode_all(root, table["file"][new], workers, results)
-        finally:  # what was decoded before an interrupt is not decoded again
-            if results:
-                rows = table.index[new][: len(results)]
-                table.loc[rows, RESULT] = pd.DataFrame(results, columns=RESULT, index=rows)
-                found = table[table["problem"].notna()]
-                _write_manifest(manifest, pd.concat([found, known]).drop_duplicates("file").astype(COLUMNS))
+            for chunk in _decode_all(root, table["file"][new], workers):
+                results += chunk
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    _remember(table, new, results, known, manifest)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            checked = f"{len(results):,} of {new.sum():,} files are checked"
+            print(f"{checked}; the next check goes on", file=sys.stderr)
+            raise
+        finally:
+            _remember(table, new, results, known, manifest)
     return table.astype(COLUMNS)
+
+
+def _remember(
+    table: pd.DataFrame, new: pd.Series, results: list, known: pd.DataFrame, manifest: Path
+) -> None:
+    """Put the results of the first of the new files into the table and the manifest: what was decoded before
+    this process is killed is not decoded again."""
+    if not results:
+        return
+    rows = table.index[new][: len(results)]
+    table.loc[rows, RESULT] = pd.DataFrame(results, columns=RESULT, index=rows)
+    found = table[table["problem"].notna()]
+    _write_manifest(manifest, pd.concat([found, known]).drop_duplicates("file").astype(COLUMNS))
 
 
 def manifest_of(root: Path, cache: Path) -> Path:
@@ -112,8 +132,8 @@ def _write_manifest(path: Path, table: pd.DataFrame) -> None:
         print(f"warning: {path} cannot be written ({why}): the next check starts anew", file=sys.stderr)
 
 
-def _decode_all(root: Path, files: list[str], workers: int, results: list[tuple[int, int, str]]) -> None:
-    """Add to `results` what `_decode` says of each file, in their order."""
+def _decode_all(root: Path, files: list[str], workers: int) -> Iterator[list[tuple[int, int, str]]]:
+    """What `_decode` says of the files, in their order, CHUNK by CHUNK."""
     # A DataLoader, as its workers end with this process even when it is killed. Its base seed comes from its
     # own generator: drawn from the global one, a run with a manifest would differ from the first one.
     paths = [os.path.join(root, file) for file in files]
@@ -125,25 +145,20 @@ def _decode_all(root: Path, files: list[str], workers: int, results: list[tuple[
         worker_init_fn=_capture_stderr,
         generator=torch.Generator(),
     )
+    done = 0
     with tqdm(total=len(files), desc="checking files", unit="file", disable=None) as bar:
         try:
             for chunk in loader:
-                results += chunk
+                done += len(chunk)
+                yield chunk
                 bar.update(len(chunk))
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"{root}: a decoding process was killed after {len(results):,} files: is the memory full? "
+                f"{root}: a decoding process was killed after {done:,} files: is the memory full? "
                 "Try fewer --workers"
             ) from None
-        except KeyboardInterrupt:
-            bar.close()
-            print(
-                f"{len(results):,} of {len(files):,} files are checked; the next check goes on",
-                file=sys.stderr,
-            )
-            raise
 
 
 def _capture_stderr(worker: int) -> None:

@@ -298,6 +298,21 @@ def test_what_was_checked_before_an_interrupt_is_kept(root, manifest, monkeypatc
     assert (check_files(root, files, manifest, 1).problem == "").all() and decoded == files[3:]
 
 
+def test_the_manifest_is_written_on_the_way(root, manifest, monkeypatch):
+    files, written = write(root, {f"{name}.jpg": JPEG for name in "abc"}), []
+    write_manifest = check._write_manifest
+
+    def count_and_write(path, table):
+        written.append(len(table))
+        write_manifest(path, table)
+
+    monkeypatch.setattr(check, "CHUNK", 1)
+    monkeypatch.setattr(check, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(check, "_write_manifest", count_and_write)
+    check_files(root, files, manifest, 1)
+    assert written == [1, 2, 3, 3] and list(pd.read_csv(manifest).file) == files
+
+
 def test_a_killed_worker_is_one_line(root, manifest, monkeypatch):
     files = write(root, {"a.jpg": JPEG})
     monkeypatch.setattr(check, "picture", lambda data: os.kill(os.getpid(), signal.SIGKILL))
