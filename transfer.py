@@ -307,7 +307,8 @@ def main(argv: list[str] | None = None) -> None:
     common.meet(ranks)  # torchrun ends all where one leaves with exit code 1
     common.end_ranks(ranks)
     if work.failed:
-        say(f"{len(work.failed)} of {len(work.keys)} cells failed, the first: {work.failed[0]}")
+        first = next(iter(work.failed.values()))
+        say(f"{len(work.failed)} of {len(work.keys)} cells failed, the first: {first}")
         raise SystemExit(1)
 
 
@@ -887,8 +888,7 @@ class Work:
     def __init__(self, results: Results, units: list[Unit], data: Data, study: Study, out: Path, show: bool):
         self.results, self.data, self.study, self.out = results, data, study, out
         self.keys, self.wanted, self.costs = {}, {}, {}
-        self.diverged: set[Cell] = set()  # in this process
-        self.failed: list[str] = []  # what is said of them
+        self.failed: dict[Cell, str] = {}  # that diverged in this process, and what is said of them
         for unit in units:
             for cell in unit.cells:
                 key = key_of(cell, study, data.name)
@@ -925,7 +925,7 @@ class Work:
     def missing(self, unit: Unit) -> list[Cell]:
         """The unit's cells that no process has done, and that have not failed here."""
         self.done = self.results.done(self.wanted)
-        return [c for c in unit.cells if self.keys[c] not in self.done and c not in self.diverged]
+        return [c for c in unit.cells if self.keys[c] not in self.done and c not in self.failed]
 
     @contextlib.contextmanager
     def at(self, cell: Cell) -> Iterator[None]:
@@ -937,15 +937,14 @@ class Work:
         except ConfigError as error:
             if not isinstance(error, Diverged) or len(self.keys) == 1:
                 raise ConfigError(f"{where}: {error}") from None
-            self.diverged.add(cell)
-            self.failed.append(f"{where}: {error}")
-            self.bar.write(f"failed: {where}: {error}", file=sys.stderr)
+            self.failed[cell] = f"{where}: {error}"
+            self.bar.write(f"failed: {self.failed[cell]}", file=sys.stderr)
 
     def advance(self, images: int) -> None:
         self.bar.update(images)
 
     def spent(self) -> int:
-        ended = self.done | {self.keys[cell] for cell in self.diverged}
+        ended = self.done | {self.keys[cell] for cell in self.failed}
         return sum(self.costs[key] for key in ended)
 
     def add(self, cell: Cell, outcome: Outcome, seconds: float) -> None:

@@ -44,8 +44,9 @@ def at_chosen_epoch(results: pd.DataFrame) -> pd.DataFrame:
             f"{several} cells were run with several settings: that of the most cells counts, then the most "
             "seeds, then the best validation"
         )
-    note_unlike(pd.concat(kept))
-    return pd.concat(kept)
+    test = pd.concat(kept)
+    note_unlike(test)
+    return test
 
 
 def note_unlike(test: pd.DataFrame) -> None:
