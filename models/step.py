@@ -1,11 +1,13 @@
 """One step of learning, what its losses come to, and whether somebody asks to stop after it."""
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from common import ConfigError
 from models.checkpoint import LOWER, kept, leave_blank_row
@@ -38,10 +40,13 @@ class Learner(NamedTuple):
     def backward(self, views: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Compute the gradients; the mean loss of the step's parts."""
         device, total = views[0].device.type, 0.0
-        for part in zip(*(view.chunk(self.accumulate) for view in views)):
-            with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-                loss = self.model(*part)
-            self.scaler.scale(loss / self.accumulate).backward()
+        parts = list(zip(*(view.chunk(self.accumulate) for view in views)))
+        for part in parts:
+            gradients = contextlib.nullcontext() if part is parts[-1] else unsent(self.model)
+            with gradients:
+                with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+                    loss = self.model(*part)
+                self.scaler.scale(loss / self.accumulate).backward()
             total = total + loss.detach() / self.accumulate
         return total
 
@@ -50,6 +55,11 @@ class Learner(NamedTuple):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def unsent(model: torch.nn.Module) -> contextlib.AbstractContextManager:
+    """Where gradients stay on their rank: all parts of a step are sent with its last one."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
 class Losses:

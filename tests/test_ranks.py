@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 import train_ssl
 from models import METHODS
 from models.backbone import build_backbone
-from models.step import Losses, StopFlag, mean_over_ranks
+from models.optimisers import make_optimizer
+from models.step import Learner, Losses, StopFlag, mean_over_ranks
 from models.sync_norm import synchronise
 
 RANKS, BATCH = 2, 16
@@ -58,9 +59,33 @@ def work(rank, file, results):
         losses = [torch.empty_like(found["loss"]) for _ in range(RANKS)]
         dist.all_gather(losses, found["loss"])
         torch.save(found | {"loss": torch.stack(losses).mean()}, f"{results}/{name}-{rank}.pt")
+    torch.save(of_parts(share), f"{results}/parts-{rank}.pt")
     step = {"heard": heard(rank), "loss": loss_of_all(rank), "left": left_at(rank)}
     torch.save(step, f"{results}/step-{rank}.pt")
     dist.destroy_process_group()
+
+
+def of_parts(share):
+    """The gradient of a step of two parts, and how many times its ranks have sent gradients."""
+    method = synchronise(build("simclr"), cuda=False)
+    model, sent = DistributedDataParallel(method, broadcast_buffers=False, bucket_cap_mb=1000), []
+
+    def mean(_, bucket):
+        sent.append(bucket.is_last())
+        dist.all_reduce(bucket.buffer())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer() / RANKS)
+        return done
+
+    model.register_comm_hook(None, mean)
+    loss = learner(model, method).backward(joined_batch()[:, share])
+    return {"loss": loss, "gradient": method.backbone.conv1.weight.grad, "sent": sent.count(True)}
+
+
+def learner(model, method):
+    optimizer = make_optimizer("sgd", method, 0.05, 0.9, 1e-4)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Learner(model, optimizer, scaler, torch.float32, accumulate=2)
 
 
 def heard(rank):
@@ -118,6 +143,25 @@ def test_gradient_of_two_ranks_is_that_of_one_process(name, ranks):
             assert difference < 1e-4 * float(gradient.norm()) + 1e-6 * largest, f"{key}: {difference}"
         for key, buffer in whole["buffers"].items():
             assert torch.allclose(share["buffers"][key].float(), buffer.float(), rtol=1e-4, atol=1e-4), key
+
+
+def test_ranks_send_the_gradient_of_a_step_of_parts_once(ranks):
+    method = build("simclr")
+    quarter = BATCH // RANKS // 2
+    order = [
+        *range(quarter),
+        *range(2 * quarter, 3 * quarter),
+    ]  # the first part of each rank, then the second
+    order += [row + quarter for row in order]
+    loss = learner(method, method).backward(joined_batch()[:, order])
+    whole = method.backbone.conv1.weight.grad
+    for rank in range(RANKS):
+        found = ranks("parts", rank)
+        assert found["sent"] == 1
+        assert float((found["gradient"] - whole).norm()) < 1e-4 * float(whole.norm())
+    assert float(ranks("parts", 0)["loss"] + ranks("parts", 1)["loss"]) / 2 == pytest.approx(
+        float(loss), rel=1e-4
+    )
 
 
 def test_all_ranks_stop_and_save_at_the_same_step(ranks):
