@@ -4,6 +4,7 @@ pytest -m gpu        # what needs an NVIDIA GPU
 """
 
 import threading
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -103,14 +104,49 @@ def test_views_of_decoded_files_are_those_of_pixels(tmp_path):
         assert all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
 
 
-def test_dali_makes_the_views_itself_where_no_kernel_can(tmp_path):
+def test_dali_makes_the_views_itself_where_no_kernel_can(tmp_path, monkeypatch):
     dali = pytest.importorskip("data.dali", reason="NVIDIA DALI is not installed", exc_type=ImportError)
     Image.fromarray(picture(np.random.default_rng(0), 16)).save(tmp_path / "0.png")
     plan = Plan(4, 2, 16, 16)
-    made = loader.dali_loader(tmp_path, ["0.png"] * 4, plan, 16, **NORMAL, device=CPU, workers=1)
+    asked = {"device": CPU, "workers": 2, "dtype": torch.float16}
+    made = loader.dali_loader(tmp_path, ["0.png"] * 4, plan, 16, **NORMAL, **asked)
     assert isinstance(made, dali.DaliLoader) and not fused.available(CPU)
     made.size = 24  # as a run that ends on larger views does
-    assert next(made.epoch(0))[0].shape == (2, 3, 24, 24)
+    view, _ = next(made.epoch(0))
+    assert view.shape == (2, 3, 24, 24) and view.dtype == torch.float16
+    assert made.run.pipeline.num_threads == 2
+    monkeypatch.setattr(loader, "available", lambda device: True)
+    made = loader.dali_loader(tmp_path, ["0.png"] * 4, plan, 16, **NORMAL, **asked)
+    assert isinstance(made, DecodedLoader) and made.fused and made.dtype == torch.float16
+
+
+def test_what_lies_on_a_gpu_is_decided_by_the_whole_set(monkeypatch):
+    asked = []
+    monkeypatch.setattr(loader, "available", lambda device: False)
+    monkeypatch.setattr(loader, "fits_on_gpu", lambda nbytes, device: asked.append(nbytes))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "beside the usual one")
+    pixels, plan, gpu = noise(8), Plan(8, 4, 40, 40), torch.device("cuda")
+    made = [TorchLoader(pixels, plan, 32, **NORMAL, device=gpu, nbytes=n) for n in (None, 10**12)]
+    assert asked == [pixels.nbytes, 10**12] and not made[1].resident and made[1].pixels is pixels
+
+
+def test_without_kernels_a_step_still_finds_its_rows_among_all_pixels():
+    """As on a GPU that holds the whole set, and whose Triton fails."""
+    pixels, plan, normal = noise(30), Plan(30, 10, 40, 40, seed=1), tuple(NORMAL.values())
+    rows, *draws = next(plan.epoch(0, 1))
+    step = loader.Step(None, draws, loader.pack(draws, torch.from_numpy(rows)))
+    ours = loader.views_of(step, pixels, 32, normal, torch.float32, fused=False)
+    theirs = next(TorchLoader(pixels, plan, 32, **NORMAL, device=CPU).epoch(0, 1))
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_copied_images_are_waited_for_and_kept_until_they_are_read(monkeypatch):
+    done = []
+    usual = types.SimpleNamespace(wait_event=lambda event: done.append(("waits for", event)))
+    images = types.SimpleNamespace(device=CPU, record_stream=lambda stream: done.append(("kept", stream)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: usual)
+    loader.claim(images, "copied")
+    assert done == [("waits for", "copied"), ("kept", usual)]
 
 
 class Again(NamedTuple):
@@ -127,6 +163,7 @@ class Again(NamedTuple):
         self.loss.copy_(loss)
         for parameter, gradient in kept:
             gradient.copy_(parameter.grad)
+            parameter.grad = None  # a replay writes memory, and sets nothing
 
 
 def captured_here(learner, views):
@@ -152,7 +189,8 @@ def small_learner(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_of_a_graph_are_those_without(name, monkeypatch):
-    monkeypatch.setattr(graph, "beside", lambda run, views: run(views))
+    eager, losses = [], []
+    monkeypatch.setattr(graph, "beside", lambda run, views: (eager.append(len(losses)), run(views))[1])
     monkeypatch.setattr(graph, "capture", captured_here)
     plain, made = small_learner(name), small_learner(name)
     graphed, generator = graph.GraphedLearner(made), torch.Generator().manual_seed(1)
@@ -161,8 +199,10 @@ def test_steps_of_a_graph_are_those_without(name, monkeypatch):
         views = tuple(torch.randn(2, 8, 3, side, side, generator=generator))
         for learner in (plain, made):
             set_rate(learner.optimizer, 0.05 / (step + 1), 0.05)
-        assert torch.equal(plain(views), graphed(views)), step
+        losses.append((plain(views), graphed(views)))
+    assert all(torch.equal(a, b) for a, b in losses), "also those that a later replay could write over"
     assert graphed.captured is not None
+    assert eager == [0, 1, 2, 6, 7, 8], "each size is tuned before its capture"
     for key, value in plain.model.state_dict().items():
         assert torch.equal(value, made.model.state_dict()[key]), key
 
