@@ -152,12 +152,15 @@ def test_simsiam_predicts_the_other_view(views):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_moco_compares_a_query_with_the_key_of_the_other_view(symmetric, views):
-    model = method("moco", symmetric=symmetric).eval()
+    model = method("moco", symmetric=symmetric)  # both encoders are alike still
     q1, q2 = (model.projector(model.backbone(view)) for view in views)
     k1, k2 = (model.keys(view) for view in views)
-    terms = [info_nce_loss(q1, k2, model.queue), info_nce_loss(q2, k1, model.queue)]
+    queue = model.queue.clone()
+    terms = [info_nce_loss(q1, k2, queue), info_nce_loss(q2, k1, queue)]
     expected = sum(terms) / 2 if symmetric else terms[0]
     assert float(model(*views).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    new = torch.cat([k2, k1] if symmetric else [k2])  # after the loss: no key is its own negative
+    assert torch.allclose(model.queue[: len(new)], new, atol=1e-5) and int(model.cursor) == len(new)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -196,6 +199,12 @@ def test_moco_queue_takes_keys_after_the_loss_and_only_in_training(views):
     same(*views)
     assert torch.equal(same.queue, kept), "validation batches stay out"
     assert loss < model.chance_loss(16) + 5
+
+
+def test_of_more_keys_than_the_queue_holds_the_last_stay():
+    model, keys = method("moco", queue_size=6), torch.eye(16)[:10]
+    model.enqueue(keys)
+    assert torch.equal(model.queue, keys[4:])
 
 
 def test_moco_keys_are_normalised_in_groups(views):
