@@ -29,7 +29,7 @@ from data.loader import Plan
 from models import METHODS
 from models.backbone import build_backbone, compile_backbones, refuse_without_compiler, ripe_statistics
 from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
-from models.step import Learner, Losses
+from models.step import CHECK_STEPS, DTYPES, Learner, Losses, StopFlag
 from models.weights import read_weights
 
 CHECKED = "feature_std,effective_rank,knn_macro_f1,knn5_accuracy"
@@ -196,6 +196,13 @@ def test_lars_scales_each_weight_and_leaves_biases():
     )
 
 
+def test_lars_moves_a_weight_of_zeros_and_none_that_has_no_gradient():
+    zero, still, unused = (torch.nn.Parameter(torch.full((2, 2), value)) for value in (0.0, 1.0, 1.0))
+    zero.grad, still.grad = torch.ones(2, 2), torch.zeros(2, 2)
+    LARS([zero, still, unused], lr=0.5).step()
+    assert (zero == -0.5).all() and (still == 1).all() and (unused == 1).all()
+
+
 def test_predictor_keeps_its_rate_and_norms_do_not_decay():
     model = METHODS["simsiam"](build_backbone(), hidden=8, out=8)
     groups = make_optimizer("sgd", model, 0.1, 0.9, 1e-2).param_groups
@@ -216,10 +223,10 @@ def test_predictor_rate_is_a_multiple_of_the_peak_and_stays_there():
         assert group["lr"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("name", OPTIMISERS)
 def test_momentum_is_the_first_beta_of_adam(name):
     for group in make_optimizer(name, torch.nn.Linear(2, 2), 0.1, 0.8, 0.1).param_groups:
-        assert group["betas"] == (0.8, 0.999)
+        assert group["betas"] == (0.8, 0.999) if "betas" in group else group["momentum"] == 0.8
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
@@ -263,6 +270,27 @@ def test_a_step_waits_for_no_device(name, optimizer, tmp_path):
             set_rate(fused, 0.1 / (step + 1), 0.1)
             losses.add(learn(views), step)
     assert reads.count == 0 and losses.total() != 0
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_a_step_computes_in_its_precision(precision):
+    layer, seen = torch.nn.Linear(4, 1), []
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    optimizer, scaler = torch.optim.SGD(layer.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False)
+    learn = Learner(lambda a, b: layer(a).float().mean(), optimizer, scaler, DTYPES[precision])
+    assert not learn((torch.ones(2, 4), torch.ones(2, 4))).requires_grad, "it would keep every step's graph"
+    assert seen == [{"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]]
+
+
+def test_the_first_loss_that_is_not_finite_is_named_at_the_second_look_and_none_is_rounded(tmp_path):
+    """At a look the host reads a copy that was asked for at the one before."""
+    losses = Losses(2.0**30, torch.device("cpu"), epoch=0, out=tmp_path)
+    losses.add(torch.tensor(1.0), 0)
+    assert losses.total() == 2**30 + 1
+    for step in range(1, 2 * CHECK_STEPS - 1):
+        losses.add(torch.tensor(float("nan") if step > 2 else 1.0), step)
+    with pytest.raises(common.ConfigError, match="epoch 1, step 4: lower --lr"):
+        losses.add(torch.tensor(1.0), 2 * CHECK_STEPS - 1)
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_path, capsys, monkeypatch):
@@ -489,6 +517,10 @@ def test_auto_chooses_a_loader_and_says_why(monkeypatch):
     monkeypatch.setattr(loader.importlib.util, "find_spec", lambda name: object())
     assert [loader.choose_loader("auto", cpu, size, 10**6)[0] for size in (64, 224)] == ["torch", "dali"]
     assert loader.choose_loader("torch", cpu, 224, 10**6) == ("torch", "as asked")
+    monkeypatch.setattr(loader, "fits_on_gpu", lambda nbytes, device: nbytes < 10**9)
+    gpu = torch.device("cuda")
+    chosen = [loader.choose_loader("auto", gpu, 64, nbytes)[0] for nbytes in (10**6, 10**9)]
+    assert chosen == ["torch", "dali"]
     monkeypatch.setattr(loader.importlib.util, "find_spec", lambda name: None)
     assert loader.choose_loader("auto", cpu, 224, 10**6) == ("torch", "DALI is not installed")
     with pytest.raises(common.ConfigError, match="not installed"):
@@ -683,6 +715,14 @@ def test_slurms_warning_ends_the_step_and_saves_it(tiny, tmp_path, capsys, monke
     assert "stopped by a signal in epoch 1/2 after step 1/3" in capsys.readouterr().out
     progress = torch.load(tmp_path / "run" / "checkpoint.pt")["progress"]
     assert (progress["epoch"], progress["step"]) == (0, 1)
+
+
+def test_ctrl_c_after_a_signal_interrupts_and_the_first_signal_is_the_exit_code():
+    flag = StopFlag(1)
+    flag.handle(signal.SIGUSR1, None)
+    flag.handle(signal.SIGTERM, None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert flag.ask(due=False) == (True, False) and flag.exit_code() == 128 + signal.SIGUSR1
 
 
 def wait_for(file: Path, process, seconds=120):
