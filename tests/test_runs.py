@@ -29,7 +29,15 @@ from data.opening import Source
 from data.tables import Table
 from models import METHODS
 from models.backbone import build_backbone, read_weights
-from models.checkpoint import KEPT, Parts, Progress, load_checkpoint, read_checkpoint
+from models.checkpoint import (
+    KEPT,
+    Parts,
+    Progress,
+    Saver,
+    leave_blank_row,
+    load_checkpoint,
+    read_checkpoint,
+)
 from models.diagnostics import diagnose, effective_rank, feature_std
 from models.optimisers import LARS, make_optimizer
 from models.step import Learner
@@ -248,6 +256,9 @@ def test_what_auto_chose_binds_no_later_start():
             return load_checkpoint(common.ROOT, parts, config, chosen, "d", about)[0].epoch
 
     assert load({"loader": "dali", "lr": 0.1}, {"loader"}) == 3
+    assert load({"loader": "torch", "lr": 0.1, "compile": True, "graph": True}, set()) == 3
+    with pytest.raises(common.ConfigError, match="turns was None, is 1"):
+        load({"loader": "torch", "lr": 0.1, "turns": 1}, set())
     with pytest.raises(common.ConfigError, match="loader was torch, is dali"):
         load({"loader": "dali", "lr": 0.1}, set())
     with pytest.raises(common.ConfigError, match="lr was 0.1"):
@@ -272,6 +283,21 @@ def test_a_run_goes_on_in_another_precision_and_fused_as_its_device_is(monkeypat
     assert load({}, fused=True, others=None) == (8.0, True)
     other = torch.amp.GradScaler("cpu", init_scale=16.0).state_dict()
     assert load(other, fused=False, others=True) == (16.0, False)
+
+
+def test_statistics_that_are_not_finite_are_no_checkpoint_and_leave_one_blank_row(tmp_path, monkeypatch):
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_var[1] = float("inf")
+    parts = Parts(norm, torch.optim.SGD(norm.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False))
+    save = Saver(tmp_path, parts, {}, {}, "", "")
+    for step, epoch in ((0, 1), (1, 2), (1, 2)):  # as long as nobody lowers the rate
+        with pytest.raises(common.ConfigError, match=f"not finite in epoch {epoch}: .* no checkpoint yet"):
+            save(Progress(epoch=1, step=step))
+    assert (tmp_path / "log.csv").read_text() == "epoch,loss\n1,\n2,\n"
+    monkeypatch.setattr("models.checkpoint.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("models.checkpoint.dist.get_rank", lambda: 1)
+    leave_blank_row(tmp_path / "log.csv", 3)  # of a rank that does not lead
+    assert (tmp_path / "log.csv").read_text().endswith("2,\n")
 
 
 def train_on(place: Path, pictures: dict[str, tuple[int, int]]) -> None:
