@@ -109,6 +109,14 @@ def test_every_order_of_the_jitter(interpreted):
     assert len(same.flatten(1).unique(dim=0)) == 6
 
 
+def test_grey_sums_that_nobody_wrote_do_no_harm(interpreted, monkeypatch):
+    """Of an image without contrast they are what the memory held before, and 0 times NaN is NaN."""
+    empty, factor = torch.empty, torch.ones(2, 3)
+    factor[0, CONTRAST] = 0.5
+    monkeypatch.setattr(torch, "empty", lambda *shape, **about: empty(*shape, **about).fill_(torch.nan))
+    agree(interpreted, images(2, 12, 12), still(2, 12, 12)._replace(factor=factor), 12)
+
+
 def test_a_wide_blur_is_cut_where_torch_cuts_it(interpreted):
     """At 60 pixels the window has 7 taps, far less than sigma 2 asks for; at 0.1 nearly all is one tap."""
     d = still(2, 30, 30)._replace(sigma=torch.tensor([2.0, 0.1]), turn=torch.tensor([True, False]))
