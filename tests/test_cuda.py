@@ -108,16 +108,18 @@ def test_dali_makes_the_views_itself_where_no_kernel_can(tmp_path, monkeypatch):
     dali = pytest.importorskip("data.dali", reason="NVIDIA DALI is not installed", exc_type=ImportError)
     Image.fromarray(picture(np.random.default_rng(0), 16)).save(tmp_path / "0.png")
     plan = Plan(4, 2, 16, 16)
-    asked = {"device": CPU, "workers": 2, "dtype": torch.float16}
+    asked = {"device": CPU, "workers": 2, "cache_mb": 8, "dtype": torch.float16}
     made = loader.dali_loader(tmp_path, ["0.png"] * 4, plan, 16, **NORMAL, **asked)
     assert isinstance(made, dali.DaliLoader) and not fused.available(CPU)
     made.size = 24  # as a run that ends on larger views does
     view, _ = next(made.epoch(0))
     assert view.shape == (2, 3, 24, 24) and view.dtype == torch.float16
     assert made.run.pipeline.num_threads == 2
+    assert not isinstance(made.files.encoded[0], np.ndarray), "the cache wants tensors with a name"
     monkeypatch.setattr(loader, "available", lambda device: True)
     made = loader.dali_loader(tmp_path, ["0.png"] * 4, plan, 16, **NORMAL, **asked)
     assert isinstance(made, DecodedLoader) and made.fused and made.dtype == torch.float16
+    assert made.decoder.run.pipeline.num_threads == 2
 
 
 def test_what_lies_on_a_gpu_is_decided_by_the_whole_set(monkeypatch):

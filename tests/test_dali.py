@@ -291,11 +291,12 @@ def test_names_of_any_kind_and_the_cache_knows_them(tmp_path):
     assert [image.source_info() for image in images] == [str(tmp_path / name) for name in ODD_NAMES]
 
 
-@pytest.mark.parametrize("half, dtype", [(False, torch.float32), (True, torch.float16)])
-def test_handed_over_in_channels_last_without_a_copy_and_kept_while_held(jpegs, half, dtype):
+@pytest.mark.parametrize("training", [torch.float32, torch.float16, torch.bfloat16])
+def test_handed_over_in_channels_last_without_a_copy_and_kept_while_held(jpegs, training):
+    dtype = torch.float16 if training == torch.float16 else torch.float32  # DALI has no bfloat16
     root, files, _ = jpegs
     loader = dali.DaliLoader(
-        root, files, Plan(240, 24, 32, 32), 32, **LEVELS, device=CPU, workers=2, dtype=dtype
+        root, files, Plan(240, 24, 32, 32), 32, **LEVELS, device=CPU, workers=2, dtype=training
     )
     run, pointers = loader.run.pipeline.run, []
 
@@ -320,11 +321,12 @@ def test_handed_over_in_channels_last_without_a_copy_and_kept_while_held(jpegs, 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Pictures of the plan's 32 x 32 px, of twice that, and of another shape."""
+    """Pictures of the plan's 32 x 32 px, of twice that, of another shape, and of another width alone."""
     root, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
     small = picture(rng, 32)
     double = np.kron(small, np.ones((2, 2, 1), np.uint8))
     files = {"own.png": small, "double.png": double, "wide.png": double.repeat(2, axis=1)}
+    files["broad.png"] = small.repeat(2, axis=1)
     for name, array in files.items():
         Image.fromarray(array).save(root / name)
     return root, list(files)
@@ -343,12 +345,12 @@ def test_bare_images_are_those_of_the_decoder_of_pixels(jpegs):
 
 def test_images_of_another_size_are_scaled_as_a_whole(mixed):
     root, files = mixed
-    decoder = dali.DaliImages(root, files, 32, 32, largest=3, device=CPU, workers=1)
-    (images,) = decoder.batches(iter([np.arange(3)]))
+    decoder = dali.DaliImages(root, files, 32, 32, largest=4, device=CPU, workers=1)
+    (images,) = decoder.batches(iter([np.arange(4)]))
     assert torch.equal(images[0], load_pixels(root, np.array(files), 32, 32, cache=root)[0])
     for other in images[1:]:
         assert (other.float() - images[0].float())[:, 2:-2, 2:-2].abs().mean() < 8
-    drawn = still(3, 32, 32)._replace(box=torch.tensor([[8, 4, 16, 16]]).repeat(3, 1))
+    drawn = still(4, 32, 32)._replace(box=torch.tensor([[8, 4, 16, 16]]).repeat(4, 1))
     loader = dali.DaliLoader(root, files, Fixed(drawn, 32, 32), 16, **LEVELS, device=CPU, workers=1)
     ((views, _),) = loader.epoch(0)
     for other in views[1:]:
@@ -361,20 +363,21 @@ def test_a_file_that_is_harmed_after_the_check_is_named(harm, greys, tmp_path):
     files = [f"{k}.png" for k in range(12)]
     for file in files:
         shutil.copy(greys[0] / file, tmp_path)
-    loader = dali.DaliLoader(tmp_path, files, Plan(12, 4, 16, 16), 16, **LEVELS, device=CPU, workers=1)
+    plan = Plan(12, 4, 16, 16)
+    loader = dali.DaliLoader(tmp_path, files, plan, 16, **LEVELS, device=CPU, workers=1)
     assert len(list(loader.epoch(0))) == 3
+    harmed = tmp_path / files[next(plan.rows(1))[0]]  # of the first step: DALI has then asked for others
     if harm == "removed":
-        (tmp_path / "5.png").unlink()
+        harmed.unlink()
     elif harm == "another format":
-        Image.new("1", (16, 16)).save(tmp_path / "5.png", format="TIFF")
+        Image.new("1", (16, 16)).save(harmed, format="TIFF")
     else:
-        with open(tmp_path / "5.png", "r+b") as file:
+        with harmed.open("r+b") as file:
             file.truncate(40 if harm == "cut" else 0)
     with pytest.raises(OSError) as raised:
         list(loader.epoch(1))
-    assert (
-        raised.value.filename == str(tmp_path / "5.png") and "since it was checked" in raised.value.strerror
-    )
+    assert raised.value.filename == str(harmed) and "since it was checked" in raised.value.strerror
+    assert isinstance(raised.value, FileNotFoundError) == (harm == "removed")
 
 
 def test_the_graph_for_a_gpu_can_be_put_together_without_one(greys):
@@ -388,6 +391,7 @@ def test_the_graph_for_a_gpu_can_be_put_together_without_one(greys):
         cache_mb=8,
     )
     assert loader.run.pipeline.device_id == 0
+    assert dali.Files(*greys, torch.device("cuda", 1), 0).device_id() == 1  # of the second rank
 
 
 @pytest.mark.gpu
