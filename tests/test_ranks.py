@@ -21,7 +21,7 @@ from models import METHODS
 from models.backbone import build_backbone
 from models.optimisers import make_optimizer
 from models.step import Learner, Losses, StopFlag, mean_over_ranks
-from models.sync_norm import synchronise
+from models.sync_norm import SyncNorm, synchronise
 
 RANKS, BATCH = 2, 16
 
@@ -89,14 +89,14 @@ def learner(model, method):
 
 
 def heard(rank):
-    """What a rank hears at each of six steps: rank 0 is due to save at the first two, a signal comes to
-    rank 1 before the fourth."""
+    """What a rank hears at each of six steps: rank 0 is due to save at the first two, rank 1, which does not
+    count, at the others; a signal comes to rank 1 before the fourth."""
     flag = StopFlag(RANKS)
     answers = []
     for step in range(6):
         if rank == 1 and step == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
-        answers.append(flag.ask(due=step < 2))
+        answers.append(flag.ask(due=(step < 2) == (rank == 0)))
     return answers, flag.exit_code()
 
 
@@ -198,17 +198,38 @@ def test_synchronised_norm_is_batch_norm_in_eval_mode():
     assert model.state_dict().keys() == converted.state_dict().keys()
 
 
-def test_buffers_that_are_alike_are_not_sent_and_nothing_warns(tmp_path):
-    import train_ssl  # here: the processes of the other tests do without
-
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of one rank."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)
-            wrapped = train_ssl.distributed(torch.nn.BatchNorm1d(2))
-        assert not wrapped.broadcast_buffers
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_synchronised_norm_is_batch_norm_in_its_settings_and_any_dtype(dtype, alone):
+    """In half precision, as inside autocast, statistics are float32 and the output is not."""
+    norm = torch.nn.BatchNorm2d(3, eps=0.5, momentum=0.3)
+    converted = synchronise(torch.nn.Sequential(copy.deepcopy(norm)), cuda=False)
+    x = (torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 2).to(dtype)
+    ours, theirs = converted(x), norm(x.float())
+    assert isinstance(converted[0], SyncNorm) and ours.dtype == dtype
+    assert torch.allclose(ours.float(), theirs, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    for key, value in norm.state_dict().items():
+        assert torch.allclose(converted[0].state_dict()[key], value, rtol=1e-4), key
+
+
+def test_key_encoders_keep_their_own_norms():
+    method = synchronise(build("moco"), cuda=False)
+    kinds = {name.split(".")[0]: type(module) for name, module in method.named_modules() if "bn1" in name}
+    assert kinds == {"backbone": SyncNorm, "key_backbone": torch.nn.BatchNorm2d}
+
+
+def test_buffers_that_are_alike_are_not_sent_and_nothing_warns(alone):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        wrapped = train_ssl.distributed(torch.nn.BatchNorm1d(2))
+    assert not wrapped.broadcast_buffers
 
 
 def test_torchrun_with_two_ranks_trains_as_one_process(folder, tmp_path):
