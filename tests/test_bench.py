@@ -10,15 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from conftest import picture, refused
+from matplotlib.figure import Figure
 from PIL import Image
 
 import bench
 from bench import Clock, Contender, Effort, Row, Setting
+from data.fused import costs
 from models.backbone import build_backbone
-from models.graph import EAGER_STEPS
+from models.checkpoint import Progress
+from models.graph import EAGER_STEPS, GraphedLearner
 from models.roofline import images_per_second, training_operations
-from models.timing import Timed, profile_steps, timed_steps
-from plots.profile import group_of
+from models.timing import Timed, Watch, endless, profile_steps, timed_steps
+from plots.profile import draw_times, group_of, grouped
 
 SETTING = Setting(32, 8)
 
@@ -66,6 +69,8 @@ def test_operations_are_those_of_the_papers_and_follow_the_size():
     forward = [op for op in training_operations(build_backbone(), 224) if op.name.endswith(": forward")]
     # multiply-adds of He et al.
     assert sum(op.flops for op in forward) == pytest.approx(2 * 1.814e9, rel=0.001)
+    moved = {name: sum(op.bytes for op in small if op.name.endswith(name)) for name in ("ReLU", "shortcut")}
+    assert moved == {"ReLU": 8 * 2 * 202_752, "shortcut": 2 * 2 * 61_440}  # passes, bytes, numbers
     halves, singles = (training_operations(build_backbone(), 64, element) for element in (2, 4))
     assert sum(op.bytes for op in singles) == 2 * sum(op.bytes for op in halves)
     slow = images_per_second(large, 1e9, 1e30), images_per_second(large, 1e30, 1e9)
@@ -207,8 +212,11 @@ def test_the_loader_is_chosen_by_all_images_not_by_those_that_are_read(tiny, mon
     assert bench.best_kind(case) == "dali"
     every = 1_000_000 * case.images.pixels[0].nbytes
     assert asked == [every]
-    monkeypatch.setattr(bench, "TorchLoader", lambda *words, **about: types.SimpleNamespace(**about))
-    assert bench.make_loader(case, "torch", torch.float32).nbytes == every
+    made = lambda *words, **about: types.SimpleNamespace(fused=True, **about)
+    monkeypatch.setattr(bench, "TorchLoader", made)
+    for kind in ("torch", "fused"):
+        made = bench.make_loader(case, kind, torch.float32)
+        assert made.nbytes == every and made.fused == (kind == "fused")
 
 
 def test_quick_takes_fewer_images_a_step_where_a_step_takes_long(tiny, capsys, monkeypatch):
@@ -248,18 +256,76 @@ def test_a_warm_up_ends_when_patience_does():
     assert steps() == 7 and steps(patience=0) == 3, "the first step starts workers and compiles"
 
 
-def test_a_profile_starts_its_clock_after_the_capture_of_a_graph(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """A list of one number, seconds, that time.perf_counter tells."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_profile_starts_its_clock_after_the_capture_of_a_graph(tmp_path, clock):
+    """A batch of 8 takes the loader 1 s and the model 3 s, and a capture 100 s."""
+
     class Loader:
         def epoch(self, number):
-            return iter([[[0] * 8]] * 50)
+            for _ in range(50):
+                clock[0] += 1
+                yield [[0] * 8]
 
     steps = itertools.count(1)
 
     def step(batch):
-        time.sleep(0.5 * (next(steps) == EAGER_STEPS + 1))
+        clock[0] += 3 + 100 * (next(steps) == EAGER_STEPS + 1)
 
     found = profile_steps(Loader(), step, torch.device("cpu"), 3, tmp_path / "trace.json")
-    assert found["model_images_per_s"] > 3 * 8 / 0.5
+    assert 0.05 < found.pop("peak_memory_gb") < 500
+    rates = {"loader_images_per_s": 8, "model_images_per_s": 8 / 3, "images_per_s": 2}
+    assert found == pytest.approx(rates | {"data_wait": 0.25})
+
+
+def test_the_clock_starts_and_stops_with_an_idle_device(clock, monkeypatch):
+    """A GPU is only told what to do by a step, and does it later: each of these takes a second."""
+    asked = []
+
+    def idle(device):
+        clock[0] += len(asked)
+        asked.clear()
+
+    monkeypatch.setattr("models.timing.wait_for", idle)
+    batches = itertools.repeat([[0] * 8])
+    found = timed_steps(batches, asked.append, torch.device("cpu"), steps=4, warmup=2)
+    assert found == Timed(images_per_s=8, data_wait=0, seconds=4, steps=4)
+
+
+def test_a_measurement_ends_when_its_seconds_are_over(clock):
+    def step(batch):
+        clock[0] += 1
+
+    found = timed_steps(itertools.repeat([[0]]), step, torch.device("cpu"), steps=99, seconds=2.5)
+    assert found.steps == 3 and found.seconds == 3
+
+
+def test_epochs_without_end_are_one_after_the_other():
+    loader = types.SimpleNamespace(epoch=lambda number: [number] * 2)
+    assert list(itertools.islice(endless(loader), 5)) == [0, 0, 1, 1, 2]
+
+
+def test_the_times_of_an_epoch_go_on_where_it_was_left(clock):
+    watch = Watch(Progress(waited=1.0, trained=20.0, seconds=30.0))
+
+    def batches():
+        for seconds in (2, 3):
+            clock[0] += seconds
+            yield seconds
+
+    for _ in watch.waiting(batches()):
+        clock[0] += 5
+    assert watch.since_save() == 15
+    assert watch.progress(3, 7, 0.5) == Progress(3, 7, [], 0.5, waited=6.0, trained=35.0, seconds=45.0)
+    clock[0] += 1
+    watch.stop()
+    assert (watch.since_save(), watch.trained, watch.seconds()) == (1, 36, 46)
 
 
 def test_one_thread_is_not_said_to_be_many(monkeypatch):
@@ -277,10 +343,13 @@ def test_a_folder_without_images_is_refused_in_one_line(tmp_path, capsys):
     assert "empty" in refused(capsys, bench.main, "--data", tmp_path / "empty", "--quick", "--device", "cpu")
 
 
-def test_picture_shows_where_the_time_goes(tiny, tmp_path, capsys):
+def test_picture_shows_where_the_time_goes(tiny, tmp_path, capsys, monkeypatch):
+    found, profiled = [], bench.profiled
+    monkeypatch.setattr(bench, "profiled", lambda *run: (found.append(profiled(*run)), found[-1])[1])
     bench.main([*tiny, "--picture", str(tmp_path / "time.png")])
     said = capsys.readouterr().out.strip().splitlines()[-1]
-    assert "views (torch)" in said and "convolutions, backward" in said
+    name = "convolutions, backward"
+    assert "views (torch)" in said and f"{name} {1e3 * found[1][name] / bench.PROFILED:.0f} ms" in said
     with Image.open(tmp_path / "time.png") as image:
         assert image.format == "PNG" and min(image.size) > 200
 
@@ -304,6 +373,25 @@ def test_operators_are_told_apart(name, group):
     assert group_of(name) == group
 
 
+def test_the_time_of_a_group_is_that_of_its_operators_without_what_they_call():
+    own = {"self_cpu_time_total": 2e6, "self_device_time_total": 3e6}  # microseconds
+    event = types.SimpleNamespace(key="aten::addmm", cpu_time_total=9e6, device_time_total=9e6, **own)
+    for cuda, seconds in ((False, 2), (True, 3)):
+        found = grouped([event, event], cuda)
+        assert found.pop("matrix products") == 2 * seconds and not any(found.values())
+
+
+def test_the_picture_of_times_is_in_milliseconds_and_shares_of_all(tmp_path, monkeypatch):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda own, *file, **how: (drawn.append(own), save(own, *file, **how))
+    )
+    draw_times({"norms": 0.3, "other": 0.1}, "a step", tmp_path / "time.png")
+    (axes,) = drawn[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [100, 300] and axes.get_xlabel() == "ms a step"
+    assert [text.get_text() for text in axes.texts] == [" 25.0 %", " 75.0 %"]
+
+
 def test_two_gpus_have_two_tables():
     cuda = torch.device("cuda")
     assert bench.name_for_file(cuda, "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
@@ -319,10 +407,105 @@ def test_a_share_is_both_over_the_model_alone():
     assert [row.value for row in bench.shares(rows, case, None)] == [0.8]
 
 
+def test_on_a_gpu_the_roofline_is_that_of_the_precision_and_the_loader_is_bound_by_bytes():
+    images = bench.Images(None, None, torch.empty(1, 3, 20, 24), 1)
+    case = bench.Case(SETTING, images, torch.device("cuda"), "barlow", "resnet18", 1)
+    ceilings = bench.Ceilings(1e12, {"fp32": 1e13, "bf16": 1e14})
+    rows = [Row("model", "barlow", 1e5, "", precision=name) for name in ("fp32", "bf16")]
+    for row, element, speed in zip(bench.shares(rows, case, ceilings), (4, 2), (1e13, 1e14), strict=True):
+        rate = images_per_second(training_operations(build_backbone(), 32, element), 1e12, speed)
+        assert row.value == pytest.approx(1e5 / rate)
+    moved = sum(cost.read + cost.written for cost in costs(32, 20, 24).values())
+    assert bench.bound(case, "torch", ceilings) == f"at most {1e12 / (2 * 817 * 32**2):,.0f}"
+    assert bench.bound(case, "fused", ceilings) == f"at most {1e12 / (2 * moved):,.0f}"
+    assert bench.bound(case, "dali", ceilings) == ""
+
+
 def test_a_ceiling_counts_bytes_both_ways_and_two_operations_a_product(monkeypatch):
     monkeypatch.setattr(bench, "best_seconds", lambda call, device: 0.5)
     found = bench.measure_ceilings(torch.device("cpu"))
     assert found.copy == 2 * 2**27 / 0.5 and set(found.flops.values()) == {2 * 1024**3 / 0.5}
+
+
+def test_a_ceiling_is_that_of_one_call_the_fastest_in_gigabytes_and_teraflops(monkeypatch):
+    seconds = itertools.cycle([5.0, 3.0, 4.0])
+    monkeypatch.setattr(bench, "timed_steps", lambda *words, **more: Timed(0, 0, next(seconds), 2))
+    assert bench.best_seconds(None, torch.device("cpu")) == 1.5
+    rows = bench.rows_of_ceilings(bench.Ceilings(2e9, {"bf16": 3e12}))
+    assert [(row.value, row.unit, row.precision) for row in rows] == [
+        (2, "GB/s", ""),
+        (3, "TFLOP/s", "bf16"),
+    ]
+
+
+def test_products_of_float32_are_in_tf32_for_the_ceiling_alone():
+    usual = torch.backends.cuda.matmul.fp32_precision
+    with bench.as_convolutions_do():
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == usual != "tf32"
+
+
+def test_the_model_alone_sees_one_batch_again_and_both_see_new_ones(monkeypatch):
+    taken, cpu = [], torch.device("cpu")
+    batches = lambda number: (taken.append(number) or [[0]] for _ in range(50))
+    monkeypatch.setattr(bench, "best_kind", lambda case: "torch")
+    monkeypatch.setattr(bench, "make_loader", lambda *words: types.SimpleNamespace(epoch=batches))
+    monkeypatch.setattr(bench, "make_learner", lambda *words: lambda batch: None)
+    case = bench.Case(SETTING, None, cpu, "barlow", "resnet18", 1)
+    steps = sum(bench.EFFORTS["cpu"][::2])
+    for contender in bench.training_contenders(case, None, compiled=True):
+        taken.clear()
+        contender.run()
+        assert len(taken) == {"model": 1, "both": steps}[contender.part]
+
+
+def test_eager_steps_are_not_called_those_of_a_graph():
+    graphed = GraphedLearner(types.SimpleNamespace(backward=lambda views: None, update=lambda: None))
+    graphed.refused = True
+    views = itertools.repeat([torch.zeros(1)])
+    with pytest.raises(RuntimeError, match="no CUDA graph could be captured"):
+        bench.train(lambda loader: views, lambda: None, lambda: graphed, torch.device("cpu"))
+
+
+def test_learners_have_the_scaler_and_the_memory_format_of_what_they_stand_for(monkeypatch):
+    """The usual stack is channels first in fp32 alone, where most code leaves it so."""
+    asked = []
+    monkeypatch.setattr(bench, "can_fuse", lambda *about: asked.append(about))
+    case = bench.Case(SETTING, None, torch.device("cpu"), "simclr", "resnet18", 1)
+    for make, precision, last in (
+        (bench.usual_learner, "fp32", False),
+        (bench.usual_learner, "bf16", True),
+        (lambda *about: bench.make_learner(*about, "eager"), "fp16", True),
+    ):
+        learn = make(case, precision)
+        weight = learn.model.backbone.conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        assert learn.dtype == bench.DTYPES[precision]
+        assert learn.scaler.is_enabled() == (precision == "fp16")
+        assert asked.pop() == (case.device, precision)
+
+
+def test_a_gpu_is_said_to_wait_for_nothing(monkeypatch):
+    monkeypatch.setattr(bench, "timed_steps", lambda *words, **more: at(5, wait=0.5))
+    for device, said in (("cpu", ", 50.0 % waiting"), ("cuda", "")):
+        found = bench.timed(None, None, torch.device(device))
+        assert bench.told(contender("both", []), found) == f"both x fp32 eager: 5 images/s{said}"
+
+
+def test_the_summary_takes_the_fastest_way_of_each_setting_and_its_own_ratio():
+    def row(part, what, value, size, mode):
+        return Row(part, what, value, "", size, 8, "bf16", mode)
+
+    rows = [row("both", "barlow", value, 32, mode) for mode, value in (("eager", 100), ("graph", 200))]
+    rows += [row("ratio", "both / usual stack in fp32", r, 32, m) for m, r in (("eager", 5), ("graph", 9))]
+    rows += [row("both", "barlow", 300, 64, "eager"), row("both", "barlow", float("nan"), 64, "graph")]
+    table = bench.as_table(rows, {"device_name": "", "versions": {"torch": ""}, "commit": ""})
+    assert list(bench.summary(table, [Setting(32, 8), Setting(64, 8), Setting(96, 8)], 72_000, 10)) == [
+        "32 px: 200 images/s (bf16 graph); 9.00 times the usual stack in fp32; "
+        "72,000 images in 10 epochs: 1.0 hours",
+        "64 px: 300 images/s (bf16 eager); 72,000 images in 10 epochs: 0.67 hours",
+        "96 px: nothing was measured",
+    ]
 
 
 def test_the_share_of_waiting_is_of_the_time_that_was_taken():
