@@ -21,7 +21,7 @@ import common
 from data.folders import Folder
 from data.names import LAND_NAMES, PURE_NAMES, class_name, land_names
 from data.opening import Source, built_in_scenes, digest_of, open_table
-from data.splits import coordinates, near_others, split_blocks, split_by_lists
+from data.splits import coordinates, near_others, split_blocks, split_by_lists, split_by_place
 from data.subsets import training_subsets
 from data.tables import DataError, explain_empty, load_table, read_tree
 
@@ -877,6 +877,14 @@ def test_no_label_is_no_target(tmp_path):
 )
 def test_nearness_is_an_angle_on_the_globe(place, other, near):
     assert near_others(np.array([place, other]), np.array(["train", "val"])).tolist() == [near, False]
+
+
+def test_blocks_beside_the_equator_and_greenwich_are_as_large_as_others(tmp_path):
+    """Four blocks of a degree meet there: all images of one would train."""
+    places = itertools.product((-0.5, 0.5), (-0.5, 0.5), range(10))
+    files = np.array([f"({north:+},{east:+})_{i}.jpg" for north, east, i in places])
+    split, (note,) = split_by_place(tmp_path, files, np.zeros(40, int))
+    assert set(split) == {"train", "val", "test"} and "4 blocks of 1 degree" in note
 
 
 def test_land_repeats_leave_the_images_after_them_their_own_fractions(tmp_path):

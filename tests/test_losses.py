@@ -18,6 +18,7 @@ from losses.simclr import nt_xent_loss
 from losses.simsiam import negative_cosine_loss
 from models import METHODS, moco
 from models.backbone import build_backbone
+from models.heads import mlp
 
 LOSSES = {
     "barlow": barlow_twins_loss,
@@ -336,6 +337,23 @@ def test_the_settings_of_a_loss_reach_it(name, setting, views):
     with torch.no_grad():
         first, second = (float(method(name, **about).eval()(*views)) for about in (usual, setting))
     assert first != pytest.approx(second, rel=1e-4)
+
+
+def test_the_losses_have_the_defaults_of_their_papers():
+    z1, z2 = pair()
+    queue = torch.nn.functional.normalize(pair(32, 8, seed=5)[0], dim=1)
+    assert barlow_twins_loss(z1, z2) == barlow_twins_loss(z1, z2, lambda_=0.005)
+    assert nt_xent_loss(z1, z2) == nt_xent_loss(z1, z2, temperature=0.5)
+    assert info_nce_loss(z1, z2, queue) == info_nce_loss(z1, z2, queue, temperature=0.2)
+
+
+def test_a_norm_takes_the_bias_before_it_and_the_last_one_learns_nothing():
+    def learned(**norms):
+        return " ".join(name for name, _ in mlp([6, 5, 4], **norms).named_parameters())
+
+    assert learned() == "0.weight 1.weight 1.bias 3.weight 3.bias"
+    assert learned(last_norm=True) == "0.weight 1.weight 1.bias 3.weight"
+    assert learned(norm=False) == "0.weight 0.bias 2.weight 2.bias"
 
 
 def test_projectors_have_the_norms_of_their_papers():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -116,6 +117,20 @@ def test_a_metric_without_a_number_is_printed():
     assert "nan" in table(pd.DataFrame(rows), "fraction")
 
 
+def test_the_best_on_test_is_bold_on_a_terminal_and_the_fewest_seeds_are_told(monkeypatch):
+    rows = []
+    for metric in ("rmse", "mae", "r2"):
+        few, many = lines({(0, 1): 0.1}, "test", metric), lines({(0, 1): 0.3, (1, 1): 0.3}, "test", metric)
+        rows += [line | {"init": "few"} for line in few] + [line | {"init": "many"} for line in many]
+        rows += [line | {"init": "few"} for line in lines({(0, 1): 0.5}, metric=metric)]
+    title, _, *plain = table(pd.DataFrame(rows), "fraction").splitlines()
+    assert title.endswith("over at least 1 seed") and "\033" not in "".join(plain)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    bold = [line.split("\033[1m")[1:] for line in table(pd.DataFrame(rows), "fraction").splitlines()[2:]]
+    assert [len(cells) for cells in bold] == [2, 1], "of both errors the smaller, of R2 the larger"
+    assert [line.split()[2] for line in plain] == ["0.1000", "0.3000"]
+
+
 def test_seeds_that_draw_nothing_have_no_spread():
     rows = pd.DataFrame(lines({(seed, 1): 0.56 for seed in range(3)}, "test"))
     found = summarise(rows).iloc[0]
@@ -171,6 +186,7 @@ def test_the_chosen_epoch_is_the_best_mean_over_the_seeds():
     val = {(0, 1): 0.5, (0, 2): 0.2, (0, 3): 0.1, (1, 1): 0.1, (1, 2): 0.2, (1, 3): 0.4}
     frame = pd.DataFrame([{"seed": s, "epoch": e, "value": v} for (s, e), v in val.items()])
     assert choose_epoch(frame, -1) == 2 and choose_epoch(frame, +1) == 1  # at 1: .3, at 2: .2, at 3: .25
+    assert choose_epoch(frame.assign(value=0.5), -1) == 1, "the earliest of equals"
     missing = frame.drop(index=4)  # seed 1 has no epoch 2
     assert choose_epoch(missing, -1) == 3
     assert choose_epoch(frame[[True, False, False, False, True, False]], -1) is None
@@ -187,6 +203,19 @@ def test_summary_of_a_common_epoch_and_of_each_seeds_own():
     own = lines({(0, 3): 0.3, (1, 7): 0.5}) + lines({(0, 3): 0.4, (1, 7): 0.6}, "test")
     found = summarise(pd.DataFrame(own, columns=COLUMNS)).set_index("split")
     assert found.epoch.tolist() == ["", ""] and found["mean"]["test"] == pytest.approx(0.5)
+
+
+def test_neither_other_metrics_nor_single_classes_choose_the_epoch_or_count_in_a_mean():
+    val = {(0, 1): 0.2, (0, 2): 0.4}  # epoch 1 has the smaller error
+    rows = lines(val) + lines(val, "test")
+    others = lines({(0, 1): 0.9, (0, 2): 0.1})
+    others += [line | {"split": "test"} for line in others] + lines(val, metric="mae")
+    rows += [line | {"class": "Water"} if line["metric"] == "rmse" else line for line in others]
+    found = summarise(pd.DataFrame(rows, columns=COLUMNS)).set_index(["split", "metric"])
+    assert found.epoch.tolist() == [1] * 3 and found.n.tolist() == [1] * 3
+    assert found["mean"].to_dict() == {
+        (s, m): 0.2 for s, m in [("val", "rmse"), ("val", "mae"), ("test", "rmse")]
+    }
 
 
 def test_ratios_by_their_names_and_in_their_order():
