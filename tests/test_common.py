@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, refused
 
 import common
 from common import ConfigError
@@ -57,6 +57,13 @@ def test_numbers_are_read_as_on_the_command_line(text, rate, tmp_path):
     (tmp_path / "c.yaml").write_text(f"lr: {text}\nseed: 010\n")
     parser = importlib.import_module("train_ssl").build_parser()
     assert common.read_yaml(tmp_path / "c.yaml", parser) == {"lr": rate, "seed": 10}
+
+
+def test_a_whole_number_beyond_all_floats_is_one_line(tmp_path, capsys):
+    train_ssl, digits = importlib.import_module("train_ssl"), "1" + 400 * "0"
+    (tmp_path / "c.yaml").write_text(f"seed: {digits}")
+    for flags in (["--seed", digits], ["--config", tmp_path / "c.yaml"]):
+        assert f"'{digits}' is not a whole number" in refused(capsys, train_ssl.main, *flags)
 
 
 @pytest.mark.parametrize("name", ["20240101_1", "'1.10'", "v1.10", "010"])
