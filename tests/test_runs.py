@@ -562,6 +562,15 @@ def test_the_seed_draws_the_subset(folder, tmp_path):
     assert drawn[0] == drawn[2] != drawn[1]
 
 
+def test_a_batch_may_hold_all_images_and_no_more(folder, tmp_path):
+    words = ["--method", "simclr", "--data", str(folder), "--cache", str(tmp_path)]
+    source = Source.of(train_ssl.read_flags(train_ssl.build_parser(), words), "pure")
+    images = open_images(source, 1.0, 0, 81, tmp_path / "bad.csv")
+    assert images.nbytes() == 81 * 3 * 32 * 32 and (images.bank, images.held_out()) == (81, 0)
+    with pytest.raises(common.DataError, match="81 images to train on are fewer than one batch of 82"):
+        open_images(source, 1.0, 0, 82, tmp_path / "bad.csv")
+
+
 def test_a_run_does_not_go_on_with_another_deviation_either(monkeypatch):
     began = {"config": {}, "digest": "d", "about": {"mean": [0], "std": [1]}}
     monkeypatch.setattr("models.checkpoint.read_checkpoint", lambda out: (out / "checkpoint.pt", began))

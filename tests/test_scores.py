@@ -1,5 +1,6 @@
 """The numbers of transfer.py: metrics, heads, which epoch counts, and results.csv."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from common import ConfigError
 from models.probe import linear_heads, nearest, principal_axes, probabilities
 from scores import choose_epoch, fraction_metrics, scene_metrics, summarise
 from scores.printed import exact, ratio_name, ratio_rank, table
-from scores.results import COLUMNS, Results, write_confusion
+from scores.results import COLUMNS, Results, write_confusion, write_embeddings
 
 CLASSES = list("abcdefghij")
 
@@ -168,6 +169,21 @@ def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path):
     assert answer("cell") == 1
 
 
+@pytest.mark.parametrize("name", ["results.csv", "summary.csv"])
+def test_a_table_is_written_by_one_process_at_a_time(tmp_path, name):
+    """A row that another adds in between would be lost."""
+    results, (reader, writer) = Results(tmp_path), os.pipe()
+    if not (pid := os.fork()):
+        with Results(tmp_path).claim(name):
+            os.write(writer, b"!")
+            time.sleep(0.3)
+            os._exit((tmp_path / name).exists())
+    os.read(reader, 1)
+    results.add(("a",), pd.DataFrame(lines({(0, 1): 0.5}), columns=COLUMNS))
+    results.write_summary()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 and (tmp_path / name).exists()
+
+
 CELL_OF = {"task": "fraction", "data": "land", "init": "random", "mode": "finetune"}
 TRAINED = {"lr": "0.01", "momentum": "0.9", "weight_decay": "0.0001", "epochs": "3", "batch_size": "64"}
 
@@ -310,6 +326,15 @@ def test_a_cell_with_an_impossible_value_is_done_again(tmp_path, value):
     assert results.done({key: len(rows)}) == {key} and set(results.read().value) == set(rows.value)
 
 
+def test_an_r2_below_zero_is_a_value_and_so_is_none(tmp_path):
+    """Worse than the mean of the truth; of one test image there is none."""
+    results = Results(tmp_path)
+    rows = pd.DataFrame(lines({(1, 1): -0.5, (1, 2): float("nan")}, metric="r2"), columns=COLUMNS)
+    key = results.keys(rows).iloc[0]
+    results.add(key, rows)
+    assert results.done({key: 2}) == {key} and results.read().value.tolist() == ["-0.5", "nan"]
+
+
 @pytest.mark.parametrize("of", ["every line", "one line"])
 def test_lines_longer_than_the_first_are_refused_and_kept(tmp_path, of):
     """As decimal commas without quotes make them: each field would stand in its neighbour's column."""
@@ -357,6 +382,19 @@ def test_heads_do_not_depend_on_the_scale_of_features():
 
 
 def test_a_confusion_has_the_true_classes_in_its_rows(tmp_path):
-    write_confusion(tmp_path / "c.csv", np.array([0, 0, 1]), np.array([1, 1, 1]), ["x", "y"])
+    write_confusion(tmp_path / "c.csv", np.array([0, 0, 1]), np.array([1, 1, 1]), ["x", "y", "none"])
     table = pd.read_csv(tmp_path / "c.csv", index_col=0)
-    assert table.loc["x"].tolist() == [0, 2] and table.loc["y"].tolist() == [0, 1]
+    assert table.loc["x"].tolist() == [0, 2, 0] and table.loc["y"].tolist() == [0, 1, 0]
+    assert table.loc["none"].tolist() == [0, 0, 0], "a class that the test images lack"
+
+
+def test_an_end_while_embeddings_are_written_leaves_the_old_ones(tmp_path):
+    class Ends:
+        def __array__(self, *_, **__):
+            raise KeyboardInterrupt
+
+    for labels in (np.zeros(3), Ends()):
+        with contextlib.suppress(KeyboardInterrupt):
+            write_embeddings(tmp_path / "e.npz", np.ones((3, 2)), labels, ["x"], "data", "random")
+    assert np.load(tmp_path / "e.npz")["labels"].tolist() == [0, 0, 0]
+    assert [file.name for file in tmp_path.iterdir()] == ["e.npz"]
