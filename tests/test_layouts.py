@@ -20,7 +20,7 @@ from test_data import TABLE_II
 import common
 from data.folders import Folder
 from data.names import LAND_NAMES, PURE_NAMES, class_name, land_names
-from data.opening import Source, built_in_scenes, digest_of, open_table
+from data.opening import TAIL, Source, built_in_scenes, digest_of, open_table, tail_of
 from data.splits import coordinates, near_others, split_blocks, split_by_lists, split_by_place
 from data.subsets import training_subsets
 from data.tables import DataError, explain_empty, load_table, read_tree
@@ -692,13 +692,13 @@ def test_land_with_a_column_that_is_no_class_says_so(tmp_path):
 
 def test_duplicates_are_listed_and_stay(tmp_path, capsys):
     paint(tmp_path, "train/A/0", "train/A/1", "test/A/2")
-    for copy in ("train/A/again", "test/A/leak"):
+    for copy in ("train/A/again", "train/A/more", "test/A/leak"):
         shutil.copy(tmp_path / "train/A/0.png", tmp_path / f"{copy}.png")
     for _ in range(2):
         table, _ = open_table(source(tmp_path, tmp_path / "work"), tmp_path / "bad.csv")
         said = capsys.readouterr().out
         assert (
-            len(table) == 5 and "2 images are another one byte for byte, 1 of them in another split" in said
+            len(table) == 6 and "3 images are another one byte for byte, 1 of them in another split" in said
         )
     listed = next((tmp_path / "work" / "cache").glob("duplicates-*.csv")).read_text()
     assert "test/A/leak.png,test,train/A/0.png,train" in listed
@@ -929,6 +929,20 @@ def test_built_in_scenes_of_another_kind_have_a_folder_of_their_own(tmp_path, mo
     assert len({built_in_scenes(source(tmp_path, tmp_path, **kind)) for kind in kinds}) == 4
 
 
+def test_built_in_scenes_that_another_process_has_written_meanwhile_are_taken(tmp_path, monkeypatch):
+    def write(root, **_):
+        if made:
+            root.mkdir(parents=True)
+        raise FileExistsError(root)
+
+    monkeypatch.setattr("data.opening.write_scenes", write)
+    made = False
+    with pytest.raises(FileExistsError):
+        built_in_scenes(source(tmp_path, tmp_path))
+    made = True
+    assert built_in_scenes(source(tmp_path, tmp_path)).is_dir()
+
+
 def test_the_papers_rule_counts_images_without_the_links_to_them(tmp_path):
     plant(tmp_path, "A/{}.jpg", "B/{}.jpg", each=20)
     plain = load_table(tmp_path)
@@ -936,6 +950,13 @@ def test_the_papers_rule_counts_images_without_the_links_to_them(tmp_path):
         (tmp_path / "A" / f"link-{i}.jpg").symlink_to(tmp_path / "A" / f"{i}.jpg")
     table = load_table(tmp_path)
     assert table.files.tolist() == plain.files.tolist() and table.split.tolist() == plain.split.tolist()
+
+
+def test_files_are_told_apart_by_their_ends_however_short_they_are(tmp_path):
+    for length in (3, TAIL + 9):
+        content = bytes(i % 251 for i in range(length))
+        (tmp_path / "file").write_bytes(content)
+        assert tail_of(tmp_path / "file") == content[-TAIL:]
 
 
 def test_pictures_that_end_alike_are_no_duplicates(tmp_path, capsys):
