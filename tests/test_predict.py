@@ -13,7 +13,9 @@ from PIL import Image, TiffImagePlugin
 
 import predict
 import transfer
+from common import DataError
 from data.synthetic import MIXED_CLASSES, mixed_scene
+from data.truth import read_class_map
 
 TILE = 48
 
@@ -208,6 +210,18 @@ def test_a_model_of_scenes_is_compared_by_its_classes():
     said = predict.compare(found, truth, "scene")
     assert "right in 60% of the patches, the most frequent one is in 60%" in said
     assert "RMSE" not in said and "RMSE" in predict.compare(found, truth, "fraction")
+
+
+def test_what_a_class_map_holds_beside_its_classes(tmp_path):
+    """255 is void where no class has that number; a number below all classes is one too many."""
+    file = write_truth(tmp_path / "t.png", np.array([[0, 255]], np.uint8))
+    for count, known in ((3, [True, False]), (255, [True, False]), (256, [True, True])):
+        assert read_class_map(file, list(map(str, range(count)))).known.tolist() == [known]
+    with pytest.raises(DataError, match="holds class -1, the model knows 0 to 1"):
+        read_class_map(write_truth(tmp_path / "t.tif", np.array([[0, -1]], np.int32)), ["a", "b"])
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "turned.tif", tiffinfo={274: 6})
+    with pytest.raises(DataError, match="its orientation tag turns it"):
+        read_class_map(tmp_path / "turned.tif", ["a", "b"])
 
 
 def test_a_truth_says_how_it_is_numbered(world, tmp_path, capsys):

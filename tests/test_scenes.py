@@ -24,6 +24,7 @@ from data.geotiff import Tiff
 from data.scenes import (
     BLOCKS,
     SAMPLE,
+    Grid,
     Values,
     choose_look,
     far,
@@ -117,6 +118,14 @@ def test_patches_row_by_row_unpack_each_tile_once(tmp_path, monkeypatch):
     assert len(unpacked) == down * across > 4
 
 
+def test_little_memory_has_room_for_a_pixel_of_all_bands(tmp_path, monkeypatch):
+    file = write(tmp_path / "s.tif", values("uint8", 5), interleave="band", **LAYOUTS["tiles"])
+    monkeypatch.setattr(geotiff, "memory", lambda: 0)
+    assert Tiff(file).most_kept() == geotiff.KEPT // (32 * 48)
+    monkeypatch.setattr(geotiff, "KEPT", 0)
+    assert Tiff(file).most_kept() == 5
+
+
 def with_tag(file, tag, value):
     """The file with a short tag of its first directory changed in place."""
     content = bytearray(file.read_bytes())
@@ -150,8 +159,10 @@ def test_what_a_file_says_of_itself(tmp_path):
     assert Tiff(file).nodata() == -32768 and Tiff(file).alpha() is None
     rgba = write(tmp_path / "a.tif", values("uint8", 4), photometric="RGB", alpha="YES")
     assert Tiff(rgba).alpha() == 3 and Tiff(rgba).nodata() is None
-    sparse = write(tmp_path / "sparse.tif", np.zeros((3, 90, 110), np.int16), nodata=-5, sparse_ok=True)
-    assert (Tiff(sparse).read(0, 0, 90, 110) == rasterio.open(sparse).read()).all()
+    for nodata in (-5, None):
+        empty = np.full((3, 90, 110), nodata or 0, np.int16)
+        sparse = write(tmp_path / "sparse.tif", empty, nodata=nodata, sparse_ok=True)
+        assert set(Tiff(sparse).sizes) == {0} and (Tiff(sparse).read(0, 0, 90, 110) == empty).all()
 
 
 TRANSFORMS = {
@@ -449,6 +460,18 @@ def test_tiles(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x").exists()
 
 
+def test_tiles_a_stride_apart_hold_data_in_half_of_their_area_or_more(tmp_path, capsys):
+    array = values("uint8", 3, 32, 64)
+    array[:, :, :16] = 0
+    flags = ["--size", "32", "--stride", "16", "--out"]
+    tiles.main([str(write(tmp_path / "s.tif", array)), *flags, str(tmp_path / "p")])
+    assert sorted(file.name[8:13] for file in (tmp_path / "p").iterdir()) == ["c0000", "c0016", "c0032"]
+    file = write(tmp_path / "empty.tif", 0 * array)
+    said = refused(capsys, tiles.main, file, *flags, tmp_path / "none")
+    assert "empty.tif: none of 3 patches has data in half of its area" in said
+    assert not (tmp_path / "none").exists()
+
+
 def test_tiles_of_several_scenes_in_metres(tmp_path):
     (tmp_path / "b").mkdir()
     first = write(tmp_path / "s.tif", values("uint8", 3))
@@ -594,11 +617,37 @@ def test_a_map_of_the_largest_classes_stands_beside(model, tmp_path, capsys):
     assert [category.text for category in listed] == list(names.values())
 
 
+def test_a_map_keeps_a_system_with_numbers_of_its_own(tmp_path):
+    crs = "+proj=laea +lat_0=11.5 +lon_0=21.25 +x_0=300 +y_0=400 +ellps=bessel +units=m"
+    scene = write(tmp_path / "s.tif", values("uint8", 1), crs=crs)
+    bands = np.random.default_rng(0).random((4, 3, 4), np.float32)
+    geomaps.write_geotiff(tmp_path / "m.tif", bands, list("abcd"), Tiff(scene).place())
+    with rasterio.open(scene) as source, rasterio.open(tmp_path / "m.tif") as found:
+        assert found.crs == source.crs and found.transform == source.transform
+    tags = Tiff(tmp_path / "m.tif").tags
+    assert tags[tiff.EXTRA_SAMPLES] == (0, 0, 0)
+    assert any(size % 2 for size in tags[tiff.TILE_BYTES])
+    assert not any(offset % 2 for offset in tags[tiff.TILE_OFFSETS]), "as TIFF has it"
+
+
+def test_a_map_too_large_for_a_tiff_is_refused(tmp_path, monkeypatch):
+    class Tiles(bytearray):
+        def __len__(self):
+            return 2**32
+
+    monkeypatch.setattr(geomaps, "packed_tiles", lambda *_: (Tiles(8), [8], [0]))
+    with pytest.raises(DataError, match="a map of 4.3 GB: take a larger --stride"):
+        geomaps.write_geotiff(tmp_path / "m.tif", np.zeros((1, 4, 4), np.float32), ["a"], None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_class_names_that_are_no_text_are_written(tmp_path):
     numbers, names = np.zeros((4, 4), np.uint8), [os.fsdecode(b"caf\xe9")]
     write_class_map(tmp_path / "m.tif", numbers, names, ["#102030"], None)
     with rasterio.open(tmp_path / "m.tif") as found:
         assert found.tags(1) == {"CLASS_0": "caf?"}
+    with Image.open(tmp_path / "m.tif") as found:  # 16 bits a colour, of which GDAL reads the upper 8
+        assert found.tag_v2[320][:512:256] == (0x1010, 0x2020)
 
 
 def test_maps_of_classes_meet_no_other_file(model, tmp_path, capsys):
@@ -1020,6 +1069,21 @@ def test_opacity_need_not_be_the_last_band(tmp_path):
     content = b"II*\0" + struct.pack("<I", 8 + 6000) + bytes(6000)
     (tmp_path / "s.tif").write_bytes(content + tiff.directory(tags, 8 + 6000))
     assert Tiff(tmp_path / "s.tif").alpha() == 3
+
+
+def test_a_pixel_of_a_map_has_its_patch_s_centre_in_a_turned_scene_too():
+    place = geotiff.Place((8, 3, 5e5, 2.5, -9, 5e6))
+    grid = Grid([4, 12], [6, 14], 32, 20, 8)
+    for i, top in enumerate(grid.tops):
+        for j, left in enumerate(grid.lefts):
+            centre = place.at(left + 10, top + 16)
+            assert grid.map_place(place).at(j + 0.5, i + 0.5) == pytest.approx(centre, abs=1e-6)
+
+
+def test_places_are_compared_at_all_corners_of_the_picture():
+    place, wider, deeper = (geotiff.Place((x, 0, 0, 0, -y, 0)) for x, y in ((10, 10), (10.1, 10), (10, 10.1)))
+    for other, height, width in ((wider, 40, 60), (deeper, 60, 40)):
+        assert place.differs(other, height, width) and not place.differs(other, width, height)
 
 
 def test_degrees_in_two_systems_are_two_places():
