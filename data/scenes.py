@@ -206,13 +206,16 @@ def open_picture(file: Path) -> Scene:
 
 def refuse_larger_than_memory(file: Path) -> None:
     """DataError, with the command that stores it in tiles, for a picture too large to decode whole."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(file) as image:
-        width, height = image.size
-        if 8 * width * height > memory() // 2:  # decoded twice, with its opacity
-            raise DataError(
-                f"{file}: {width} x {height} px are too many to decode at once: "
-                f"gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {file} {file.stem}.tif"
-            )
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+    except (OSError, ValueError, SyntaxError):  # the decoder says what is wrong
+        return
+    if 8 * width * height > memory() // 2:  # decoded twice, with its opacity
+        raise DataError(
+            f"{file}: {width} x {height} px are too many to decode at once: "
+            f"gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {file} {file.stem}.tif"
+        )
 
 
 def opacity_of(file: Path) -> np.ndarray | None:

@@ -1037,6 +1037,16 @@ def test_a_scene_is_far_in_either_direction():
         assert far(Values(learned.mean + mean, learned.std * std), learned) == expected
 
 
+def test_a_picture_too_large_for_memory_names_the_way_out(tmp_path, monkeypatch):
+    """Its pixels and its opacity are decoded at once; a TIFF in tiles is not."""
+    Image.fromarray(values("uint8", 3).transpose(1, 2, 0)).save(tmp_path / "s.png")
+    monkeypatch.setattr("data.scenes.memory", lambda: 16 * 90 * 110)
+    open_scene(tmp_path / "s.png")
+    monkeypatch.setattr("data.scenes.memory", lambda: 15 * 90 * 110)
+    with pytest.raises(DataError, match="110 x 90 px are too many to decode at once: gdal_translate"):
+        open_scene(tmp_path / "s.png")
+
+
 def test_a_large_scene_is_judged_from_end_to_end():
     starts = spread(100 * SAMPLE)
     assert len(starts) == BLOCKS and starts[0] == 0 and starts[-1] == 99 * SAMPLE
