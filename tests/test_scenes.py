@@ -1,5 +1,6 @@
 """Scenes against rasterio: what is read, where it lies, what is written, and the patches cut from them."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -25,6 +26,7 @@ from data.scenes import (
     BLOCKS,
     SAMPLE,
     Grid,
+    Scene,
     Values,
     choose_look,
     far,
@@ -417,6 +419,8 @@ def test_far_from_training(tmp_path):
 def test_grid():
     assert places(100, 20, 30) == [0, 30, 60, 80] and places(100, 20, 30, border=False) == [0, 30, 60]
     assert places(20, 20, 7) == [0]
+    scene = Scene(Path("s.png"), 40, 90, 3, np.dtype("uint8"), None, None, None, np.zeros((3, 40, 90)))
+    assert grid_of(scene, (20, 30), 15, border=True) == Grid([0, 15, 20], [0, 15, 30, 45, 60], 20, 30, 15)
 
 
 def test_tiles(tmp_path, capsys, monkeypatch):
@@ -874,6 +878,36 @@ def test_opacity_is_turned_as_the_pixels_are(tmp_path, orientation):
         assert (holds == (found[0] == 200)).all()
 
 
+def test_a_picture_of_two_patches_is_one_and_needs_data_in_half_of_it(model, tmp_path):
+    array = values("uint8", 3, 2 * SIDE, 2 * SIDE)
+    for rows, held in ((SIDE, True), (SIDE + 1, False)):
+        array[:, :rows] = 0
+        file = write(tmp_path / "s.tif", array)
+        with contextlib.nullcontext() if held else pytest.raises(DataError, match="less than half of it"):
+            run(model, file, "--out", tmp_path / "p.csv")
+    assert len(read_csv(tmp_path / "p.csv")) == 1 and not (tmp_path / "p-map.png").exists()
+
+
+def test_the_centre_of_an_oblong_patch(tmp_path):
+    look = choose_look(open_scene(write(tmp_path / "s.tif", values("uint8", 3))), None, None)
+    grid = Grid([0, 7], [3], 20, 40, 7)
+    shares = np.array([[[0.9, 0.1]], [[0.2, 0.8]]], np.float32)
+    rows = predict.rows_of(predict.Mapped(look, grid, shares, None), ["a", "b"])
+    assert rows.x.tolist() == [5e5 + 230] * 2 and rows.y.tolist() == [5e6 - 100, 5e6 - 170]
+    assert rows["class"].tolist() == ["a", "b"] and rows.row.tolist() == [0, 7]
+
+
+def test_an_overview_takes_every_nth_pixel_whatever_is_read_at_once(tmp_path, monkeypatch):
+    array = values("uint8", 3)
+    array[:, :20] = 0
+    look = choose_look(open_scene(write(tmp_path / "s.tif", array)), None, None)
+    monkeypatch.setattr(predict, "OVERVIEW", 40)
+    expected = np.where((array != 0).any(0), array, 255)[:, ::3, ::3].transpose(1, 2, 0)
+    for band in (1, 110 * 10, 1 << 24):
+        monkeypatch.setattr(predict, "BAND", band)
+        assert (predict.overview(look) == expected).all()
+
+
 def test_a_strip_is_neither_a_patch_nor_squashed_into_one(model, tmp_path):
     for name, height, width in (("narrow", SIDE - 1, 5 * SIDE), ("flat", SIDE + 5, 5 * SIDE)):
         Image.fromarray(values("uint8", 3, height, width).transpose(1, 2, 0)).save(tmp_path / f"{name}.png")
@@ -1035,6 +1069,18 @@ def test_a_scene_is_far_in_either_direction():
         (-0.05, 0.5, False),
     ):
         assert far(Values(learned.mean + mean, learned.std * std), learned) == expected
+    one = np.array([0, 0, 1])
+    assert far(Values(learned.mean + 0.2 * one, learned.std), learned), "in one band is enough"
+    assert far(Values(learned.mean, learned.std * 4**one), learned)
+
+
+def test_a_band_of_one_value_is_stretched_to_black(tmp_path):
+    array = values("uint16", 3)
+    array[1] = 1234
+    scene = open_scene(write(tmp_path / "s.tif", array))
+    with np.errstate(all="raise"):
+        pixels, _ = choose_look(scene, None, read_scale("2-98%")).read(0, 0, 90, 110)
+    assert not pixels[1].any() and pixels[0].any()
 
 
 def test_a_picture_too_large_for_memory_names_the_way_out(tmp_path, monkeypatch):
@@ -1047,10 +1093,22 @@ def test_a_picture_too_large_for_memory_names_the_way_out(tmp_path, monkeypatch)
         open_scene(tmp_path / "s.png")
 
 
+def test_a_colour_may_be_transparent(tmp_path):
+    """As a palette's: GIF and PNG have no band of opacity then."""
+    picture = Image.fromarray((np.arange(90 * 110) // 4950).reshape(90, 110).astype(np.uint8), "P")
+    picture.putpalette([200, 100, 50, 10, 20, 30])
+    picture.save(tmp_path / "s.png", transparency=0)
+    pixels, holds = choose_look(open_scene(tmp_path / "s.png"), None, None).read(0, 0, 90, 110)
+    assert not holds[:45].any() and holds[45:].all() and pixels[:, 60, 0].tolist() == [10, 20, 30]
+
+
 def test_a_large_scene_is_judged_from_end_to_end():
     starts = spread(100 * SAMPLE)
     assert len(starts) == BLOCKS and starts[0] == 0 and starts[-1] == 99 * SAMPLE
     assert max(np.diff(starts)) < 2 * min(np.diff(starts))
+    pixels = np.zeros((3, SAMPLE + 9, 2 * SAMPLE + 40), np.uint8)
+    blocks = Scene(Path("s.png"), *pixels.shape[1:], 3, pixels.dtype, None, None, None, pixels).blocks()
+    assert len(blocks) == 6 and sum(height * width for *_, height, width in blocks) == pixels[0].size
 
 
 def test_patches_overlap_by_half_where_no_stride_is_given(model, tmp_path):
