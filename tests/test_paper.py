@@ -84,6 +84,24 @@ def test_finds_both_datasets(both, folder):
     assert paper.find_data(folder, both / "mixed é%") == (folder, both / "mixed é%")
 
 
+def test_one_of_several_datasets_is_not_taken(both, tmp_path):
+    for name, folder in (("a", "patches 1"), ("b", "patches 1"), ("land", "mixed é%")):
+        (tmp_path / name).symlink_to(both / folder)
+    with pytest.raises(DataError, match="found 2 folders of class folders and 1 with class fractions"):
+        paper.find_data(tmp_path, None)
+
+
+def test_scenes_that_are_there_are_not_written_again(tmp_path):
+    study = study_of("--small", "--out", tmp_path)
+    assert [step.name for step in paper.scenes_to_write(study)] == ["pure scenes", "mixed scenes"]
+    (tmp_path / "scenes" / "pure").mkdir(parents=True)
+    assert [step.name for step in paper.scenes_to_write(study)] == ["mixed scenes"]
+
+
+def test_no_command_takes_a_folder_for_a_flag():
+    assert paper.no_flag(Path("-x")) == Path("-x").absolute() and paper.no_flag(Path("x")) == Path("x")
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
@@ -272,6 +290,8 @@ def test_the_papers_transfer_costs_the_test_images_of_every_epoch(both, tmp_path
         for one in (settings, settings._replace(protocol=[]))
     )
     assert with_test - without == 2 * 100 * 5 * 2 * land.test  # inits, epochs, seeds, ratios
+    seen = 5 * (0.5 + 1) * land.train
+    assert without == 2 * (100 * (3 * seen + 5 * 2 * land.val) + land.images)
 
 
 def test_a_search_is_ranked_as_the_user_says(both, tmp_path, capsys):

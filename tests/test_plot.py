@@ -24,7 +24,17 @@ import transfer
 from plots import figures, numbers, pretraining, reading, style, tables
 from plots.beside_paper import TRANSFERS, compare_paper, facts_of_training, rows_of, unlike_paper
 from plots.embeddings import flatten, spread
-from plots.missing import Studies, cell_flags, command_like, data_flags, find_gaps
+from plots.missing import (
+    Studies,
+    cell_flags,
+    command_like,
+    data_flags,
+    find_gaps,
+    missing_inits,
+    missing_probes,
+    setting_flags,
+    shown,
+)
 from plots.pretraining import duration
 from plots.report import by_section
 from scores import TASKS
@@ -868,6 +878,7 @@ def test_missing_runs_and_initialisations_come_with_their_command(study):
     by_figure = {gap.figures: gap.command for gap in nothing}
     command = by_figure["fig4, fig5, fig8a, table5"]
     assert command.startswith("python transfer.py --task fraction --mode linear finetune --data DATA --init ")
+    assert command.endswith(f" random imagenet {study}/runs/barlow/backbone.pth"), "and a method"
 
 
 def hole(out, tasks):
@@ -933,13 +944,13 @@ def test_the_command_of_a_missing_cell_makes_that_cell(tmp_path):
 
 def test_the_command_of_a_missing_cell_finds_the_images_of_an_earlier_call(tmp_path):
     (tmp_path / "config.yaml").write_text("task: fraction\ndata: /somewhere/patches\n")
-    where = {"data": "/elsewhere/land", "splits": "/lists", "split": "paper", "scenes": 1500}
+    where = {"data": "/elsewhere/land", "splits": "/lists", "split": "spatial", "scenes": 1500}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"where land": where}))
     test = hole(tmp_path, [("fraction", "rmse", "land", 0.003)])
     gaps = find_gaps(Studies(test, {}, test.iloc[:0].assign(method=""), []), plot.STEMS)
     (command,) = [gap.command for gap in gaps if "cells" in gap.figures]
     args = options("transfer").parse_args(shlex.split(command)[2:])
-    assert (args.data, args.splits, args.split) == ("/elsewhere/land", "/lists", "paper")
+    assert (args.data, args.splits, args.split) == ("/elsewhere/land", "/lists", "spatial")
 
 
 def test_the_command_of_a_missing_probe_says_how_heads_were_found(tmp_path):
@@ -1326,7 +1337,7 @@ def test_a_line_says_the_least_number_of_seeds_of_its_columns(tmp_path):
     rows = scene_rows(["random"], [100], [1, 2, 3], ["x", "y"], ["finetune"])
     rows = [r for r in rows if not (r[9] == "y" and r[5] > 1)]
     table = tables.class_sheet(numbers.over_seeds(results(tmp_path, rows)), "scene", "finetune")
-    assert table.shown.n.tolist() == ["1"]
+    assert table.shown.n.tolist() == ["1"] and not table.bold.any(), "the best of one is none"
 
 
 def test_p_is_shown_to_three_places_and_no_smaller_than_it_is():
@@ -1419,13 +1430,40 @@ def test_a_missing_cell_may_be_of_images_a_class_and_of_the_built_in_scenes(tmp_
     assert cell_flags([(10, 3), (5, 0)], "%") == ["--ratios", "5", "10", "--seeds", "0", "3"]
     (tmp_path / "settings.yaml").write_text("where built-in: {data: null, scenes: 1500}\n")
     assert data_flags(tmp_path, "built-in") == ["--scenes", "1500"]
+    (tmp_path / "settings.yaml").unlink()
+    (tmp_path / "config.yaml").write_text("{data: /patches, scenes: 2900}\n")  # of a later call
+    assert data_flags(tmp_path, "built-in") == []
 
 
 def test_a_missing_probe_has_the_cells_of_one_data_set(tmp_path):
     cells = (("a", 5), ("b", 50))
     rows = [row("scene", "random", "linear", n, 1, "f1_macro", "all", 0.5, data=data) for data, n in cells]
+    rows.append(row("scene", "random", "linear", "10/class", 1, "f1_macro", "all", 0.5, data="a"))
     words = shlex.split(command_like(results(tmp_path, rows), "scene", ["linear"], ["barlow"], {}))
     assert options("transfer").parse_args(words[2:]).ratios == [5]
+
+
+def test_probes_on_other_data_and_linear_cells_stand_for_nothing(tmp_path):
+    rows = scene_rows(["random", "barlow"], [5], [1], ["x"], ["linear"])
+    rows += scene_rows(["random"], [5], [1], ["x"], ["finetune"])
+    there = Studies(results(tmp_path, rows), {"barlow": {"data": "/of/land"}}, None, [{"init": "barlow"}])
+    assert missing_probes(there) == []
+    (gap,) = missing_probes(there._replace(configs={"barlow": {"data": "/of/patches"}}))
+    assert gap.figures == "table4" and gap.missing == "Barlow Twins"
+    (gap,) = missing_inits(there, {"scene": ("fig6",)})
+    assert "--init imagenet --mode finetune" in gap.command
+
+
+def test_the_first_missing_cells_are_named_and_the_others_counted():
+    said = shown([(5.0, seed) for seed in range(8)], "%")
+    assert said.endswith("of seed 5 and 2 more") and "seed 6" not in said
+    assert shown([(5.0, 1)], "%").endswith("of seed 1")
+
+
+def test_a_setting_that_a_cell_does_not_tell_is_no_flag(tmp_path):
+    cell = {"task": "scene", "mode": "finetune", "out": str(tmp_path), "lr": 0.1, "momentum": float("nan")}
+    words = setting_flags(pd.Series(cell | {"weight_decay": 0.0, "epochs": 3, "batch_size": 64}))
+    assert words == ["--lr", "0.1", "--weight-decay", "0", "--epochs", "3", "--batch-size", "64"]
 
 
 def test_points_keep_their_labels_where_images_without_any_are_left_out(tmp_path):
