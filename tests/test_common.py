@@ -1,7 +1,9 @@
 """What all commands share: values of YAML files, the commit, cores, memory and precision of this machine."""
 
+import argparse
 import importlib
 import os
+import signal
 import types
 from pathlib import Path
 
@@ -115,3 +117,120 @@ def test_whether_pixels_stay_on_a_gpu_goes_by_its_whole_memory(monkeypatch):
     gpu = torch.device("cuda")
     assert common.fits_on_gpu(39 * 10**9, gpu) and not common.fits_on_gpu(41 * 10**9, gpu)
     assert not common.fits_on_gpu(1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "kind, bounds, wrong, right",
+    [
+        (float, {"above": 0, "high": 1}, ["0", "1.01", "inf", "nan", "x"], ["1", "1e-9"]),
+        (int, {"low": 2, "high": 5}, ["1", "6", "2.0", "x", ""], ["2", "5"]),
+        (float, {"low": 0}, ["-1e-9", "inf"], ["0", "1e300"]),
+    ],
+)
+def test_the_bounds_of_a_number(kind, bounds, wrong, right):
+    convert = common.number(kind, **bounds)
+    for text in wrong:
+        with pytest.raises(argparse.ArgumentTypeError):
+            convert(text)
+    assert [convert(text) for text in right] == [kind(text) for text in right]
+
+
+def test_yaml_takes_names_with_dashes_one_value_for_a_list_and_what_a_run_has_noted(tmp_path):
+    (tmp_path / "c.yaml").write_text("weight-decay: 0.5\ninit: random\nimages: 9\ncommit: abc\n")
+    parser = importlib.import_module("transfer").build_parser()
+    assert common.read_yaml(tmp_path / "c.yaml", parser) == {"weight_decay": 0.5, "init": ["random"]}
+    (tmp_path / "c.yaml").write_text("images: 64\n")
+    parser = importlib.import_module("bench").build_parser()
+    assert common.read_yaml(tmp_path / "c.yaml", parser) == {"images": 64}, "there it is a flag"
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "x.csv"),
+            2,
+            "error: x.csv: No such file or directory",
+        ),
+        (OSError("no more threads"), 2, "error: no more threads"),
+        (ConfigError("two\nlines"), 2, "error: two lines"),
+        (RuntimeError("CUDA out of memory"), 2, "error: not enough memory (CUDA out of memory): lower"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_that_a_user_can_mend_are_one_line(error, code, said, capsys):
+    with pytest.raises(SystemExit) as end, common.one_line_errors():
+        raise error
+    assert end.value.code == code and capsys.readouterr().err.startswith(said)
+    with pytest.raises(RuntimeError, match="shape"), common.one_line_errors():
+        raise RuntimeError("shape")
+
+
+def test_signals_that_are_ignored_stay_so():
+    """As under nohup."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        common.exit_on_signals(lambda: "all")
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+        with pytest.raises(SystemExit) as end:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert end.value.code == 128 + signal.SIGTERM
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_file_that_is_not_finished_leaves_nothing_and_names_what_failed(tmp_path):
+    (tmp_path / "new.csv").write_text("old")
+    for error in (KeyError("x"), OSError(28, "No space left on device"), OSError(5, "bad disk", "other.jpg")):
+        with pytest.raises(type(error)) as caught, common.replacing(tmp_path / "new.csv") as partial:
+            partial.write_text("half")
+            raise error
+        assert [file.name for file in tmp_path.iterdir()] == ["new.csv"]
+        names = {28: str(tmp_path / "new.csv"), 5: "other.jpg"}
+        assert getattr(caught.value, "filename", None) == names.get(getattr(error, "errno", None))
+    assert (tmp_path / "new.csv").read_text() == "old"
+
+
+def test_processes_of_others_live(monkeypatch):
+    def kill(pid, number):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert common.is_alive(1)
+
+
+def test_memory_is_what_a_container_leaves(monkeypatch):
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, expected in (("1000000\n", 10**6), ("max\n", whole), (f"{2 * whole}\n", whole)):
+        monkeypatch.setattr(Path, "read_text", lambda file: limit)
+        assert common.memory() == expected
+
+
+def test_a_machine_is_crowded_where_half_as_many_threads_again_as_cores_want_to_run(monkeypatch):
+    monkeypatch.setattr(common, "cores", lambda: 2)
+    for load, said in ((2.9, ""), (3.1, "3 threads compete for 2 cores")):
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, 0, 0))
+        assert common.crowded() == said
+    assert [common.counted(n, "core") for n in (0, 1, 2)] == ["0 cores", "1 core", "2 cores"]
+
+
+def test_a_rank_without_a_gpu_and_a_gpu_older_than_torch_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="rank 2 has no GPU, torch sees 2 GPUs: lower --nproc_per_node"):
+        common.start_ranks("auto")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90", "compute_90"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "V100")
+    for capability in ((7, 5), (8, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability)
+        common.refuse_old_gpu(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (7, 0))
+    with pytest.raises(ConfigError, match=r"V100 \(sm_70\) is older .* \(sm_75 and newer\)"):
+        common.refuse_old_gpu(torch.device("cuda"))
+
+
+def test_a_name_that_a_tab_begins_is_quoted():
+    assert [common.harmless(name) for name in ("\t=1", "\r=1", "a=1")] == ["'\t=1", "'\r=1", "a=1"]

@@ -1340,6 +1340,38 @@ def test_a_line_says_the_least_number_of_seeds_of_its_columns(tmp_path):
     assert table.shown.n.tolist() == ["1"] and not table.bold.any(), "the best of one is none"
 
 
+def test_table_4_is_of_linear_probes_on_most_labels_and_no_table_mixes_modes(tmp_path):
+    summary = numbers.over_seeds(results(tmp_path, scene_rows(["random", "barlow"], [5, 100], [1], ["x"])))
+    assert tables.f1_sheet(summary).shown["Ratio (%)"].tolist() == ["100", "100"]
+    for mode in ("linear", "finetune"):
+        assert len(tables.class_sheet(summary, "scene", mode).shown) == 4
+
+
+def test_a_comparison_shows_true_minus_signs_and_the_classes_won_of_all():
+    line = {
+        "mode": "finetune",
+        "ratio": 5,
+        "unit": "%",
+        "init": "barlow",
+        "baseline": "random",
+        "n": 2,
+        "p": 0.2,
+    }
+    line |= {"value": 0.2, "baseline_value": 0.3, "difference": -0.1, "improvement": 12.5}
+    line |= {"wins": 3, "ties": 1, "cells": 10, "class_difference": -0.01}
+    sheet = tables.comparison_sheet(pd.DataFrame([line]), "fraction")
+    assert "{table*}" in tables.latex(sheet, "Caption", "x"), "13 columns are as wide as the page"
+    shown = sheet.shown.iloc[0, 4:].tolist()
+    assert shown == ["0.200", "0.300", "−0.1000", "2", "0.200", "+12.50", "3 / 10", "1", "−0.0100"]
+
+
+def test_times_to_quality_are_of_levels_in_per_cent():
+    times = {"level": [0.9, 0.95], "seconds": [1234.0, math.nan], "best": 0.8, "seconds_to_best": 2000.0}
+    shown = tables.quality_sheet(pd.DataFrame(times | {"run": "a", "total_seconds": 3000.0}), "knn").shown
+    assert shown["Seconds to 90 %"].tolist() == ["1,234"] and shown["Seconds to 95 %"].tolist() == ["–"]
+    assert shown["Seconds to the best"].tolist() == ["2,000"]
+
+
 def test_p_is_shown_to_three_places_and_no_smaller_than_it_is():
     shown = [tables.shown_p(p) for p in (0.0004, 0.001, 0.0049, 0.2, float("nan"))]
     assert shown == ["< 0.001", "0.001", "0.005", "0.200", "–"]

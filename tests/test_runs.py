@@ -314,6 +314,11 @@ def train_on(place: Path, pictures: dict[str, tuple[int, int]]) -> None:
     train_ssl.main([str(f) for f in ["--method", "simclr", *flags]])
 
 
+def test_the_last_epoch_is_voted_on(tmp_path):
+    train_on(tmp_path, {"train/A": (20, 100), "train/B": (20, 200), "val/A": (5, 100), "val/B": (5, 200)})
+    assert pd.read_csv(tmp_path / "run" / "log.csv").knn_macro_f1.notna().all(), "one epoch of every five"
+
+
 def test_unlabelled_training_images_leave_the_vote_blank(tmp_path, capsys):
     train_on(tmp_path, {"train": (20, 100), "val/Forest": (20, 0), "val/River": (20, 200)})
     assert "k-NN checks: off" in capsys.readouterr().out
