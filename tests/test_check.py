@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -218,9 +219,27 @@ def test_checking_some_files_keeps_what_is_known_of_the_others(root, manifest):
 
 def test_an_unreadable_file_is_tried_again(root, manifest):
     files = write(root, {"a.jpg": JPEG})
-    table = check_files(root, files, manifest, 1)
+    table = check_files(root, files, manifest, 1).assign(rules=check.RULES)
     table.assign(problem="unreadable: Permission denied").to_csv(manifest, index=False)
     assert check_files(root, files, manifest, 1)["problem"].tolist() == [""]
+
+
+def test_a_picture_that_memory_had_no_room_for_is_tried_again(root, manifest, monkeypatch):
+    def full(data):
+        raise MemoryError
+
+    files = write(root, {"a.jpg": JPEG})
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "picture", full)
+        assert check_files(root, files, manifest, 1)["problem"].tolist() == ["unreadable: not enough memory"]
+    assert check_files(root, files, manifest, 1)["problem"].tolist() == [""]
+
+
+def test_a_folder_has_one_manifest_by_whatever_path_it_is_named(root, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    names = {manifest_of(folder, tmp_path) for folder in (root, tmp_path / "link", Path("images"))}
+    assert len(names) == 1 and manifest_of(tmp_path, tmp_path) not in names
 
 
 @pytest.mark.parametrize(
