@@ -224,6 +224,22 @@ def test_an_unreadable_file_is_tried_again(root, manifest):
     assert check_files(root, files, manifest, 1)["problem"].tolist() == [""]
 
 
+def test_a_changed_file_is_remembered_as_it_is_now(root, manifest):
+    files = write(root, {"a.jpg": JPEG})
+    check_files(root, files, manifest, 1)
+    os.utime(root / "a.jpg", ns=(5, 5))
+    check_files(root, files, manifest, 1)
+    overwrite_unseen(root / "a.jpg", bytes(len(JPEG)))
+    assert check_files(root, files, manifest, 1)["problem"].tolist() == [""], "not decoded again"
+
+
+def test_what_a_decoder_says_makes_a_jpeg_bad_and_no_other(root, manifest, monkeypatch):
+    picture = check.picture
+    monkeypatch.setattr(check, "picture", lambda data: os.write(2, b"a word\n") and picture(data))
+    files = write(root, {"a.jpg": JPEG, "b.png": encoded("PNG")})
+    assert check_files(root, files, manifest, 1)["problem"].tolist() == ["a word", ""]
+
+
 def test_a_picture_that_memory_had_no_room_for_is_tried_again(root, manifest, monkeypatch):
     def full(data):
         raise MemoryError

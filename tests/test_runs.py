@@ -488,6 +488,13 @@ def test_features_that_are_not_finite_are_not_judged():
     assert row == dict.fromkeys(["feature_std", "effective_rank", "knn_macro_f1", "knn5_accuracy"])
 
 
+def test_the_health_of_features_is_that_of_the_training_images():
+    features = torch.cat([torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.ones(30, 4)])
+    row = diagnose(features, np.zeros(42, int), 12, False)
+    assert row["feature_std"] == feature_std(features[:12])
+    assert row["effective_rank"] == effective_rank(features[:12]) and row["knn5_accuracy"] is None
+
+
 @pytest.fixture
 def four_classes():
     """features (300, 6) and labels, of which 200 vote, and the votes of scikit-learn's classifier for 100."""

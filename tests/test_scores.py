@@ -100,6 +100,7 @@ def test_nearest_neighbours():
     bank = torch.tensor([[1.0, 0], [2, 0.1], [0, 1], [0.1, 3]])
     assert nearest(bank, torch.tensor([[9.0, 0.4], [0.1, 9]]), 2).tolist() == [[1, 0], [2, 3]]
     assert nearest(bank, bank, 20).shape == (4, 4)
+    assert nearest(bank, bank.repeat(300, 1), 1).shape == (1200, 1)
     rng = np.random.default_rng(0)
     bank, queries, labels = rng.normal(size=(80, 6)), rng.normal(size=(40, 6)), rng.integers(0, 4, 80)
     own = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(bank, labels)
@@ -377,6 +378,10 @@ def test_heads_do_not_depend_on_the_scale_of_features():
     nearly_constant = 1 + 1e-4 * x  # as a collapsed backbone's
     *_, (_, head) = linear_heads(nearly_constant, targets, principal_axes(nearly_constant), "softmax")
     assert (head(nearly_constant).argmax(1) == targets.argmax(1)).float().mean() > 0.97
+    lacking = torch.cat([targets, torch.zeros(200, 1)], 1)  # a class that no training image has
+    for loss in ("softmax", "bce"):
+        *_, (_, head) = linear_heads(x, lacking, principal_axes(x), loss)
+        assert (head(x).argmax(1) == targets.argmax(1)).float().mean() > 0.9
     dead = torch.cat([x, torch.full((200, 1), 0.7), torch.zeros(200, 1)], 1)
     assert all(h.weight.isfinite().all() for _, h in linear_heads(dead, targets, principal_axes(dead), "bce"))
 

@@ -1,5 +1,6 @@
 """Pretraining from the command line: what it leaves, that it learns, and that it says no in one line."""
 
+import contextlib
 import copy
 import itertools
 import os
@@ -27,7 +28,14 @@ from data import loader, pixels
 from data.augment import Recipe
 from data.loader import Plan
 from models import METHODS
-from models.backbone import build_backbone, compile_backbones, refuse_without_compiler, ripe_statistics
+from models.backbone import (
+    build_backbone,
+    compile_backbones,
+    extract_features,
+    prepare,
+    refuse_without_compiler,
+    ripe_statistics,
+)
 from models.optimisers import LARS, OPTIMISERS, can_fuse, learning_rate, make_optimizer, set_rate
 from models.step import CHECK_STEPS, DTYPES, Learner, Losses, StopFlag
 from models.weights import read_weights
@@ -121,6 +129,27 @@ def test_a_step_of_one_image_a_rank_is_refused_of_moco_alone(tmp_path):
 
 def test_a_backbone_of_other_bands():
     assert build_backbone(in_channels=4)(torch.randn(2, 4, 64, 64)).shape == (2, 512)
+
+
+def test_images_are_resized_with_antialiasing_and_normalised():
+    images = torch.arange(256, dtype=torch.uint8).repeat(3, 1).reshape(1, 3, 16, 16)
+    expected = (images / 255 - 0.5) / 0.25
+    assert torch.allclose(prepare(images, 16, [0.5] * 3, [0.25] * 3), expected, atol=1e-6)
+    stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    stripes[..., 3::8] = stripes[..., 4::8] = 255  # where a resize without it would look
+    assert prepare(stripes, 8, [0] * 3, [1] * 3).mean() == pytest.approx(0.25, abs=0.05)
+
+
+def test_features_depend_on_no_other_image_and_leave_the_backbone_as_it_was():
+    torch.manual_seed(0)
+    backbone = build_backbone().train()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    images, heard = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8), []
+    about = {"size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
+    features = extract_features(backbone, images, **about, advance=heard.append)
+    some = extract_features(backbone, images, **about, rows=[3, 1])
+    assert torch.allclose(some, features[[3, 1]], atol=1e-4) and heard == [5]
+    assert backbone.training and all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
@@ -423,6 +452,8 @@ def test_young_statistics_are_weighted_means_of_the_batches():
         assert torch.allclose(norm.running_mean, weights @ means, atol=1e-5)
         assert torch.allclose(norm.running_var, weights @ variances, rtol=1e-4)
         assert not torch.allclose(norm.running_var, before["bn1.running_var"], rtol=0.1)
+    with contextlib.suppress(KeyboardInterrupt), ripe_statistics(backbone):
+        raise KeyboardInterrupt
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     norm.num_batches_tracked.fill_(10_000)  # the first one's counts for all
     with ripe_statistics(backbone):

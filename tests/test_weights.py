@@ -13,8 +13,8 @@ import train_ssl
 import transfer
 from common import WeightsError
 from models.backbone import build_backbone
-from models.saved import load_model, save_model
-from models.weights import IMAGENET_MEAN, IMAGENET_STD, save_backbone
+from models.saved import load_model, save_model, score_of
+from models.weights import IMAGENET_MEAN, IMAGENET_STD, load_weights, save_backbone
 
 
 @pytest.fixture
@@ -87,6 +87,22 @@ def test_weights_that_are_not_finite_are_refused_before_images_are_decoded(
     files = ["--init", tmp_path / "w.pth", "--out", tmp_path / "run"]
     assert said in refused(capsys, train_ssl.main, *files)
     assert said in refused(capsys, transfer.main, *files)
+
+
+def test_infinite_weights_are_refused_and_a_classifier_is_left_out(state):
+    backbone = build_backbone()
+    load_weights(backbone, state | {"fc.weight": torch.full((2, 2), torch.inf)}, "w.pth")
+    state["layer4.1.bn2.weight"][3] = -torch.inf
+    with pytest.raises(WeightsError, match="w.pth: layer4.1.bn2.weight holds numbers that are not finite"):
+        load_weights(backbone, state, "w.pth")
+
+
+def test_a_model_without_a_score_that_can_be_read_has_none(tmp_path):
+    (tmp_path / "text.pth").write_text("no model")
+    for name, content in (("old.pth", {"task": "scene"}), ("new.pth", {"score": 0.5})):
+        torch.save(content, tmp_path / name)
+    found = [score_of(tmp_path / name) for name in ("gone.pth", "text.pth", "old.pth", "new.pth")]
+    assert found == [None, None, None, 0.5]
 
 
 def test_a_stem_without_its_pool_is_asked_for(state, tmp_path, capsys):
