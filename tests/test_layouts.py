@@ -930,7 +930,8 @@ def test_built_in_scenes_of_another_kind_have_a_folder_of_their_own(tmp_path, mo
 
 
 def test_built_in_scenes_that_another_process_has_written_meanwhile_are_taken(tmp_path, monkeypatch):
-    def write(root, **_):
+    def write(root, **about):
+        assert about == {"layout": "pure", "count": 60, "size": 32, "seed": 0}
         if made:
             root.mkdir(parents=True)
         raise FileExistsError(root)

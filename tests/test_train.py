@@ -26,6 +26,7 @@ import train_ssl
 from common import WeightsError
 from data import loader, pixels
 from data.augment import Recipe
+from data.images import Images
 from data.loader import Plan
 from models import METHODS
 from models.backbone import (
@@ -781,3 +782,61 @@ def test_the_rate_follows_every_step_of_the_whole_run_and_warm_up_counts_epochs(
     train_ssl.main(["--method", "simclr", *tiny, *flags])
     assert rates == pytest.approx([learning_rate(step, 9, 3, 0.001) for step in range(6)])
     assert pd.read_csv(tmp_path / "run" / "log.csv").lr.tolist() == pytest.approx([rates[2], rates[5]])
+
+
+def flags_of(words):
+    return train_ssl.read_flags(train_ssl.build_parser(), ["--data", "x", *words.split()])
+
+
+def test_a_run_has_a_folder_of_its_method_and_an_optimiser_of_its_flags():
+    args = flags_of("--method moco --optimizer sgd --lr 0.3 --momentum 0.8 --weight-decay 0.01")
+    assert args.out == "runs/moco"
+    method = METHODS["moco"](build_backbone(), hidden=8, out=8)
+    groups = train_ssl.build_optimizer(args, method, torch.device("cpu")).param_groups
+    assert {(group["lr"], group["momentum"]) for group in groups} == {(0.3, 0.8)}
+    assert {group["weight_decay"] for group in groups} == {0.01, 0}
+    with pytest.raises(common.ConfigError, match="does not divide among 1 ranks and 2 parts"):
+        train_ssl.resolve(flags_of("--batch-size 9 --accumulate 2"), torch.device("cpu"), ranks=1)
+
+
+def test_images_are_normalised_as_the_weights_of_init_have_learned():
+    images = Images(*[None] * len(Images._fields))._replace(mean=[0.1] * 3, std=[0.2] * 3)
+    for known, mean, std in (
+        (None, 0.1, 0.2),
+        ({}, 0.1, 0.2),
+        ({"mean": [0.5] * 3, "std": [0.3] * 3}, 0.5, 0.3),
+    ):
+        found = train_ssl.as_pretrained(images, types.SimpleNamespace(pretraining=known))
+        assert (found.mean, found.std) == ([mean] * 3, [std] * 3)
+
+
+def test_enlarged_images_are_said():
+    images = types.SimpleNamespace(height=32, width=30)
+    assert train_ssl.size_line(64, images).endswith(
+        "enlarging them costs 4 times the time; --size 32 is their own"
+    )
+    assert train_ssl.size_line("24:40", images).endswith("small first; the images have 30 x 32")
+
+
+def test_an_epoch_leaves_ripe_weights_and_a_checkpoint_now_and_then(tmp_path):
+    class Save(list):
+        __call__ = list.append
+
+        def refuse_not_finite(self, epoch):
+            pass
+
+    backbone, save, progress = build_backbone(), Save(), types.SimpleNamespace(epoch=1, log=[{"epoch": 1}])
+    backbone.train()(torch.randn(4, 3, 32, 32))
+    (tmp_path / "checkpoint.pt").touch()
+    for age, saved in ((train_ssl.BETWEEN_CHECKPOINTS - 9, 0), (train_ssl.BETWEEN_CHECKPOINTS + 9, 1)):
+        os.utime(tmp_path / "checkpoint.pt", times=(time.time() - age,) * 2)
+        train_ssl.finish_epoch(tmp_path, progress, backbone, {}, save, due=False)
+        assert len(save) == saved == (tmp_path / "backbone.pth").exists()
+    with ripe_statistics(backbone):
+        ripe = backbone.bn1.running_var.clone()
+    assert torch.equal(torch.load(tmp_path / "backbone.pth")["bn1.running_var"], ripe)
+
+
+def test_no_run_goes_beyond_its_epochs(tiny, tmp_path):
+    train_ssl.main([*tiny, "--epochs", "1", "--stop-epoch", "3"])
+    assert pd.read_csv(tmp_path / "run" / "log.csv").epoch.tolist() == [1]

@@ -73,6 +73,8 @@ def test_torchvisions_own_files_bring_imagenets_statistics_to_every_script(tmp_p
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
     known = build_backbone(init=str(tmp_path / "w.pth")).pretraining
     assert known == {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} and build_backbone().pretraining is None
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / "w.pth")
+    assert build_backbone(init=str(tmp_path / "w.pth")).pretraining == {}, "a classifier of something else"
 
 
 @pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "bn1.running_mean"])
