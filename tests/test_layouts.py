@@ -704,6 +704,13 @@ def test_duplicates_are_listed_and_stay(tmp_path, capsys):
     assert "test/A/leak.png,test,train/A/0.png,train" in listed
 
 
+def test_a_pair_is_enough_for_a_duplicate(tmp_path, capsys):
+    paint(tmp_path, "A/0", "B/1")
+    shutil.copy(tmp_path / "A/0.png", tmp_path / "A/2.png")
+    open_table(source(tmp_path, tmp_path / "work"), tmp_path / "bad.csv")
+    assert "1 images are another one byte for byte" in capsys.readouterr().out
+
+
 def test_duplicates_with_contradicting_labels_are_counted(tmp_path, capsys):
     paint(tmp_path, "A/0", "A/1", "B/2")
     for copy in ("A/again", "B/other"):

@@ -18,7 +18,7 @@ from conftest import refused
 from PIL import Image, TiffImagePlugin
 
 import predict
-from common import DataError
+from common import ConfigError, DataError
 from data import geomaps, geotiff, tiff, tiles
 from data.geomaps import write_class_map
 from data.geotiff import Tiff
@@ -449,7 +449,7 @@ def test_tiles(tmp_path, capsys, monkeypatch):
     with Image.open(out / name) as image:
         exact = np.rint(255 * np.minimum(array[:, :32, 64:96] / 1200, 1))
         assert (np.asarray(image).transpose(2, 0, 1) == exact).all()
-    assert "not empty" in refused(capsys, tiles.main, *flags)
+    assert "not empty: name a new folder" in refused(capsys, tiles.main, *flags)
     assert "hold no patch" in refused(
         capsys, tiles.main, file, "--size", 128, "--scale", 1200, "--out", tmp_path / "x"
     )
@@ -475,7 +475,7 @@ def test_tiles_a_stride_apart_hold_data_in_half_of_their_area_or_more(tmp_path, 
     file = write(tmp_path / "empty.tif", 0 * array)
     said = refused(capsys, tiles.main, file, *flags, tmp_path / "none")
     assert "empty.tif: none of 3 patches has data in half of its area" in said
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_tiles_of_several_scenes_in_metres(tmp_path):
@@ -911,7 +911,7 @@ def test_an_overview_takes_every_nth_pixel_whatever_is_read_at_once(tmp_path, mo
 
 
 def test_a_strip_is_neither_a_patch_nor_squashed_into_one(model, tmp_path):
-    for name, height, width in (("narrow", SIDE - 1, 5 * SIDE), ("flat", SIDE + 5, 5 * SIDE)):
+    for name, height, width in (("narrow", SIDE - 1, 5 * SIDE), ("flat", SIDE, 6 * SIDE)):
         Image.fromarray(values("uint8", 3, height, width).transpose(1, 2, 0)).save(tmp_path / f"{name}.png")
     with pytest.raises(DataError, match="too narrow for several"):
         run(model, tmp_path / "narrow.png", "--out", tmp_path / "n.csv")
@@ -1019,11 +1019,12 @@ def test_a_map_paints_no_class_in_the_colour_of_another():
 def test_several_scenes_do_not_meet(model, tmp_path):
     write(tmp_path / "s.tif", values("uint8", 3))
     Image.fromarray(values("uint8", 3, seed=1).transpose(1, 2, 0)).save(tmp_path / "s.png")
-    run(model, tmp_path / "s.tif", tmp_path / "s.png", "--out", tmp_path / "o" / "map.csv")
+    run(model, tmp_path / "s.png", tmp_path / "s.tif", "--out", tmp_path / "o" / "map.csv")
     names = {file.name for file in (tmp_path / "o").iterdir()}
     assert names == {"map.csv", "map-s-tif-map.png", "map-s-png-map.png"}
     rows = read_csv(tmp_path / "o" / "map.csv")
     assert rows.x.notna().sum() == rows.x.isna().sum() > 0
+    assert list(rows.columns[:5]) == ["file", "row", "column", "x", "y"], "though the first has no place"
 
 
 def test_one_bad_picture_costs_no_other(model, tmp_path, capsys):
@@ -1117,6 +1118,28 @@ def test_patches_overlap_by_half_where_no_stride_is_given(model, tmp_path):
     file = write(tmp_path / "s.tif", values("uint8", 3))
     run(model, file, "--out", tmp_path / "m.csv")
     assert sorted(set(read_csv(tmp_path / "m.csv").column)) == [*range(0, 110 - SIDE, SIDE // 2), 110 - SIDE]
+
+
+def test_strides_go_by_the_shorter_side_of_a_patch(model, tmp_path):
+    torch.save(torch.load(model, weights_only=True) | {"tile": [SIDE, 20]}, tmp_path / "model.pth")
+    file = write(tmp_path / "s.tif", values("uint8", 3))
+    with pytest.raises(ConfigError, match="--stride 24 leaves gaps between patches of 20 px"):
+        run(tmp_path / "model.pth", file, "--stride", 24, "--out", tmp_path / "m.csv")
+    run(tmp_path / "model.pth", file, "--out", tmp_path / "m.csv")
+    assert sorted(set(read_csv(tmp_path / "m.csv").row))[:3] == [0, 10, 20]
+
+
+def test_windows_overlap_by_a_sixteenth_of_a_patch_at_least():
+    starts = dense.windows_along(160, [0], 32, 32, 32).starts
+    assert starts[0] == 0 and starts[-1] == 128 and max(np.diff(starts)) <= 30
+
+
+def test_pictures_that_all_fail_are_listed(model, tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"none")
+    with pytest.raises(SystemExit) as end:
+        run(model, tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "p.csv")
+    assert end.value.code == 1 and "2 of 2 pictures failed" in capsys.readouterr().err
 
 
 def test_windows_fade_into_each_other_at_both_ends():
