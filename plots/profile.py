@@ -16,14 +16,14 @@ from plots.style import COLUMN, RC, STYLES
 if TYPE_CHECKING:
     from torch.autograd.profiler_util import FunctionEventAvg
 
-# The first pattern that an operator's or a kernel's name holds decides
+# The first pattern that an operator's or a kernel's name holds, in upper or lower case, decides
 GROUPS = {
-    "convolutions, backward": "convolution_backward|dgrad|wgrad|convolve_backward",
+    "convolutions, backward": "convolution_?backward|dgrad|wgrad|convolve_backward",
     "convolutions, forward": "convolution|conv2d|cudnn|implicit_gemm|xmma_fprop|fprop|nhwcAddPadding",
     "norms": "batch_norm|bn_|norm",
     "ReLU and pooling": "relu|threshold|clamp|pool",
     "matrix products": r"addmm|\bmm\b|bmm|matmul|gemm|linear",
-    "copies and casts": "copy|_to_copy|memcpy|memset|cat\b|clone|contiguous",
+    "copies and casts": r"copy|memcpy|memset|cat\b|clone|contiguous",
     "sums and optimiser": r"\badd\b|add_|_add<|AccumulateGrad|\bmul_|_foreach|multi_tensor|optimizer",
 }
 OTHER = "other"
@@ -43,7 +43,10 @@ def grouped(averages: Iterable[FunctionEventAvg], cuda: bool) -> dict[str, float
 
 def group_of(name: str) -> str:
     """The group of an operator or kernel."""
-    return next((group for group, pattern in GROUPS.items() if re.search(pattern, name)), OTHER)
+    for group, pattern in GROUPS.items():
+        if re.search(pattern, name, re.IGNORECASE):
+            return group
+    return OTHER
 
 
 def draw_times(seconds: dict[str, float], title: str, file: Path) -> None:
