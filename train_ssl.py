@@ -144,7 +144,7 @@ from data.augment import Recipe
 from data.images import FEWEST, Images, make_loader, open_images
 from data.loader import Loader, Plan, choose_loader
 from data.opening import Source
-from data.tables import Table, explain_empty
+from data.tables import explain_empty
 from models import METHODS
 from models.backbone import build_backbone, compile_backbones, extract_features, ripe_statistics
 from models.checkpoint import PLACE, Parts, Progress, Saver, load_checkpoint
@@ -443,7 +443,7 @@ def tell(config: dict, images: Images, plan: Plan, args: argparse.Namespace, why
         voted = f"{images.bank} training images vote on {images.held_out()} labelled ones held out"
         say(f"k-NN checks: {voted}{few}")
     else:
-        say(f"k-NN checks: off: {why_no_votes(images.table)}")
+        say(f"k-NN checks: off: {why_no_votes(images)}")
     say(f"loader: {args.loader} ({why})")
     if args.accumulate > 1:
         part = plan.largest() * plan.ranks // args.accumulate
@@ -468,11 +468,11 @@ def size_line(size: int | str, images: Images) -> str:
     return text
 
 
-def why_no_votes(table: Table) -> str:
+def why_no_votes(images: Images) -> str:
     """Which split lacks labelled images for a k-NN check, why, and what to do."""
-    labelled = table.rows(table.labels >= 0)
-    voters = int((labelled.split == "train").sum())
-    if 0 < voters < min(FEWEST, (table.split == "train").sum()):
+    table = images.table
+    voters = int((table.labels[images.train] >= 0).sum())
+    if 0 < voters < min(FEWEST, len(images.train)):
         return f"{voters} labelled training images among unlabelled ones are too few to vote"
     lacks_train = table.classes and not voters
     return explain_empty(table, "train" if lacks_train else "val")

@@ -301,7 +301,7 @@ def test_statistics_that_are_not_finite_are_no_checkpoint_and_leave_one_blank_ro
     assert (tmp_path / "log.csv").read_text().endswith("2,\n")
 
 
-def train_on(place: Path, pictures: dict[str, tuple[int, int]]) -> None:
+def train_on(place: Path, pictures: dict[str, tuple[int, int]], subset: float = 1) -> None:
     """An epoch on pictures: folder -> how many, and the least of their values, which range over 50."""
     rng = np.random.default_rng(0)
     for folder, (count, low) in pictures.items():
@@ -310,7 +310,7 @@ def train_on(place: Path, pictures: dict[str, tuple[int, int]]) -> None:
             pixels = rng.integers(low, low + 50, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / "data" / folder / f"{i}.png")
     flags = ["--data", place / "data", "--size", "32", "--batch-size", "10", "--epochs", "1"]
-    flags += ["--hidden", "8", "--out-dim", "8", "--device", "cpu"]
+    flags += ["--subset", subset, "--hidden", "8", "--out-dim", "8", "--device", "cpu"]
     flags += ["--out", place / "run", "--cache", place / "cache"]
     train_ssl.main([str(f) for f in ["--method", "simclr", *flags]])
 
@@ -333,6 +333,11 @@ def test_few_labelled_images_do_not_stand_for_all(tmp_path, capsys):
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert min(config["mean"]) > 0.8
     assert pd.read_csv(tmp_path / "run" / "log.csv").feature_std.notna().all()
+
+
+def test_a_share_of_the_images_may_leave_too_few_that_vote(tmp_path, capsys):
+    train_on(tmp_path, {"train": (60, 0), "train/A": (40, 0), "val/A": (20, 0)}, subset=0.25)
+    assert "off: 10 labelled training images among unlabelled ones are too few" in capsys.readouterr().out
 
 
 def test_a_run_that_died_before_its_first_checkpoint_leaves_no_record(simclr, tmp_path, capsys, monkeypatch):
