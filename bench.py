@@ -209,8 +209,10 @@ def main(argv: list[str] | None = None) -> None:
         return say(quick(case, case.images.of_all, epochs))
 
     if args.picture:
+        file = Path(args.picture)
+        file.parent.mkdir(parents=True, exist_ok=True)
         mode = "compiled" if args.compile else "eager"
-        return say(picture(make_case(settings[0], args, device), mode, Path(args.picture)))
+        return say(picture(make_case(settings[0], args, device), mode, file))
 
     name = name_for_file(device, about["device_name"])
     out = Path(args.out or common.ROOT / "results" / f"bench-{name}.csv")

@@ -346,11 +346,11 @@ def test_a_folder_without_images_is_refused_in_one_line(tmp_path, capsys):
 def test_picture_shows_where_the_time_goes(tiny, tmp_path, capsys, monkeypatch):
     found, profiled = [], bench.profiled
     monkeypatch.setattr(bench, "profiled", lambda *run: (found.append(profiled(*run)), found[-1])[1])
-    bench.main([*tiny, "--picture", str(tmp_path / "time.png")])
+    bench.main([*tiny, "--picture", str(tmp_path / "new" / "time.png")])
     said = capsys.readouterr().out.strip().splitlines()[-1]
     name = "convolutions, backward"
     assert "views (torch)" in said and f"{name} {1e3 * found[1][name] / bench.PROFILED:.0f} ms" in said
-    with Image.open(tmp_path / "time.png") as image:
+    with Image.open(tmp_path / "new" / "time.png") as image:
         assert image.format == "PNG" and min(image.size) > 200
 
 
