@@ -308,9 +308,7 @@ def best_seconds(call: Callable[[], object], device: torch.device) -> float:
 def precisions_of(device: torch.device) -> list[str]:
     """The precision that `auto` takes, then the others that the device computes natively."""
     auto = common.resolve_precision("auto", device)
-    others = ["bf16", "fp16", "fp32"] if device.type == "cuda" and auto == "bf16" else ["fp32"]
-    if device.type == "cuda" and auto == "fp16":
-        others = ["fp16", "fp32"]
+    others = ["fp16", "fp32"] if device.type == "cuda" and auto == "bf16" else ["fp32"]
     return list(dict.fromkeys([auto, *others]))
 
 
@@ -521,8 +519,9 @@ def make_loader(case: Case, kind: str, dtype: torch.dtype) -> Loader:
 
 def training_contenders(case: Case, ceilings: Ceilings, compiled: bool) -> list[Contender]:
     """The model alone, and with its loader: in each precision, and in that of `auto` in each mode."""
-    auto, *others = precisions_of(case.device)
-    ways = [(auto, "eager"), *((other, "eager") for other in others)] + [(auto, "compiled")] * compiled
+    precisions = precisions_of(case.device)
+    auto = precisions[0]
+    ways = [(precision, "eager") for precision in precisions] + [(auto, "compiled")] * compiled
     if case.device.type == "cuda" and auto != "fp16":
         ways += [(auto, "graph")] + [(auto, "compiled graph")] * compiled
     contenders = []
