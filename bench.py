@@ -278,7 +278,8 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     source = torch.zeros((1 << 30) if cuda else (1 << 27), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
-    side, flops = 8192 if cuda else 1024, {}
+    side = 8192 if cuda else 1024
+    flops = {}
     for precision in precisions_of(device):
         a = torch.randn(side, side, device=device).to(DTYPES[precision])
         multiply = functools.partial(torch.mm, a, a, out=torch.empty_like(a))
@@ -649,7 +650,8 @@ def train_usual(case: Case, learn: Callable) -> Timed:
     does, and they are there again after a step. Workers that each made a whole batch would all end at one
     time, and the next batches would come half a minute later: so they hand over small parts.
     """
-    cuda, step, device = case.device.type == "cuda", learn(), case.device
+    device, step = case.device, learn()
+    cuda = device.type == "cuda"
     size, batch_size = case.setting
     part = math.gcd(batch_size, HANDED)
     waiting = 2 * case.workers * part  # images
@@ -775,7 +777,8 @@ def quick(case: Case, images: int, epochs: int) -> str:
     precision, kind = precisions_of(case.device)[0], best_kind(case)
     mode = "graph" if case.device.type == "cuda" and precision != "fp16" else "eager"
     learn = make_learner(case, precision, mode)
-    asked, case = case.setting.batch_size, shortened(case, learn)
+    asked = case.setting.batch_size
+    case = shortened(case, learn)
     size, batch_size = case.setting
     fewer = f" ({asked} would take more than {QUICK_STEP:g} seconds a step)" if batch_size < asked else ""
     say(f"{size} px, batches of {batch_size}{fewer}, {precision}, {mode}, views by {kind}")
@@ -837,10 +840,9 @@ def picture(case: Case, mode: str, file: Path) -> str:
     device = common.about(case.device)["device_name"]
     title = f"{case.method}, {size} px, batch {batch_size}, {precision}, {mode}\n{device}"
     draw_times(seconds, title, file)
-    largest = ", ".join(
-        f"{k} {1e3 * v:.0f} ms" for k, v in sorted(seconds.items(), key=lambda item: -item[1])
-    )
-    return f"{largest}; picture: {file}"
+    slowest_first = sorted(seconds, key=seconds.get, reverse=True)
+    said = ", ".join(f"{name} {1e3 * seconds[name]:.0f} ms" for name in slowest_first)
+    return f"{said}; picture: {file}"
 
 
 def profiled(run: Callable[[], object], device: torch.device) -> dict[str, float]:
