@@ -896,7 +896,9 @@ class Work:
                 self.wanted[key] = rows_wanted(cell, study, data)
                 self.costs[key] = cost_of(cell, study, data, len(unit.cells))
         self.done = results.done(self.wanted)
-        self.before, self.began = len(self.done), time.perf_counter()
+        self.before = len(self.done)
+        self.added = 0  # by this process
+        self.began = time.perf_counter()
         self.damaged = len(results.damaged)
         self.commit = common.git_commit()
         self.bar = tqdm(
@@ -961,6 +963,7 @@ class Work:
         rows = rows_of(key, outcome, data.subsets[cell.ratio, cell.seed].size, seconds, self.commit)
         self.results.add(key, rows)
         self.done.add(key)
+        self.added += 1
         self.bar.set_postfix_str(f"{len(self.done)}/{len(self.keys)} cells", refresh=False)
         self.bar.update(max(0, self.spent() - self.bar.n))  # features were counted for all of their cells
 
@@ -971,9 +974,10 @@ class Work:
 
     def finish(self) -> str:
         self.bar.close()
-        here = len(self.keys) - self.before - len(self.failed)
-        took = f"{here} cells in {time.perf_counter() - self.began:.0f} s"
-        return f"{took}, {self.before} were there already: {self.results.file}"
+        took = f"{self.added} cells in {time.perf_counter() - self.began:.0f} s"
+        others = len(self.keys) - self.before - self.added - len(self.failed)
+        came = f", {others} came from other processes" if others else ""
+        return f"{took}, {self.before} were there already{came}: {self.results.file}"
 
 
 def trained_by(cell: Cell, study: Study) -> Training | None:

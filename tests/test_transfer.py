@@ -395,6 +395,21 @@ def test_two_ranks_equal_one_process(land, whole, tmp_path):
     pd.testing.assert_frame_equal(values(pd.read_csv(tmp_path / "results.csv")), whole)
 
 
+def test_cells_of_other_processes_are_counted_apart(land, tmp_path, capsys, monkeypatch):
+    flags, probe_all = "--mode linear --ratios 50 100 --seeds 1", transfer.probe_all
+
+    def after_another(*rest):
+        monkeypatch.setattr(transfer, "probe_all", probe_all)
+        run(land, tmp_path, flags)
+        probe_all(*rest)
+
+    monkeypatch.setattr(transfer, "probe_all", after_another)
+    run(land, tmp_path, flags)
+    inner, outer = [line for line in capsys.readouterr().out.splitlines() if "were there already" in line]
+    assert inner.startswith("2 cells in") and "other processes" not in inner
+    assert outer.startswith("0 cells in") and "0 were there already, 2 came from other processes" in outer
+
+
 # Input that is wrong: one line, exit code 2
 
 
