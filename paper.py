@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,9 @@ from data.subsets import training_subsets
 from data.tables import Table, explain_empty, load_table
 from plots.report import write_report
 from plots.style import MEAN, METHODS, PAPER_MEAN, name_of, stem_of
+
+if TYPE_CHECKING:
+    import torch
 
 START = 10  # seconds until a script has begun
 FEW = 10  # images of a class, below which its F1 on val is a rough number
@@ -361,8 +364,19 @@ def without_imagenet() -> str:
 
 
 def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]:
-    """Rate of Barlow Twins steps on random pixels, views included, and the device's type."""
+    """Rate of Barlow Twins steps, views included, on all GPUs together; and the device's type."""
     import torch  # takes seconds, and --help needs none of this
+
+    print(f"measuring for {seconds:g} seconds", flush=True)
+    device, _, _ = common.start_ranks("auto")
+    rate = rate_of_steps(device, size, seconds)
+    torch.cuda.empty_cache()  # this process stays while its steps train on the same GPU
+    return rate * max(1, torch.cuda.device_count()), device.type
+
+
+def rate_of_steps(device: "torch.device", size: int, seconds: float) -> float:
+    """Images a second of Barlow Twins on random pixels."""
+    import torch
 
     from data.loader import Plan, TorchLoader
     from models.backbone import build_backbone
@@ -372,8 +386,6 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     from models.timing import endless, timed_steps
     from models.weights import IMAGENET_MEAN, IMAGENET_STD
 
-    print(f"measuring for {seconds:g} seconds", flush=True)
-    device, _, _ = common.start_ranks("auto")
     images = 512 if device.type == "cuda" else 8  # a step that has begun is waited for
     precision = common.resolve_precision("auto", device)
     method = BarlowTwins(build_backbone()).to(device, memory_format=torch.channels_last)
@@ -384,8 +396,7 @@ def images_per_second(size: int, seconds: float = MEASURED) -> tuple[float, str]
     plan = Plan(images, images, size, size)
     loader = TorchLoader(pixels, plan, size, IMAGENET_MEAN, IMAGENET_STD, device, learn.dtype)
     many = {"steps": 10**6, "seconds": seconds, "warmup": 1}
-    timed = timed_steps(endless(loader), learn, device, name="measuring", **many)
-    return timed.images_per_s * max(1, torch.cuda.device_count()), device.type
+    return timed_steps(endless(loader), learn, device, name="measuring", **many).images_per_s
 
 
 # The plan
