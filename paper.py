@@ -167,7 +167,8 @@ def main(argv: list[str] | None = None) -> None:
     recipes = resolved_recipes(study)
     if args.dry_run:
         note = "ImageNet-1k takes part if its weights can be had."
-        return show_plan(study, recipes, ["imagenet"], [note], *images_per_second(study.settings.size))
+        first = first_steps(study, recipes, ["imagenet"])
+        return show_plan(study, first, ["imagenet"], [note], *images_per_second(study.settings.size))
 
     with common.hold(study.out, "paper.py"):
         for step in scenes_to_write(study):
@@ -175,11 +176,12 @@ def main(argv: list[str] | None = None) -> None:
         reason = without_imagenet()
         notes = [f"ImageNet-1k is left out: {reason}"] if reason else []
         imagenet = [] if reason else ["imagenet"]
+        first = first_steps(study, recipes, imagenet)
         rate, device = images_per_second(study.settings.size)
-        show_plan(study, recipes, imagenet, notes, rate, device)
+        show_plan(study, first, imagenet, notes, rate, device)
 
         spent = study.out / "steps.csv"
-        for step in first_steps(study, recipes, imagenet):
+        for step in first:
             run(step, spent)
         best = best_method(study.out / "probes" / "summary.csv")
         print(f"\nbest macro F1 of the linear probes on val: {name_of(best)}", flush=True)
@@ -403,14 +405,10 @@ def rate_of_steps(device: "torch.device", size: int, seconds: float) -> float:
 
 
 def show_plan(
-    study: Study, recipes: dict, imagenet: list[str], notes: list[str], rate: float, device: str
+    study: Study, first: list[Step], imagenet: list[str], notes: list[str], rate: float, device: str
 ) -> None:
-    """Every command, and the time it takes here."""
-    steps = [
-        *scenes_to_write(study),
-        *first_steps(study, recipes, imagenet),
-        *last_steps(study, imagenet, BEST),
-    ]
+    """Every command, and the time it takes here; `first`: of `first_steps`."""
+    steps = [*scenes_to_write(study), *first, *last_steps(study, imagenet, BEST)]
     hours = [(START + step.passes / (6 * rate)) / 3600 for step in steps]
     speed = f"{rate:,.0f} images/s (two views each) at {study.settings.size} px on {device}"
     print(f"\n{speed}: the plan takes about {shown(sum(hours))}")

@@ -529,12 +529,13 @@ def test_the_plan_tells_the_hours_of_its_steps(monkeypatch, capsys):
     """Two views of an image, forward and backward, are six passes."""
     monkeypatch.setattr(paper, "START", 0)
     monkeypatch.setattr(paper, "scenes_to_write", lambda study: [])
-    for name, hours in (("first_steps", 2), ("last_steps", 1)):
-        step = paper.Step(name, ["plot.py"], 6 * 100 * 3600 * hours)
-        monkeypatch.setattr(paper, name, lambda *words, step=step: [step])
-    paper.show_plan(types.SimpleNamespace(settings=paper.SMALL), {}, [], [], 100.0, "cpu")
+    first, last = (
+        paper.Step(name, ["plot.py"], 6 * 100 * 3600 * hours) for name, hours in (("first", 2), ("last", 1))
+    )
+    monkeypatch.setattr(paper, "last_steps", lambda *words: [last])
+    paper.show_plan(types.SimpleNamespace(settings=paper.SMALL), [first], [], [], 100.0, "cpu")
     said = capsys.readouterr().out
-    assert "takes about 3.0 h" in said and " 2.0 h  first_steps" in said and " 1.0 h  last_steps" in said
+    assert "takes about 3.0 h" in said and " 2.0 h  first" in said and " 1.0 h  last" in said
 
 
 @pytest.mark.parametrize(
