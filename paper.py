@@ -447,14 +447,8 @@ def pretraining(study: Study, recipes: dict[str, dict]) -> Iterator[Step]:
             yield Step(f"tune {name_of(method)}", search(study, method, recipe, best.parent), 6 * seen)
             recipe = best
         words = training_flags(study, method, recipe)
-        words += [
-            "--epochs",
-            str(epochs),
-            "--subset",
-            f"{subset:g}",
-            "--knn-every",
-            str(max(1, epochs // 20)),
-        ]
+        words += ["--epochs", str(epochs), "--subset", f"{subset:g}"]
+        words += ["--knn-every", str(max(1, epochs // 20))]
         if study.tune:  # best.yaml holds the short warm-up of the trials
             words += ["--warmup-epochs", f"{recipes[method]['warmup_epochs']:g}"]
         command = ["train_ssl.py", *words, "--out", str(study.out / method)]
@@ -510,11 +504,13 @@ def weights_of(study: Study, method: str) -> str:
 def probes(study: Study, imagenet: list[str]) -> Step:
     """Linear probes of all methods on the pretraining set."""
     inits = [*(weights_of(study, method) for method in METHODS), "random", *imagenet]
-    how, seeds, epochs = ["--ratios", "100", "--seeds", "1"], 1, 0
+    how = ["--ratios", "100", "--seeds", "1"]
+    seeds, epochs = 1, 0
     if study.settings.probe:
         file = common.ROOT / study.settings.probe
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-        how, seeds, epochs = ["--config", os.path.relpath(file)], len(recipe["seeds"]), recipe["epochs"]
+        how = ["--config", os.path.relpath(file)]
+        seeds, epochs = len(recipe["seeds"]), recipe["epochs"]
     words = ["--task", "scene", "--mode", "linear", *how, *study.patches.flags()]
     words += ["--size", str(study.settings.size), "--init", *inits, "channels", "--save-embeddings"]
     words += ["--share-pixels"]  # the copies decode once
