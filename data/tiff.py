@@ -48,13 +48,10 @@ class Page(NamedTuple):
     width: int
     height: int
     bands: int
-    bits: tuple[int, ...]  # of each band
     type: str  # as NumPy names it: uint8, int16, float32, …
     colours: int  # PhotometricInterpretation: 0 and 1 grey, 2 RGB, 3 palette, 5 CMYK, 6 YCbCr, 8 Lab
     extra: tuple[int, ...]  # of each band beyond the colours: 0 unspecified, 1 alpha in the colours, 2 alpha
     compression: int
-    planar: int  # 1: the bands of a pixel lie together, 2: one band after the other
-    orientation: int  # 1 to 8, as in EXIF
     part: bool  # of another page: an overview or a mask
     mask: bool
     pieces: int  # strips or tiles that the file holds
@@ -75,9 +72,9 @@ def page_of(tags: dict[int, Values]) -> Page:
     def first(tag: int, default: int) -> int:
         return tags.get(tag, (default,))[0]
 
-    bits = tags.get(BITS, (1,))
-    width, height, planar = first(WIDTH, 0), first(HEIGHT, 0), first(PLANAR, 1)
-    planes = first(SAMPLES, 1) if planar == 2 else 1
+    width, height = first(WIDTH, 0), first(HEIGHT, 0)
+    separate = first(PLANAR, 1) == 2  # one band after the other
+    planes = first(SAMPLES, 1) if separate else 1
     piece = (first(TILE_WIDTH, width), first(TILE_HEIGHT, first(STRIP_ROWS, height)))
     across, down = (
         -(-side // max(1, of_piece)) for side, of_piece in zip((width, height), piece, strict=True)
@@ -87,13 +84,10 @@ def page_of(tags: dict[int, Values]) -> Page:
         width=width,
         height=height,
         bands=first(SAMPLES, 1),
-        bits=bits,
-        type=f"{number}{max(bits)}",
+        type=f"{number}{max(tags.get(BITS, (1,)))}",
         colours=first(PHOTOMETRIC, 1),
         extra=tags.get(EXTRA_SAMPLES, ()),
         compression=first(COMPRESSION, 1),
-        planar=planar,
-        orientation=first(ORIENTATION, 1),
         part=bool(first(SUBFILE, 0) & (REDUCED | MASK)),
         mask=bool(first(SUBFILE, 0) & MASK),
         pieces=len(tags.get(TILE_OFFSETS, tags.get(STRIP_OFFSETS, ()))),
