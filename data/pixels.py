@@ -81,15 +81,15 @@ WAIT = 0.2  # seconds between two looks at whether another process has decoded t
 # One picture
 
 
-def read_picture(file: Path, largest: int | None = LARGEST) -> np.ndarray:
+def read_picture(file: Path) -> np.ndarray:
     """RGB pixels uint8 (3, H, W) of one file at its own size, upright.
 
     DataError naming the file where the picture is damaged or refused (then with its bands and their type), or
-    has more than `largest` pixels (None: no limit, for scenes). OSError where the file cannot be read.
+    has more than LARGEST pixels. OSError where the file cannot be read.
     """
     data = Path(file).read_bytes()
     try:
-        return picture(data, largest)
+        return picture(data)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
 
@@ -113,7 +113,10 @@ def scaled(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def picture(data: bytes, largest: int | None = LARGEST) -> np.ndarray:
-    """RGB pixels uint8 (3, H, W) of a file's bytes. DataError that says only what is wrong, not where."""
+    """RGB pixels uint8 (3, H, W) of a file's bytes, of at most `largest` (None: no limit, for scenes).
+
+    DataError that says only what is wrong, not where.
+    """
     if not any(data):
         raise DataError("holds only zeros" if data else "empty (0 bytes)")
     read = _from_jpeg if data.startswith(b"\xff\xd8") else _from_other
