@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -11,7 +10,7 @@ import pandas as pd
 from common import ROOT, read_quietly
 from plots.missing import Gap
 from plots.numbers import class_names, headline, over_seeds
-from plots.reading import settings_part, way_of
+from plots.reading import source_of, way_of
 from plots.style import PAPER_IMAGES, SHARE
 
 FOLDER = ROOT / "results" / "paper"
@@ -137,7 +136,7 @@ def facts_of_transfer(rows: pd.DataFrame, table: Transfer) -> list[Fact]:
     trained = rows[rows.epochs > 0]
     return [
         ("training images", rows.groupby("data").images.max(), table.data.images),
-        ("split", [split_of(*place) for place in places.itertuples(index=False)], "paper"),
+        ("split", [split_in(source_of(*place)) for place in places.itertuples(index=False)], "paper"),
         ("size in px", [part.get("size") for part in made], SIZE),
         ("arch", [part.get("arch") for part in made], "resnet18"),
         ("statistics", [part["statistics"] for part in made], "data"),
@@ -178,16 +177,8 @@ def facts_of_runs(configs: list[dict]) -> list[Fact]:
     return [(name, ours, value) for (name, value), ours in found.items()]
 
 
-def split_of(out: str, data: str) -> str | None:
-    """How the images were split, where settings.yaml says so, or config.yaml, as the last call of transfer.py
-    in `out` was on the same data."""
-    config = settings_part(out, f"where {data}") or read_quietly(Path(out) / "config.yaml")
-    same = Path(str(config.get("data"))).resolve().name == data
-    return split_in(config) if same else None
-
-
 def split_in(config: dict) -> str | None:
-    """How a run's config.yaml says that its data were split; None where it does not."""
+    """How the flags of a call say that its data were split; None where they do not."""
     return "by lists" if config.get("splits") else config.get("split")
 
 

@@ -1,14 +1,12 @@
 """What could not be drawn, or stands on fewer cells than the rest, and the command that makes it."""
 
 import shlex
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from common import read_quietly
-from plots.reading import pretraining_data, settings_part
+from plots.reading import pretraining_data, settings_part, source_of
 from plots.style import AMOUNTS, METHODS, NOT_PRETRAINED, SHARE, name_of
 from scores.choice import SETTING, is_solved
 from scores.printed import exact
@@ -148,7 +146,7 @@ def cell_command(
     extra: tuple[str, ...] = (),
 ) -> str:
     """What makes the holes of `inits` as `cell`, a row beside them, was made."""
-    words = ["--task", cell["task"], *data_flags(Path(cell["out"]), cell["folder"])]
+    words = ["--task", cell["task"], *data_flags(cell["out"], cell["folder"])]
     words += ["--init", *weights(inits, configs), "--mode", cell["mode"]]
     words += [*cell_flags(holes, cell["unit"]), *setting_flags(cell), *extra, "--out", cell["out"]]
     return python("transfer.py", *words)
@@ -186,18 +184,16 @@ def setting_flags(cell: pd.Series) -> list[str]:
     return words
 
 
-def data_flags(out: Path, data: str) -> list[str]:
-    """Where the images are: settings.yaml says so, or config.yaml where the last call of transfer.py in `out`
-    was on the same data."""
-    config = settings_part(out, f"where {data}") or read_quietly(out / "config.yaml")
-    if data == "built-in":
-        scenes = config.get("scenes") if config.get("data") is None else None
-        return ["--scenes", str(scenes)] if scenes else []
-    folder = config.get("data")
-    if not folder or Path(str(folder)).resolve().name != data:
-        return ["--data", f"PATH/{data}"]
-    words = ["--data", str(folder)]
-    for name in ("splits", "split"):
-        if config.get(name):
-            words += [f"--{name}", str(config[name])]
+def data_flags(out: str, data: str) -> list[str]:
+    """Where the images are, as far as the files in `out` say."""
+    config = source_of(out, data)
+    if config.get("data"):
+        named = {name: config[name] for name in ("data", "splits", "split") if config.get(name)}
+    elif data == "built-in":
+        named = {"scenes": config["scenes"]} if config.get("scenes") else {}
+    else:
+        named = {"data": f"PATH/{data}"}
+    words = []
+    for name, value in named.items():
+        words += [f"--{name}", str(value)]
     return words

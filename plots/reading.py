@@ -254,6 +254,15 @@ def way_of(out: str | Path, task: str, mode: str) -> dict:
     return UNSAID | {str(name): value for name, value in part.items()} if part else {}
 
 
+def source_of(out: str | Path, data: str) -> dict:
+    """The flags that name the images called `data`: settings.yaml of `out` has them, or config.yaml where the
+    last call of transfer.py was on the same data; empty where neither says."""
+    config = settings_part(out, f"where {data}") or read_quietly(Path(out) / "config.yaml")
+    folder = config.get("data")
+    name = Path(str(folder)).resolve().name if folder else "built-in"
+    return config if name == data else {}
+
+
 def sizes_of(rows: pd.DataFrame, folder: Path) -> list[str]:
     """At which size the network saw the images of each row, pixels, by settings.yaml; blank where it is not
     known."""
