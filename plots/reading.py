@@ -112,9 +112,11 @@ def read_lines(path: Path) -> tuple[pd.DataFrame, dict[int, str], str]:
     """The fields of a CSV as text, indexed by line number; what is wrong with odd lines; the separator."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         head = file.readline()
-        told = head.lower().startswith("sep=")  # as Excel writes it
-        separator = head[4] if told else ";" if head.count(";") > head.count(",") else ","
-        if not told:
+        told = head.lower().startswith("sep=") and len(head.rstrip("\r\n")) > 4  # as Excel writes it
+        if told:
+            separator = head[4]
+        else:
+            separator = ";" if head.count(";") > head.count(",") else ","
             file.seek(0)
         reader = csv.reader(file, delimiter=separator, strict=True)
         names = [name.strip() for name in next(reader, [])]

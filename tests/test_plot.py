@@ -1148,6 +1148,7 @@ def test_csv_files_that_other_programs_have_saved(tmp_path, kind):
         (lambda text: text.replace(",100,", ',"1,000",'), "images '1,000' is not a number"),
         (lambda text: text.replace(",", ";").replace(".", ",").replace(";100;", ";1.000;"), "'1.000' is not"),
         (lambda text: "a,b\n" + text, "no column task"),
+        (lambda text: "sep=", "no column task"),
         (lambda text: text.replace("random", "'random").replace("'", '"', 1), "unexpected end of data"),
     ],
 )
