@@ -108,7 +108,7 @@ class Group(NamedTuple):
 
     def number(self, stem: str) -> str:
         """Under which number the paper has it; blank where it has no such thing."""
-        same = (stem == "table4") if self.pretraining else True
+        same = not self.pretraining or stem == "table4"
         return NUMBERS[stem] if same and self.unit == SHARE else ""
 
 
@@ -184,11 +184,9 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
 
 def read_all(args: argparse.Namespace, problems: list[str]) -> Studies:
     configs, logs = read_runs(args.runs, problems)
-    results, embeddings = (
-        [path for path in paths if path.exists()] for paths in (args.results, args.embeddings)
-    )
-    test = numbers.at_chosen_epoch(read_results(results, problems))
-    return Studies(test, configs, logs, read_embeddings(embeddings, problems))
+    results = read_results(list(filter(Path.exists, args.results)), problems)
+    embeddings = read_embeddings(list(filter(Path.exists, args.embeddings)), problems)
+    return Studies(numbers.at_chosen_epoch(results), configs, logs, embeddings)
 
 
 def check(args: argparse.Namespace, there: Studies) -> None:

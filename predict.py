@@ -192,9 +192,12 @@ def main(argv: list[str] | None = None) -> None:
 def find_files(images: list[str]) -> list[Path]:
     files = []
     for path in map(Path, images):
-        tree = scan(path)[0] if path.is_dir() else None
-        files += tree.below() if tree else [path]
-        for note in notes_on_others(tree) if tree else ():
+        if not path.is_dir():
+            files.append(path)
+            continue
+        tree, _ = scan(path)
+        files += tree.below()
+        for note in notes_on_others(tree):
             print(f"note: {note}", file=sys.stderr)
     if not files:
         raise DataError(f"{images[0]}: holds no images")

@@ -274,13 +274,16 @@ def set_to(name: str, passed: list[str], fixed: dict) -> list[str]:
     """The values that the command line, else the grid, gives to a flag of the script. The last counts where
     a flag is given twice, as in argparse."""
     value = fixed.get(name)
-    found = [] if value is None else [str(one) for one in (value if isinstance(value, list) else [value])]
+    found = []
+    if value is not None:
+        found = list(map(str, value if isinstance(value, list) else [value]))
     own = False  # whether the words belong to this flag
     for word in passed:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
             own = flag == f"--{name}"
-            found = ([value] if equals else []) if own else found
+            if own:
+                found = [value] if equals else []
         elif own:
             found.append(word)
     return found

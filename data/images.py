@@ -62,8 +62,8 @@ def open_images(source: Source, subset: float, seed: int, batch_size: int, repor
     sample = np.concatenate([bank, queries])
 
     def decoded(rows: np.ndarray) -> torch.Tensor:
-        files, options = table.files[rows], {"cache": source.cache, "workers": source.workers}
-        return load_pixels(table.root, files, height, width, stamp=stamp, **options)
+        made = {"cache": source.cache, "workers": source.workers, "stamp": stamp}
+        return load_pixels(table.root, table.files[rows], height, width, **made)
 
     pixels = decoded(sample)
     some = at_most(BANK, train)

@@ -128,7 +128,9 @@ def find_duplicates(table: Table, sizes: np.ndarray) -> pd.DataFrame:
     first: dict[bytes, int] = {}
     rows = []
     for group in groups.values():
-        for row in group if len(group) > 1 else ():
+        if len(group) == 1:
+            continue
+        for row in group:
             digest = hashlib.sha256((table.root / table.files[row]).read_bytes()).digest()
             before = first.setdefault(digest, row)
             if before != row:

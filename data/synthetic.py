@@ -630,7 +630,9 @@ def main(argv: list[str] | None = None) -> None:
     """Write scenes as the command line says."""
     flags = build_parser().parse_args(argv)
     common.exit_on_signals(lambda: f"nothing is left of {flags.out}")
-    count = flags.count if flags.count is not None else 1 if flags.layout == "scene" else 2900
+    count = flags.count
+    if count is None:
+        count = 1 if flags.layout == "scene" else 2900
     try:
         write_scenes(flags.out, flags.layout, count, flags.size, flags.seed, flags.quality)
     except (FileExistsError, ValueError) as error:

@@ -90,10 +90,14 @@ def ripe_statistics(backbone: nn.Module) -> Iterator[None]:
     in eval mode every image looks the same. After some hundred steps nothing changes.
     """
     fresh = getattr(backbone, "pretraining", {}) is None
-    norms = [module for module in backbone.modules() if fresh and isinstance(module, _BatchNorm)]
+    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+    # The same for all of them, and asked once, as a GPU has to be waited for
+    steps = int(norms[0].num_batches_tracked) if fresh and norms else 0
+    if not steps:
+        yield
+        return
     kept = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
-    steps = int(norms[0].num_batches_tracked) if norms else 0  # of all; asked once, as a GPU waits for it
-    for norm in norms if steps else []:
+    for norm in norms:
         start = (1 - norm.momentum) ** steps  # the share of it
         norm.running_mean.div_(1 - start)
         norm.running_var.sub_(start).div_(1 - start).clamp_min_(0)
