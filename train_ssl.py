@@ -421,8 +421,8 @@ def distributed(method: torch.nn.Module) -> DistributedDataParallel:
 def build_optimizer(
     args: argparse.Namespace, method: torch.nn.Module, device: torch.device
 ) -> torch.optim.Optimizer:
-    settings = args.lr, args.momentum, args.weight_decay, can_fuse(device, args.precision)
-    return make_optimizer(args.optimizer, method, *settings)
+    fused = can_fuse(device, args.precision)
+    return make_optimizer(args.optimizer, method, args.lr, args.momentum, args.weight_decay, fused)
 
 
 # What is said

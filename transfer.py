@@ -35,7 +35,8 @@ def build_parser() -> common.Parser:
     cell_flags(parser.add_argument_group("cells of the table"))
     training_flags(parser.add_argument_group("how a cell is done"))
     group = parser.add_argument_group("files")
-    add, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
+    add = group.add_argument
+    switch = {"action": argparse.BooleanOptionalAction, "default": False}
     add("--save-model", help="each init's best model on val, for predict.py", **switch)
     add("--share-pixels", help="decode into one file in --cache that several calls use", **switch)
     add("--save-embeddings", help="the test features of --mode linear, for plot.py", **switch)
@@ -43,7 +44,7 @@ def build_parser() -> common.Parser:
 
 
 def cell_flags(group: argparse._ArgumentGroup) -> None:
-    add, percent, seed = group.add_argument, number(float, above=0, high=100), number(int, 0, 2**31)
+    add = group.add_argument
     names = "random, imagenet, channels, or files of weights, named in results.csv by their run directory"
     add(
         "--task",
@@ -63,7 +64,7 @@ def cell_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--ratios",
         nargs="*",
-        type=percent,
+        type=number(float, above=0, high=100),
         metavar="PERCENT",
         help="of the training images, the same share of each class (default: 5 10 25 50 100, none with "
         "--per-class)",
@@ -79,7 +80,7 @@ def cell_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--seeds",
         nargs="+",
-        type=seed,
+        type=number(int, 0, 2**31),
         default=[5],
         metavar="N_OR_LIST",
         help="how many, from --seed on; or the seeds themselves",
@@ -173,6 +174,7 @@ from scores.results import CELL, COLUMNS, Key, Results, write_confusion, write_e
 
 LOSSES = {"softmax": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
 SPLITS = ("train", "val", "test")
+WITHOUT_WEIGHTS = ("random", "channels")  # names that --init knows
 EVAL_BATCH = 256
 
 
@@ -339,8 +341,8 @@ def read_flags(parser: common.Parser, argv: list[str] | None) -> argparse.Namesp
         args.seed_list = range(args.seed, args.seed + args.seeds[0])
     if args.ratios is None:
         args.ratios = [] if args.per_class else [5, 10, 25, 50, 100]
-    args.seed_list, args.ratios, args.mode = map(unique, (args.seed_list, args.ratios, args.mode))
-    args.per_class = unique(args.per_class)
+    for name in ("seed_list", "ratios", "mode", "per_class"):
+        setattr(args, name, unique(getattr(args, name)))
     args.out = args.out or "runs/transfer"
     common.print_config(args, parser)
     if args.task == "scene" and args.loss == "bce":
@@ -402,11 +404,10 @@ def open_inits(sources: list[str], arch: str) -> list[Init]:
             raise ConfigError(
                 f"--init {both} are both called {name} in results.csv: rename one, or its folder"
             )
-        if name != source and name in ("random", "channels"):
+        if name != source and name in WITHOUT_WEIGHTS:
             raise ConfigError(f"--init {source}: {name} means no weights in results.csv: rename its folder")
-        inits[name] = (
-            Init(name, source) if source in ("random", "channels") else open_weights(name, source, arch)
-        )
+        plain = source in WITHOUT_WEIGHTS
+        inits[name] = Init(name, source) if plain else open_weights(name, source, arch)
     return list(inits.values())
 
 

@@ -442,8 +442,9 @@ def words(flags: dict, options: dict[str, str]) -> list[str]:
     out = []
     for name, value in flags.items():
         if isinstance(value, bool):
-            name = name if value else f"no_{name}"
-            out += [options[name]] if name in options else []
+            switch = name if value else f"no_{name}"
+            if switch in options:
+                out.append(options[switch])
         elif value is not None:
             out += [options[name], *map(str, value if isinstance(value, list) else [value])]
     return out
