@@ -320,7 +320,7 @@ def read_yaml(file: Path, parser: Parser) -> dict:
     """Checked values of a YAML file of flags, by the parser's destinations."""
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=FlagLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # of !!bool x, !!timestamp x too
         raise ConfigError(f"{file}: not readable as YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{file}: not readable as YAML: nested too deep") from None

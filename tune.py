@@ -1303,7 +1303,7 @@ def read_yaml(path: Path) -> dict:
         content = yaml.load(path.read_text(encoding="utf-8"), FlagLoader)
     except RecursionError:
         raise ConfigError(f"{path}: not readable as YAML: nested too deep") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # of !!bool x, !!timestamp x too
         raise ConfigError(f"{path}: not readable as YAML: {last_lines(str(error), 9)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold names and values")

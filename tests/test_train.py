@@ -649,6 +649,7 @@ def test_nothing_is_left_of_bad_files_alone(tiny, tmp_path, capsys):
         ("compile: maybe", "not true or false"),
         ("just text", "holds no"),
         ("a: [", "not readable as YAML"),
+        *((f"lr: !!{tag} x", "not readable as YAML") for tag in ("int", "bool", "timestamp")),
     ],
 )
 def test_yaml_that_is_wrong(yaml_text, says, tiny, tmp_path, capsys):

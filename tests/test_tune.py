@@ -545,6 +545,13 @@ def test_yaml_is_read_as_a_command_line(workplace, text, read):
         assert found == read and type(found) is type(read)
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "!!int x", "!!bool x", "!!timestamp x"])
+def test_yaml_whose_values_are_none_of_their_kind_is_refused(workplace, value):
+    Path("values.yaml").write_text(f"lr: {value}\n")
+    with pytest.raises(tune.ConfigError, match="values.yaml: not readable as YAML"):
+        tune.read_yaml(Path("values.yaml"))
+
+
 def test_yaml_that_is_nested_too_deep_is_refused(workplace):
     Path("deep.yaml").write_text("lr: " + "[" * 3000 + "]" * 3000)
     with pytest.raises(tune.ConfigError, match="nested too deep"):
