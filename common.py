@@ -316,14 +316,24 @@ FlagLoader.add_implicit_resolver(
 )
 
 
+def load_yaml(file: Path, loader: type = yaml.SafeLoader) -> object:
+    """What a YAML file holds; OSError where it cannot be read, ValueError where it is no YAML."""
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except (KeyError, AttributeError):  # of !!bool x, !!timestamp x
+        raise ValueError("a value is not of the kind that its tag says") from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def read_yaml(file: Path, parser: Parser) -> dict:
     """Checked values of a YAML file of flags, by the parser's destinations."""
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=FlagLoader)
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # of !!bool x, !!timestamp x too
+        values = load_yaml(file, FlagLoader)
+    except ValueError as error:
         raise ConfigError(f"{file}: not readable as YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{file}: not readable as YAML: nested too deep") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: holds no `key: value` lines")
     actions, checked = flag_actions(parser), {}
@@ -574,13 +584,13 @@ def read_quietly(file: Path) -> dict:
     """The values of a YAML file; empty where it is not there or not readable."""
     try:
         return read_values(file)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError):
         return {}
 
 
 def read_values(file: Path) -> dict:
-    """The values of a YAML file; OSError, ValueError or YAMLError where it has none."""
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    """The values of a YAML file; OSError or ValueError where it has none."""
+    values = load_yaml(file)
     if not isinstance(values, dict):
         raise ValueError("holds no `key: value` lines")
     return values

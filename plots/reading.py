@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from common import counted, harmless, read_quietly, read_values
 from plots.style import AMOUNTS, PER_CLASS, SHARE, ordered
@@ -319,7 +318,7 @@ def read_config(file: Path) -> dict:
     """The values of a YAML file of flags; empty, with a word, where there is no such file."""
     try:
         return read_values(file)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         note(f"{file}: {error}: flags unknown")
         return {}
 

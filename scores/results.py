@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from sklearn import metrics
 
-from common import ConfigError, harmless, replacing, write_csv, write_yaml
+from common import ConfigError, harmless, load_yaml, replacing, write_csv, write_yaml
 from scores.choice import SETTING, summarise, without_penalty
 from scores.metrics import is_possible
 from scores.printed import exact
@@ -151,8 +150,8 @@ class Results:
 def read_settings(file: Path) -> dict[str, dict]:
     """part -> name -> value of settings.yaml; ConfigError where it holds anything else."""
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
+        settings = load_yaml(file)
+    except ValueError:
         settings = None
     if not isinstance(settings, dict) or not all(isinstance(part, dict) for part in settings.values()):
         raise ConfigError(f"{file}: damaged; it says what made the rows of results.csv: move both away")

@@ -75,6 +75,12 @@ def test_names_that_look_like_numbers_stay_as_they_are_written(name, tmp_path):
     assert common.read_yaml(tmp_path / "c.yaml", parser) == {"out": name.strip("'")}
 
 
+@pytest.mark.parametrize("text", ["a: !!bool x", "a: !!timestamp x", "a: !!int x", "a: [", "a: [" * 3000])
+def test_a_damaged_file_of_ours_counts_as_empty(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    assert common.read_quietly(tmp_path / "config.yaml") == {}
+
+
 def test_without_git_or_a_checkout_there_is_no_commit(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(common, "ROOT", ROOT / "data")  # unpacked inside a checkout of something else
