@@ -489,12 +489,15 @@ def length(study: Study, recipe: dict) -> tuple[int, float]:
 
 
 def search_passes(grid: Path) -> float:
-    """Epochs that tune.py trains in all with `grid`, each of the grid's share of the images."""
+    """Epochs of all images that tune.py trains in all with `grid`, whose trials may see a share of them."""
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.yaml"
         answers([["tune.py", "--grid", str(grid), "--dry-run", "--plan-to", str(plan)]])
         epochs = yaml.safe_load(plan.read_text(encoding="utf-8"))["epochs"]
-    return epochs * yaml.safe_load(grid.read_text(encoding="utf-8")).get("subset", 1)
+    subset = yaml.safe_load(grid.read_text(encoding="utf-8")).get("subset", 1)
+    if isinstance(subset, (list, dict)):  # it is searched: at most all images
+        subset = 1
+    return epochs * float(subset)
 
 
 def weights_of(study: Study, method: str) -> str:

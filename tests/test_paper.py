@@ -514,6 +514,14 @@ def test_a_killed_call_takes_its_step_with_it(both, tmp_path):
     assert 1 < lines < 5000 and (tmp_path / "small" / "barlow" / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("subset, share", [("0.4", 0.4), ("4e-1", 0.4), ("[0.2, 0.4]", 1)])
+def test_the_passes_of_a_search_are_those_of_its_share_of_the_images(subset, share, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "answers", in_this_process)
+    (tmp_path / "grid.yaml").write_text(f"lr: [0.1, 0.2]\nsubset: {subset}\nmin_epochs: 9\n")
+    trials = 4 if subset.startswith("[") else 2
+    assert paper.search_passes(tmp_path / "grid.yaml") == pytest.approx(9 * trials * share)
+
+
 @pytest.mark.parametrize("share", [0.3, 3.9, 9.4, 9.9])
 def test_a_small_pretraining_sees_as_many_images_whatever_the_folder_holds(share):
     images = round(paper.SMALL.seen / share)
