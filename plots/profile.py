@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 # The first pattern that an operator's or a kernel's name holds, in upper or lower case, decides
 GROUPS = {
+    "norms": "norm|bn_",  # before the convolutions: cuDNN has norms of its own
     "convolutions, backward": "convolution_?backward|dgrad|wgrad|convolve_backward",
     "convolutions, forward": "convolution|conv2d|cudnn|implicit_gemm|xmma_fprop|fprop|nhwcAddPadding",
-    "norms": "batch_norm|bn_|norm",
     "ReLU and pooling": "relu|threshold|clamp|pool",
     "matrix products": r"addmm|\bmm\b|bmm|matmul|gemm|linear",
     "copies and casts": r"copy|memcpy|memset|cat\b|clone|contiguous",

@@ -363,6 +363,7 @@ def test_picture_shows_where_the_time_goes(tiny, tmp_path, capsys, monkeypatch):
         ("ConvolutionBackward0", "convolutions, backward"),
         ("aten::native_batch_norm", "norms"),
         ("NativeBatchNormBackward0", "norms"),
+        ("void cudnn::bn_fw_tr_1C11_kernel_NHWC<__half2>", "norms"),
         ("aten::cat", "copies and casts"),
         ("Memcpy DtoD (Device -> Device)", "copies and casts"),
         ("Optimizer.step#SGD.step", "sums and optimiser"),
