@@ -51,11 +51,12 @@ def table(rows: pd.DataFrame, task: str) -> str:
     shown = TASKS[task].metric if several else task
     seeds = ("at least " if found.n.nunique() > 1 else "") + counted(found.n.min(), "seed")
     title = f"{shown} on test, mean ± standard deviation over {seeds}"
-    lines = [title, " " * 24 + "".join(f"{column:>18}" for column in columns)]
+    longest = max(13, *found.init.str.len())
+    lines = [title, " " * (longest + 11) + "".join(f"{column:>18}" for column in columns)]
     for (init, mode), cells in found.groupby(["init", "mode"], sort=False):
         winners = cells.index.isin(best.values())
         entries = {c.column: entry(c, winner) for c, winner in zip(cells.itertuples(), winners)}
-        lines.append(f"{init[:13]:13} {mode:10}" + "".join(entries.get(c, " " * 18) for c in columns))
+        lines.append(f"{init:{longest}} {mode:10}" + "".join(entries.get(c, " " * 18) for c in columns))
     if several and others:
         lines.append(f"in summary.csv also {', '.join(others)}")
     return "\n".join(lines)

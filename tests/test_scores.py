@@ -133,6 +133,17 @@ def test_the_best_on_test_is_bold_on_a_terminal_and_the_fewest_seeds_are_told(mo
     assert [line.split()[2] for line in plain] == ["0.1000", "0.3000"]
 
 
+def test_long_names_are_told_apart():
+    rows = [
+        line | {"init": f"simclr-{seed}-of-long-names"}
+        for seed in (1, 2)
+        for line in lines({(0, 1): 0.1 * seed}, "test")
+    ]
+    _, head, *cells = table(pd.DataFrame(rows), "fraction").splitlines()
+    assert [line.split()[0] for line in cells] == [f"simclr-{seed}-of-long-names" for seed in (1, 2)]
+    assert {len(line) for line in cells} == {len(head)}
+
+
 def test_seeds_that_draw_nothing_have_no_spread():
     rows = pd.DataFrame(lines({(seed, 1): 0.56 for seed in range(3)}, "test"))
     found = summarise(rows).iloc[0]
