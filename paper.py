@@ -685,6 +685,8 @@ def findings(study: Study, best: str) -> list[str]:
     lines.append(why_chosen(study, best))
     for task, measure in (("fraction", "RMSE"), ("scene", "macro F1")):
         file = study.out / "figures" / f"{stem_of(f'comparison-{task}-{land}')}.csv"
+        if not file.exists():  # no cell of the task could be done: "Not drawn" says so
+            continue
         table = pd.read_csv(file)
         over = PAPER_MEAN if study.settings.protocol and (table.ratio == PAPER_MEAN).any() else MEAN
         lines += compared(table[table.ratio == over], best, f"{task}s", measure)
