@@ -562,9 +562,17 @@ def best_method(summary: Path) -> str:
 
 
 def macro_f1(summary: Path, split: str) -> pd.Series:
-    """Initialisation → macro F1 of its linear probe, the mean over the seeds at the chosen epoch."""
+    """Initialisation → macro F1 of its linear probe, the mean over the seeds at the chosen epoch. ConfigError
+    where one was probed in several settings."""
     rows = pd.read_csv(summary)
-    return rows[(rows.split == split) & (rows.metric == "f1_macro")].set_index("init")["mean"]
+    f1 = rows[(rows.split == split) & (rows.metric == "f1_macro")].set_index("init")["mean"]
+    if not f1.index.is_unique:
+        twice = f1.index[f1.index.duplicated()][0]
+        raise ConfigError(
+            f"{summary}: {twice} was probed in several settings, and one of them has to choose the method: "
+            f"move {summary.parent} away"
+        )
+    return f1
 
 
 # Running it

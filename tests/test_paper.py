@@ -28,7 +28,7 @@ import paper
 import train_ssl
 import transfer
 import tune
-from common import DataError
+from common import ConfigError, DataError
 from data.synthetic import write_scenes
 from data.tables import Table
 from models import METHODS
@@ -356,8 +356,14 @@ def test_best_is_by_macro_f1_on_val_among_the_methods(tmp_path):
         ("barlow", "val", "f1_micro", 0.9),
         ("imagenet", "val", "f1_macro", 0.8),
     ]
-    pd.DataFrame(rows, columns=["init", "split", "metric", "mean"]).to_csv(tmp_path / "s.csv")
+    columns = ["init", "split", "metric", "mean"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "s.csv", index=False)
     assert paper.best_method(tmp_path / "s.csv") == "moco"
+    pd.DataFrame([*rows, ("moco", "val", "f1_macro", 0.7)], columns=columns).to_csv(
+        tmp_path / "s.csv", index=False
+    )
+    with pytest.raises(ConfigError, match="moco was probed in several settings.*move .* away"):
+        paper.best_method(tmp_path / "s.csv")
 
 
 # The report
