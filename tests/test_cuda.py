@@ -273,6 +273,9 @@ def test_views_of_the_gpu_are_those_of_the_cpu_and_nothing_is_waited_for(residen
     here = TorchLoader(noise(100), plan, 32, **NORMAL, device=CPU)
     list(there.epoch(0))  # compiles, and fills the pools of memory
     torch.cuda.synchronize()
+    if there.side:
+        with torch.cuda.stream(there.side):
+            torch.cuda._sleep(10**8)  # copies come late: a view that does not wait for its own is of nothing
     torch.cuda.set_sync_debug_mode("error")
     try:
         pairs = list(there.epoch(1))
