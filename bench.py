@@ -70,6 +70,7 @@ def build_parser() -> common.Parser:
 if __name__ == "__main__":  # torch takes seconds to import: --help and wrong flags do not wait for it
     with common.one_line_errors():
         build_parser().parse_args()
+    common.interrupt_quietly()
 
 import numpy as np
 import pandas as pd

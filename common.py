@@ -84,6 +84,8 @@ def one_line_errors() -> Iterator[None]:
     Output goes out line by line, so that a log file shows an epoch when it ends, and in any terminal's
     encoding.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # after `interrupt_quietly`
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -102,6 +104,12 @@ def one_line_errors() -> Iterator[None]:
         )
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def interrupt_quietly() -> None:
+    """Until the next `one_line_errors` Ctrl-C ends the process without a traceback: imports take seconds."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # it is ignored under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def exit_on_signals(kept: Callable[[], str]) -> None:

@@ -88,6 +88,7 @@ def scale_of(text: str) -> "Scale":
 if __name__ == "__main__":  # torch takes seconds to import: --help and wrong flags do not wait for it
     with common.one_line_errors():
         build_parser().parse_args()
+    common.interrupt_quietly()
 
 import numpy as np
 import pandas as pd

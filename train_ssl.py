@@ -134,6 +134,7 @@ def size_schedule(text: str) -> int | str:
 if __name__ == "__main__":  # torch takes seconds to import: --help and wrong flags do not wait for it
     with common.one_line_errors():
         build_parser().parse_args()
+    common.interrupt_quietly()
 
 import numpy as np
 import torch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, refused
+from conftest import ROOT, refused, script
 
 import common
 from common import ConfigError
@@ -73,6 +73,13 @@ def test_names_that_look_like_numbers_stay_as_they_are_written(name, tmp_path):
     (tmp_path / "c.yaml").write_text(f"out: {name}")
     parser = importlib.import_module("train_ssl").build_parser()
     assert common.read_yaml(tmp_path / "c.yaml", parser) == {"out": name.strip("'")}
+
+
+def test_ctrl_c_while_torch_is_imported_leaves_no_traceback(tmp_path):
+    lines = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)\n"
+    (tmp_path / "torch.py").write_text(lines)
+    found = script("train_ssl.py", "--out", tmp_path / "run", PYTHONPATH=str(tmp_path))
+    assert found.returncode == -signal.SIGINT and not found.stderr
 
 
 @pytest.mark.parametrize("text", ["a: !!bool x", "a: !!timestamp x", "a: !!int x", "a: [", "a: [" * 3000])
