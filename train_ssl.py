@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
             progress.seconds = watch.seconds() - row["seconds"]  # of files: the next row's
         bar.close()
         if lead:
-            draw_curve(progress.log, out / "curve.png")
+            finish_run(out, progress.log, method.backbone, about)
         say("\n".join(f"{name}: {out / file}" for name, file in LEFT.items()))
     common.end_ranks(ranks)
 
@@ -520,7 +520,8 @@ def about_backbone(args: argparse.Namespace, images: Images) -> dict:
 def say_where_it_stands(progress: Progress, source: str, stop_epoch: int, epochs: int, out: Path) -> None:
     """That the run is complete, or from where it goes on."""
     if progress.epoch >= stop_epoch:
-        say(f"{out} is complete at epoch {progress.epoch}")
+        goal = f" of {epochs}, as --stop-epoch asks" if stop_epoch < epochs else ""
+        say(f"{out} is complete at epoch {progress.epoch}{goal}")
     elif source:
         where = f"epoch {progress.epoch + 1}/{epochs}, {progress.step} steps of it done"
         say(f"going on from {out / source}: {where}")
@@ -596,6 +597,16 @@ def finish_epoch(
         with ripe_statistics(backbone):
             save_backbone(backbone, out / "backbone.pth", about)
         save(progress)
+
+
+def finish_run(out: Path, log: list[dict], backbone: torch.nn.Module, about: dict) -> None:
+    """Draw the curve, and write again what is no longer there."""
+    draw_curve(log, out / "curve.png")
+    if not (out / "log.csv").exists():
+        common.write_csv(out / "log.csv", log)
+    if not (out / "backbone.pth").exists():
+        with ripe_statistics(backbone):
+            save_backbone(backbone, out / "backbone.pth", about)
 
 
 def describe(row: dict, epochs: int, device: torch.device) -> str:

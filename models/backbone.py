@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as TF
 
 from common import ConfigError
-from models.weights import imagenet_weights, load_weights, read_weights
+from models.weights import imagenet_weights, load_weights, read_weights, without_start
 
 BATCH = 256  # images that go through a frozen backbone at once
 
@@ -82,13 +82,8 @@ def backbone_width(backbone: nn.Module) -> int:
 
 @contextlib.contextmanager
 def ripe_statistics(backbone: nn.Module) -> Iterator[None]:
-    """Within the block, BatchNorm's running statistics of a backbone that trains from scratch are without
-    their start, a mean of 0 and a variance of 1, as Adam corrects its moments (D. Kingma and J. Ba, 2015,
-    Algorithm 1).
-
-    They are averages in which each step counts a tenth: after four steps two thirds are still the start, and
-    in eval mode every image looks the same. After some hundred steps nothing changes.
-    """
+    """Within the block, BatchNorm's running statistics of a backbone that trains from scratch are
+    `without_start`."""
     fresh = getattr(backbone, "pretraining", {}) is None
     norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
     # The same for all of them, and asked once, as a GPU has to be waited for
@@ -97,10 +92,10 @@ def ripe_statistics(backbone: nn.Module) -> Iterator[None]:
         yield
         return
     kept = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
-    for norm in norms:
-        start = (1 - norm.momentum) ** steps  # the share of it
-        norm.running_mean.div_(1 - start)
-        norm.running_var.sub_(start).div_(1 - start).clamp_min_(0)
+    for norm, (mean, variance) in zip(norms, kept, strict=True):
+        mean, variance = without_start(mean, variance, steps, norm.momentum)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
     try:
         yield
     finally:

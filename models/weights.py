@@ -80,8 +80,10 @@ def read_weights(file: str | Path) -> tuple[State, dict]:
         state = {key.removeprefix(BACKBONE): whole[key] for key in whole if key.startswith(BACKBONE)}
         return state, {key: content[key] for key in TRAVELS if key in content}
     about = getattr(content, "_metadata", {}).get(METADATA_KEY, {})
-    if isinstance(content, dict) and isinstance(content.get("about"), dict):
-        about = content["about"]  # checkpoint.pt
+    from_scratch = False
+    if isinstance(content, dict) and isinstance(content.get("about"), dict):  # checkpoint.pt
+        about = content["about"]
+        from_scratch = content["config"]["init"] == "random"
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -93,9 +95,35 @@ def read_weights(file: str | Path) -> tuple[State, dict]:
             f"{file}: holds no state dict of tensors, nor one under {', '.join(NESTED)}; its keys are {keys}"
         )
     state = torchvision_names(content)
+    if from_scratch:
+        state = ripe(state)
     if len(state.get("fc.bias", ())) == 1000:  # a classifier of ImageNet-1k
         about = OF_IMAGENET
     return state, about
+
+
+def ripe(state: State) -> State:
+    """The state dict with BatchNorm's running statistics `without_start`."""
+    ripened = dict(state)
+    for key, steps in state.items():
+        norm, _, name = key.rpartition(".")
+        if name == "num_batches_tracked" and steps > 0:
+            mean, variance = f"{norm}.running_mean", f"{norm}.running_var"
+            ripened[mean], ripened[variance] = without_start(state[mean], state[variance], int(steps))
+    return ripened
+
+
+def without_start(
+    mean: torch.Tensor, variance: torch.Tensor, steps: int, momentum: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Running statistics without their start, a mean of 0 and a variance of 1, as Adam corrects its moments
+    (D. Kingma and J. Ba, 2015, Algorithm 1).
+
+    They are averages in which each step counts `momentum`: after four steps two thirds are still the start,
+    and in eval mode every image looks the same. After some hundred steps nothing changes.
+    """
+    start = (1 - momentum) ** steps  # the share of it
+    return mean / (1 - start), ((variance - start) / (1 - start)).clamp_min(0)
 
 
 def load_tensors(file: str | Path) -> object:
@@ -107,6 +135,8 @@ def load_tensors(file: str | Path) -> object:
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{file}: no such weights file (or give random or imagenet)") from None
+    except IsADirectoryError:
+        raise WeightsError(f"{file}: is a folder: give a file in it, such as backbone.pth") from None
     except OSError as error:
         raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from None
     except Exception:  # torch.load raises whatever the damaged bytes lead to

@@ -15,6 +15,7 @@ from test_train import wait_for
 
 import train_ssl
 from models import METHODS
+from models.backbone import build_backbone
 
 CASES = [*((method, "torch") for method in METHODS), ("moco", "dali"), ("barlow", "dali")]
 
@@ -86,4 +87,12 @@ def test_stop_epoch_then_on(tiny, tmp_path):
     train_ssl.main(["--method", "moco", *tiny, "--stop-epoch", "1"])
     assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 1
     train_ssl.main(["--method", "moco", *tiny])
-    assert_equal(*(torch.load(tmp_path / d / "backbone.pth") for d in ("whole", "run")))
+    whole = torch.load(tmp_path / "whole" / "backbone.pth")
+    assert_equal(whole, torch.load(tmp_path / "run" / "backbone.pth"))
+    log = (tmp_path / "run" / "log.csv").read_bytes()
+    for name in ("backbone.pth", "log.csv", "curve.png"):
+        (tmp_path / "run" / name).unlink()
+    train_ssl.main(["--method", "moco", *tiny])  # is complete, and writes what is gone
+    assert_equal(whole, torch.load(tmp_path / "run" / "backbone.pth"))
+    assert (tmp_path / "run" / "log.csv").read_bytes() == log and (tmp_path / "run" / "curve.png").exists()
+    assert_equal(whole, build_backbone(init=tmp_path / "run" / "checkpoint.pt").state_dict())

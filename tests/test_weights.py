@@ -131,7 +131,7 @@ def test_what_cannot_be_read_says_why_and_what_to_do(state, tmp_path):
         "deep.pth": "it is a deeper ResNet, see --arch",
         "int8.pth": "conv1.weight holds whole numbers",
         "pointer.pth": "cut, damaged, or not of torch.save",
-        "folder.pth": "Is a directory",
+        "folder.pth": "is a folder: give a file in it, such as backbone.pth",
     }
     for name, said in expected.items():
         with pytest.raises(WeightsError, match=said) as error:
