@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common import DataError
+from common import DataError, say
 from data.names import some_of
 from data.tables import Table
 
@@ -24,6 +24,8 @@ def training_subsets(
     train = np.flatnonzero(table.split == "train")
     labels = table.labels[train]
     check_enough(table, labels, per_class)
+    for ratio in ratios:
+        note_small(labels, ratio)
     subsets: dict[tuple[float | str, int], np.ndarray] = {}
     for seed in seeds:
         for ratio in ratios:
@@ -48,6 +50,17 @@ def check_enough(table: Table, labels: np.ndarray, per_class: Sequence[int]) -> 
         raise DataError(
             f"{table.root}: --per-class {max(per_class)}, but {table.classes[rarest]} has "
             f"{counts[rarest]} training images: ask for no more than that"
+        )
+
+
+def note_small(labels: np.ndarray, ratio: float) -> None:
+    """Say in how many classes a share is no image, so that one is taken."""
+    _, counts = np.unique(labels, return_counts=True)
+    small = sum(round(ratio / 100 * count) == 0 for count in counts)
+    if small:
+        say(
+            f"note: {ratio:g} % is less than half an image in {small} of {len(counts)} classes: "
+            "one of each is taken all the same"
         )
 
 

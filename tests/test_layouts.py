@@ -656,6 +656,17 @@ def test_subsets_by_share_and_by_number(tmp_path):
         training_subsets(table, table.targets("scene"), [], [0], per_class=[7])
 
 
+def test_a_share_of_less_than_half_an_image_is_told(tmp_path, capsys):
+    plant(tmp_path, "train/A/{}.jpg", "val/A/{}.jpg", each=20)
+    table = load_table(plant(tmp_path, "train/B/{}.jpg", each=6))
+    subsets = training_subsets(table, table.targets("scene"), [5, 50], [0, 1])
+    assert len(subsets[5, 0]) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "note: 5 % is less than half an image in 1 of 2 classes: one of each is taken all the same"
+    ]
+
+
 def test_an_archive_unpacked_into_each_split(tmp_path):
     for name in ("train", "test"):
         plant(tmp_path, f"{name}/S2_JPEG/1_A/{{}}.jpg", f"{name}/S2_JPEG/2_B/{{}}.jpg")
