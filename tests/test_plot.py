@@ -1063,6 +1063,11 @@ def test_backbones_of_one_name_and_other_weights_are_not_averaged(tmp_path, caps
     assert sorted(kept[kept.init == "random"].seed) == [0, 1, 2, 3, 4]
     said = capsys.readouterr().err
     assert "1 cells were run with several settings" in said and "d differs in files" in said
+    assert "other weights" not in said
+    rows = [row("scene", "moco", "linear", 10, seed, "f1_macro", "all", 0.9) for seed in (0, 1)]
+    write_rows(tmp_path / "a" / "results.csv", rows)  # a curve of two backbones
+    numbers.at_chosen_epoch(reading.read_results(paths, []))
+    assert re.search("moco on land stands for other weights in .*/a than in .*/b,", capsys.readouterr().err)
 
 
 def test_malformed_rows_are_named_and_the_rest_is_read(tmp_path, capsys):
