@@ -293,7 +293,8 @@ def main(argv: list[str] | None = None) -> None:
     work = Work(results, units, data, study, out, show=rank == 0)
     images = ", ".join(f"{len(data.rows[split])} {split}" for split in SPLITS)
     place = f"{args.size} px, {device}, {args.precision}"
-    say(f"{args.task}: {work.left()} on {data.name} ({images} images), {place}{chosen_by_few(study, data)}")
+    models = notes_on_models(study, inits, data)
+    say(f"{args.task}: {work.left()} on {data.name} ({images} images), {place}{models}")
     embedded = args.seed_list[0] if args.save_embeddings else None
     common.exit_on_signals(work.kept)
     # First what no other process is at, then what others have left
@@ -315,13 +316,19 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def chosen_by_few(study: Study, data: Data) -> str:
-    """A line where the models that are to be kept are chosen on few images; else blank."""
-    count = len(data.rows["val"])
-    if not study.save_model or count >= FEW:
+def notes_on_models(study: Study, inits: list[Init], data: Data) -> str:
+    """Lines on what --save-model leaves; blank where there is nothing to say."""
+    if not study.save_model:
         return ""
-    few = f"val has {common.counted(count, 'image')}, which is few"
-    return f"\n--save-model: {few}: which epoch or penalty is best there, and of which cell, is largely luck"
+    lines = []
+    if any(init.source == "channels" for init in inits):
+        lines.append("\n--save-model: channels is no network: of it no model is left")
+    count = len(data.rows["val"])
+    if count < FEW:
+        few = f"val has {common.counted(count, 'image')}, which is few"
+        lucky = "which epoch or penalty is best there, and of which cell, is largely luck"
+        lines.append(f"\n--save-model: {few}: {lucky}")
+    return "".join(lines)
 
 
 # What goes in

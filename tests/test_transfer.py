@@ -281,6 +281,8 @@ def test_a_model_that_few_images_choose_is_said_to_be_luck(land, tmp_path, capsy
     monkeypatch.setattr(transfer, "FEW", 2)
     run(land, tmp_path / "many", flags, "--save-model")
     assert "luck" not in capsys.readouterr().out
+    run(land, tmp_path / "none", flags.replace("random", "channels"), "--save-model")
+    assert "--save-model: channels is no network" in capsys.readouterr().out
 
 
 def test_scenes_with_neighbours_confusion_and_embeddings(folders, tmp_path):
