@@ -969,7 +969,8 @@ def write_tables(search: Search, results: dict) -> None:
         names = set(search.options) - MACHINE - chosen
         flags = {name: value for name, value in config.items() if name in names and value is not None}
         value = f"{search.metric} {best[search.metric]:.4f} after {best['rung']} epochs"
-        header = f"# python {search.script.name} --config {search.out / 'best.yaml'}\n"
+        place = f"--config {search.out / 'best.yaml'} --out {search.out / 'best'}"
+        header = f"# python {search.script.name} {place}\n"
         header += f"# trial {run.trial} of {len(search.trials)}: {value}\n"
         budget = [f"{name} {flags[name]}" for name in BUDGET if name in flags]
         if budget:
