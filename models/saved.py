@@ -71,6 +71,8 @@ def load_model(file: str, device: torch.device) -> Model:
         network = network.eval().to(device, memory_format=torch.channels_last)
         images = (tuple(about["tile"]), about["size"], about["mean"], about["std"])
         return Model(network, classes, about["task"], about["loss"], *images, device)
+    except FileNotFoundError:
+        raise WeightsError(f"{file}: no such model: transfer.py --save-model writes one") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         missing = isinstance(error, KeyError)  # as in backbone.pth, which has no head
         why = f"has no {error}" if missing else first_line(error, 100)

@@ -264,7 +264,7 @@ def test_bad_input(world, tmp_path, capsys):
     for arguments, part in (
         (
             [tmp_path / "none.pth", image],
-            "none.pth: not a model of transfer.py --save-model ([Errno 2] No such file",
+            "none.pth: no such model: transfer.py --save-model writes one",
         ),
         ([image, image], "scene.png: not a model of transfer.py --save-model"),
         ([model, tmp_path / "none.png"], "none.png: not a readable image ([Errno 2] No such file"),
