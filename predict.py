@@ -394,6 +394,9 @@ def by_windows(model: Model, look: Look, grid: Grid, bar: tqdm) -> np.ndarray:
     covers."""
     features = dense.FeatureMap(model.network[0])
     cell = dense.cell_size(features)
+    if model.size <= cell:
+        note = f"at {model.size} px a patch is one cell of the features, and the map lies between such cells"
+        print(f"note: --dense: {note}: without --dense it is sharper", file=sys.stderr)
     scene = look.scene
     down = dense.windows_along(scene.height, grid.tops, grid.height, model.size, cell)
     across = dense.windows_along(scene.width, grid.lefts, grid.width, model.size, cell)

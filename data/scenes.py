@@ -138,6 +138,8 @@ def open_scene(file: Path) -> Scene:
 
     DataError names the file and what it is where it cannot be read.
     """
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder: give the scenes in it")
     try:
         tiff = Tiff(file) if is_tiff(file) else None
     except OSError as error:

@@ -762,6 +762,22 @@ def test_dense_equals_patches_without_overlap(side, model, tmp_path, monkeypatch
     assert np.abs(found - reference).max() < 1e-5
 
 
+def test_a_dense_map_of_one_cell_a_patch_says_so(model, tmp_path, capsys):
+    scene = open_scene(write(tmp_path / "s.tif", values("uint8", 3, 100, 100)))
+    look, grid = choose_look(scene, None, None), grid_of(scene, (SIDE, SIDE), SIDE, border=True)
+    opened = load_model(str(model), torch.device("cpu"))
+    for size in (33, 32):
+        assert "note: --dense" not in capsys.readouterr().err
+        with predict.tqdm(disable=True) as bar:
+            predict.by_windows(opened._replace(size=size), look, grid, bar)
+    assert "note: --dense: at 32 px a patch is one cell of the features" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_scene(tmp_path):
+    with pytest.raises(DataError, match="is a folder: give the scenes in it"):
+        open_scene(tmp_path)
+
+
 def test_dense_leaves_out_the_same_patches(model, tmp_path):
     array = values("uint8", 3, 150, 133)
     array[:, 20:90, 10:77] = 0
