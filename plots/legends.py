@@ -6,6 +6,8 @@ from matplotlib.lines import Line2D
 from plots.style import name_of
 
 LONG = 20  # letters of a name, of which two stand side by side on a column's width
+LONGER = 32  # with nothing else beside it
+LONGEST = 56  # that the width of a column holds
 BLANK = {"ls": "none", "label": " "}
 
 
@@ -36,15 +38,23 @@ def run_keys(runs: list[str], styles: dict[str, tuple], dashed: bool = True) -> 
     for run in runs:
         colour, marker, dashes, _ = styles[run]
         look = {"ls": dashes} if dashed else {}
-        keys.append(Line2D([], [], color=colour, marker=marker, label=name_of(run), **look))
+        keys.append(Line2D([], [], color=colour, marker=marker, label=fitting(name_of(run)), **look))
     return keys
+
+
+def fitting(name: str) -> str:
+    """The name, without its middle where it is too long for a column: names differ most at their ends."""
+    half = LONGEST // 2
+    return name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def in_columns(first: list[Line2D], second: list[Line2D]) -> tuple[list[Line2D], int]:
     """(handles, columns): `first` in two columns, in one where a name is long, then `second` in columns of
-    its own, filled up with blanks."""
-    long = max((len(str(key.get_label())) for key in first), default=0) > LONG
-    height = max(2, len(first) if long else -(-len(first) // 2))
+    its own, filled up with blanks; all in one column where a name is longer still."""
+    longest = max((len(str(key.get_label())) for key in first), default=0)
+    if longest > LONGER:
+        return [*first, *second], 1
+    height = max(2, len(first) if longest > LONG else -(-len(first) // 2))
     keys = []
     for part in (first, second):
         keys += [*part, *(Line2D([], [], **BLANK) for _ in range(-len(part) % height))]

@@ -821,6 +821,20 @@ def test_no_text_is_cut_or_overlaps_with_29_long_classes(tmp_path, kind):
     plt.close(figure)
 
 
+@pytest.mark.parametrize("letters", [12, 25, 40, 150])
+def test_long_names_of_initialisations_are_not_cut(tmp_path, letters):
+    inits = ["random", *("x" * (letters - 2) + f"-{i}" for i in range(3))]
+    test = results(tmp_path, scene_rows(inits, [5, 100], [1, 2], ["a", "b"]))
+    with plt.rc_context(style.RC):
+        figure = figures.ratio_figure(
+            numbers.over_seeds(test), "scene", "f1_macro", style.styles_of(inits, {})
+        )
+        found, page = boxes(figure)
+    assert found[:, 0].min() > -1 and found[:, 2].max() < page.x1 + 1
+    assert len({text.get_text() for text in figure.legends[0].texts if "x" in text.get_text()}) == 3
+    plt.close(figure)
+
+
 def test_the_label_of_the_classes_stands_beside_their_panels(tmp_path):
     test = results(tmp_path, scene_rows(["random", "barlow"], [5, 100], [1], LONG, ["finetune"]))
     styles = style.styles_of(["random", "barlow"], {})
