@@ -268,17 +268,18 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     """Figs. 4, 5, 8a and Table V, or Table IV, Figs. 6, 7, 8b and Table VI."""
     task, data, test = group.task, group.data, group.test
     summary, curve, table = numbers.over_seeds(test), STEMS[task].curve, STEMS[task].table
-    seeds, label = how_many(summary.n), figures.LABELS[task]
-    probed = task == "scene" and (test["mode"] == "linear").any()
-    if probed and group.unit == SHARE and group.pretraining is not False:
+    probed = summary[summary["mode"] == "linear"]
+    if task == "scene" and len(probed) and group.unit == SHARE and group.pretraining is not False:
         heads = how_found(test[test["mode"] == "linear"])
+        seeds = how_many(probed.n[probed.ratio == probed.ratio.max()])
         caption = f"F1 of linear probes on {data}, {heads}; higher is better; {seeds}."
         yield Item(f"table4-{data}", caption, partial(tables.f1_sheet, summary), group.number("table4"))
-    yield from draw_ratios(group, summary, curve, seeds, styles)
+    yield from draw_ratios(group, summary, curve, styles)
     classes = enumerate(numbers.class_names(numbers.headline(summary, task)))
     key = "; ".join(f"{i} {name}" for i, name in classes)
     for mode in ordered_modes(test["mode"]):
         what = f"{figures.CLASS_LABELS[task]}{OVERALL[task]}"
+        seeds = how_many(summary.n[summary["mode"] == mode])
         caption = f"Per class on {data}, {name_of(mode)}; {what}; {seeds}. Classes: {key}."
         draw = partial(tables.class_sheet, summary, task, mode)
         number = group.number(table) if mode == "finetune" else ""
@@ -287,7 +288,7 @@ def draw_transfer(group: Group, reference: str | None, styles: dict[str, tuple])
     lines = numbers.comparison(test, task, reference)
     if len(lines):
         what = "over the n seeds both have; p of a paired t-test, unadjusted"
-        caption = f"Differences on {data} {what}; {label}{averages(lines)}."
+        caption = f"Differences on {data} {what}; {figures.LABELS[task]}{averages(lines)}."
         draw = partial(tables.comparison_sheet, lines, task)
         yield Item(f"comparison-{task}-{group.place()}", caption, draw)
 
@@ -317,9 +318,7 @@ def how_many(n: pd.Series) -> str:
     return f"mean ± standard deviation over {high if low == high else f'{low} to {high}'} seeds"
 
 
-def draw_ratios(
-    group: Group, summary: pd.DataFrame, curve: str, seeds: str, styles: dict[str, tuple]
-) -> Iterator[Item]:
+def draw_ratios(group: Group, summary: pd.DataFrame, curve: str, styles: dict[str, tuple]) -> Iterator[Item]:
     """Fig. 4 or 6, of the task's own metric and of those that other papers give."""
     own, stem = TASKS[group.task].metric, f"{curve}-{group.place()}"
     axis = AXIS_NAMES[group.unit].capitalize()
@@ -327,7 +326,8 @@ def draw_ratios(
         rows = summary[(summary.metric == metric) & (summary["class"] == "all")]
         if rows.ratio.nunique() > 1:
             name, number = (stem, group.number(curve)) if metric == own else (f"{stem}-{metric}", "")
-            caption = f"{axis} on {group.data}; {figures.label_of(metric, group.task)}; {seeds}."
+            label = figures.label_of(metric, group.task)
+            caption = f"{axis} on {group.data}; {label}; {how_many(rows.n)}."
             draw = partial(figures.ratio_figure, summary, group.task, metric, styles)
             yield Item(name, caption, draw, number)
 

@@ -457,6 +457,26 @@ def test_names_that_lead_to_one_file_get_two(tmp_path, monkeypatch):
     )
 
 
+def test_a_caption_counts_the_seeds_of_what_it_shows(tmp_path):
+    seeds = [("linear", 5, 1), ("linear", 100, 2), ("finetune", 100, 3)]
+    rows = [
+        row("scene", init, mode, ratio, seed, "f1_macro", name, 0.1 * seed)
+        for mode, ratio, count in seeds
+        for seed in range(count)
+        for init in ("random", "barlow")
+        for name in ("all", "a")
+    ]
+    write_rows(tmp_path / "results.csv", rows)
+    figures = tmp_path / "figures"
+    plot.main(
+        ["--runs", "--results", str(tmp_path / "results.csv"), "--format", "png", "--out", str(figures)]
+    )
+    captions = pd.read_csv(figures / "index.csv").set_index("stem").caption
+    assert "over 2 seeds" in captions["table4-land"] and "over 1 to 3 seeds" in captions["fig6-land"]
+    assert "over 3 seeds" in captions["table6-land-finetune"]
+    assert "over 1 to 2 seeds" in captions["table6-land-linear"]
+
+
 def test_comparison_by_hand(tmp_path):
     """Two classes, two ratios, a seed that the baseline lacks; the t of one degree of freedom by hand."""
     ours = {
