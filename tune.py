@@ -16,13 +16,13 @@ goes on from its own checkpoint (--stop-epoch; the schedule is planned for max-e
 survivor equals an uninterrupted run. A script without --stop-epoch, such as transfer.py, trains each rung
 afresh with --epochs RUNG.
 
-The metric is log.csv's at the rung, or the mean of summary.csv's val rows (so tune one init, mode and ratio
-at a time). Less is better for loss, rmse, mae, error and seconds. With --seeds-per-trial N a trial is N runs,
-of the script's --seed and those after it, and counts by their mean (transfer.py has --seeds of its own: set
-it to 1, or leave --seeds-per-trial out). Features that collapse end a trial
-(`collapsed_below` in its config.yaml). --budget-minutes M stops a run that has trained for M minutes over all
-its rungs: it is marked `over budget` beside the metric of its last check (`knn_every: 1` checks every epoch),
-and is neither ranked nor promoted; the search goes on.
+The metric is log.csv's at the rung, of a script without --stop-epoch the mean of summary.csv's val rows (so
+tune one init, mode and ratio at a time). Less is better for loss, rmse, mae, error and seconds. With
+--seeds-per-trial N a trial is N runs, of the script's --seed and those after it, and counts by their mean
+(transfer.py has --seeds of its own: set it to 1, or leave --seeds-per-trial out). Features that collapse end
+a trial (`collapsed_below` in its config.yaml). --budget-minutes M stops a run that has trained for M minutes
+over all its rungs: it is marked `over budget` beside the metric of its last check (`knn_every: 1` checks
+every epoch), and is neither ranked nor promoted; the search goes on.
 
 OUT/trials.csv is the leaderboard (`front`: no other row is both better and cheaper), OUT/best.yaml the winner
 for --config, OUT/importance.csv how much each flag matters, OUT/search.png the picture; OUT/trials/ holds the
@@ -851,6 +851,8 @@ def numbers(search: Search, directory: Path, rung: int) -> pd.Series:
     if (directory / "summary.csv").exists():
         table = pd.read_csv(directory / "summary.csv")
         means = table[table["split"] == "val"].groupby("metric")["mean"].mean()
+    elif not (directory / "results.csv").exists():
+        raise OSError("there is no summary.csv, and log.csv is read of scripts that have --stop-epoch")
     else:
         table = pd.read_csv(directory / "results.csv", dtype={"class": str})
         means = best_epoch(table[(table["split"] == "val") & (table["class"] == "all")])

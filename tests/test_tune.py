@@ -437,6 +437,16 @@ def test_results_csv_of_a_script_without_stop_epoch(workplace, monkeypatch):
     assert r2 == pytest.approx(-1 - 0.005 - 0.5)
 
 
+def test_a_script_that_leaves_no_numbers_is_told_which_are_read(workplace, monkeypatch):
+    flags = [f"parser.add_argument('--{name}')" for name in ("lr", "epochs", "out")]
+    lines = ["import argparse", "parser = argparse.ArgumentParser()", *flags, "parser.parse_args()"]
+    Path("mute.py").write_text("\n".join(lines))
+    with pytest.raises(SystemExit):  # no trial is left
+        search(monkeypatch, {"lr": [0.1]}, "--script", "mute.py", "--max-epochs", "1")
+    reason = pd.read_csv("out/trials.csv").reason[0]
+    assert "no summary.csv, and log.csv is read of scripts that have --stop-epoch" in reason
+
+
 def test_summary_csv_comes_before_results_csv(workplace, monkeypatch):
     words = ("--script", "transfer.py", "--max-epochs", "1", "--summary")
     table = search(monkeypatch, {"lr": [1, 0.25]}, *words)
