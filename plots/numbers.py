@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 import scores
+from common import counted
 from plots.reading import MEAN_OVER, note, settings_part, way_of
 from plots.style import MEAN, PAPER_MEAN, SHARE, ordered, ordered_modes
 from scores import TASKS
@@ -41,24 +42,24 @@ def at_chosen_epoch(results: pd.DataFrame) -> pd.DataFrame:
         kept.append(chosen[chosen.split == "test"])
     if several:
         note(
-            f"{several} cells were run with several settings: that of the most cells counts, then the most "
-            "seeds, then the best validation"
+            f"{counted(several, 'cell')} run with several settings: that of the most cells counts, then the "
+            "most seeds, then the best validation"
         )
+    note_other_weights(results)
     test = pd.concat(kept)
-    note_other_weights(test)
     note_unlike(test)
     return test
 
 
-def note_other_weights(test: pd.DataFrame) -> None:
+def note_other_weights(results: pd.DataFrame) -> None:
     """Say which name stands for other weights in another folder of results: what is drawn joins them."""
-    for (data, init), rows in test.groupby(["data", "init"], sort=False):
+    for (data, init), rows in results.groupby(["data", "init"], sort=False):
         known = {out: settings_part(out, f"init {init}").get("weights") for out in rows.out.unique()}
         folders = {weights: out for out, weights in known.items() if weights}
         if len(folders) > 1:
             note(
-                f"{init} on {data} stands for other weights in {' than in '.join(folders.values())}, and is "
-                "drawn as one: give --results of one of them, or name the run directories apart"
+                f"{init} on {data} stands for other weights in {' than in '.join(folders.values())}, and "
+                "both are drawn under it: give --results of one of them, or name the run directories apart"
             )
 
 

@@ -401,7 +401,7 @@ def test_of_several_settings_one_counts(tmp_path, capsys):
         ]
 
     assert set(results(tmp_path, cells(0.1, 0.5, (1, 2, 3)) + cells(0.2, 0.6, (1, 2))).value) == {0.5}
-    assert "1 cells were run with several settings" in capsys.readouterr().err
+    assert "1 cell run with several settings" in capsys.readouterr().err
     assert set(results(tmp_path, cells(0.1, 0.5, (1, 2)) + cells(0.2, 0.6, (1, 2))).value) == {0.6}
 
 
@@ -1016,7 +1016,7 @@ def test_folders_of_other_settings_are_not_averaged(tmp_path, capsys):
         paths.append(write_rows(out / "results.csv", rows))
     kept = numbers.at_chosen_epoch(reading.read_results(paths, []))
     assert sorted(kept.seed) == [2, 3, 4] and set(kept.value) == {0.5}
-    assert "1 cells were run with several settings" in capsys.readouterr().err
+    assert "1 cell run with several settings" in capsys.readouterr().err
 
 
 def test_like_is_compared_with_like(tmp_path):
@@ -1096,8 +1096,8 @@ def test_backbones_of_one_name_and_other_weights_are_not_averaged(tmp_path, caps
     assert sorted(kept[kept.init == "moco"].seed) == [2, 3, 4]
     assert sorted(kept[kept.init == "random"].seed) == [0, 1, 2, 3, 4]
     said = capsys.readouterr().err
-    assert "1 cells were run with several settings" in said and "d differs in files" in said
-    assert "other weights" not in said
+    assert "1 cell run with several settings" in said and "d differs in files" in said
+    assert "moco on land stands for other weights" in said and "random" not in said
     rows = [row("scene", "moco", "linear", 10, seed, "f1_macro", "all", 0.9) for seed in (0, 1)]
     write_rows(tmp_path / "a" / "results.csv", rows)  # a curve of two backbones
     numbers.at_chosen_epoch(reading.read_results(paths, []))
