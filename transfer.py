@@ -157,6 +157,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.augment import Recipe, draw, view
+from data.names import some_of
 from data.opening import Source, digest_of, open_table, stamp_of, statistics_of
 from data.pixels import common_size, load_pixels
 from data.subsets import training_subsets
@@ -437,6 +438,8 @@ def open_data(source: Source, task: str, amounts: dict[str, list], report: Path,
     # Built-in scenes are the same on every machine, whenever they were written
     digest = digest_of(opened, checked) if source.data else f"{source.scenes} scenes of {source.size} px"
     check_task(opened, task)
+    if task == "scene":
+        note_absent(opened)
     labelled = opened.labels >= 0 if task == "scene" else np.ones(len(opened), bool)
     for split in SPLITS:
         if not (opened.split[labelled] == split).any():
@@ -459,6 +462,16 @@ def open_data(source: Source, task: str, amounts: dict[str, list], report: Path,
     mean, std = statistics_of(pixels, rows["train"])
     name = Path(source.data).resolve().name if source.data else "built-in"
     return Data(name, pixels, torch.from_numpy(targets), opened.classes, rows, subsets, mean, std, digest)
+
+
+def note_absent(opened: Table) -> None:
+    """Say which classes have no image in test or val: their F1 is 0 there, and lowers the means."""
+    for split in ("val", "test"):
+        found = opened.labels[opened.split == split]
+        absent = sorted(set(opened.labels[opened.labels >= 0]) - set(found))
+        if absent and (found >= 0).any():
+            names = some_of([opened.classes[k] for k in absent])
+            say(f"note: {split} has no image of {names}: their F1 counts as 0 in macro F1")
 
 
 def check_task(opened: Table, task: str) -> None:

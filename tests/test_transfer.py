@@ -271,6 +271,22 @@ def test_the_statistics_of_a_pretraining_stay_from_the_probe_on(
     assert not torch.equal(state["0.bn1.weight"], before["bn1.weight"])
 
 
+def test_a_class_without_test_images_is_told(folders, tmp_path, capsys):
+    for split, names in (("train", ("1_sea", "2_sand")), ("val", ("1_sea", "2_sand")), ("test", ("1_sea",))):
+        for name in names:
+            shutil.copytree(folders / name, tmp_path / "data" / split / name)
+    run(
+        tmp_path / "data",
+        tmp_path / "out",
+        "--task scene --init channels --mode linear --ratios 100 --seeds 1",
+    )
+    said = capsys.readouterr().out
+    assert "note: test has no image of sand: their F1 counts as 0 in macro F1" in said.replace(
+        "2_sand", "sand"
+    )
+    assert "note: val" not in said
+
+
 def test_a_model_that_few_images_choose_is_said_to_be_luck(land, tmp_path, capsys, monkeypatch):
     flags = "--task scene --ratios 100 --seeds 1 --init random --mode linear"
     run(land, tmp_path / "not", flags)
