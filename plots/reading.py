@@ -46,7 +46,7 @@ UNREADABLE = (
     IndexError,
     AttributeError,
     EOFError,
-    NotImplementedError,
+    RuntimeError,  # of zipfile: a password, or a compression that it does not know
     zipfile.BadZipFile,
     zlib.error,
 )

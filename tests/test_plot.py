@@ -1249,6 +1249,10 @@ def damaged_npz(folder, good):
             content = bytearray(data)
             content[len(data) // 3] ^= 0xFF
         (folder / f"embeddings-{name}.npz").write_bytes(content)
+    locked = bytearray(data)
+    for entry in re.finditer(b"PK\x01\x02", data):  # the directory at the end of a zip
+        locked[entry.start() + 8] |= 1  # its flag of a password
+    (folder / "embeddings-locked.npz").write_bytes(locked)
     with open(folder / "embeddings-array.npz", "wb") as file:
         np.save(file, np.zeros(3))
     np.savez(folder / "embeddings-names.npz", features=np.zeros((2, 2)))
