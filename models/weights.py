@@ -83,7 +83,8 @@ def read_weights(file: str | Path) -> tuple[State, dict]:
     from_scratch = False
     if isinstance(content, dict) and isinstance(content.get("about"), dict):  # checkpoint.pt
         about = content["about"]
-        from_scratch = content["config"]["init"] == "random"
+        config = content.get("config")
+        from_scratch = isinstance(config, dict) and config.get("init") == "random"
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -107,8 +108,8 @@ def ripe(state: State) -> State:
     ripened = dict(state)
     for key, steps in state.items():
         norm, _, name = key.rpartition(".")
-        if name == "num_batches_tracked" and steps > 0:
-            mean, variance = f"{norm}.running_mean", f"{norm}.running_var"
+        mean, variance = f"{norm}.running_mean", f"{norm}.running_var"
+        if name == "num_batches_tracked" and steps > 0 and {mean, variance} <= state.keys():
             ripened[mean], ripened[variance] = without_start(state[mean], state[variance], int(steps))
     return ripened
 

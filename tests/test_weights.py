@@ -99,6 +99,17 @@ def test_infinite_weights_are_refused_and_a_classifier_is_left_out(state):
         load_weights(backbone, state, "w.pth")
 
 
+def test_a_checkpoint_that_lacks_statistics_or_flags_is_refused_or_read_as_it_is(state, tmp_path):
+    whole = {f"backbone.{key}": value for key, value in state.items()}
+    torch.save({"about": {}, "model": whole}, tmp_path / "c.pt")
+    assert torch.equal(build_backbone(init=tmp_path / "c.pt").bn1.running_var, state["bn1.running_var"])
+    whole["backbone.bn1.num_batches_tracked"] = torch.tensor(4)
+    del whole["backbone.bn1.running_var"]
+    torch.save({"about": {}, "config": {"init": "random"}, "model": whole}, tmp_path / "c.pt")
+    with pytest.raises(WeightsError, match="bn1.running_var is missing"):
+        build_backbone(init=tmp_path / "c.pt")
+
+
 def test_a_model_without_a_score_that_can_be_read_has_none(tmp_path):
     (tmp_path / "text.pth").write_text("no model")
     for name, content in (("old.pth", {"task": "scene"}), ("new.pth", {"score": 0.5})):
